@@ -96,7 +96,7 @@ async def test_a_record_is_read_as_it_was_written(redis_client: Redis, namespace
     outcome, version = await place.directory.put(write)
     assert outcome == "done"
     assert before_us <= version < before_us + 1000 * MINUTE_MS, "versions come from the server's clock"
-    record = Record("subscription", OPS, version, version, write.plain, sealed)
+    record = Record("subscription", OPS, version, version, write.plain, sealed, version)
     assert await place.directory.get("subscription", OPS) == record
     assert await place.directory.get("account", OPS) is None
     held = await place.directory.read(shard_of(OPS))
@@ -314,7 +314,7 @@ async def test_a_store_that_went_back_is_given_again_what_it_lost(
     assert changes.lost_after == point
     assert named(changes) == ([("account", ACCOUNT, True)] if others_wrote else [])
     again = [record for record in held if record.version > point]
-    deletions = [Change("account", deleted, gone, None)]
+    deletions = [Change("account", deleted, gone, None, gone)]
     assert await place.directory.write_again(point, held, deletions) == 3
     assert await place.directory.write_again(point, held, deletions) == 0, "another worker does the same"
     now = {record.name: record for record in (await place.directory.read(SHARD)).records}
@@ -322,9 +322,35 @@ async def test_a_store_that_went_back_is_given_again_what_it_lost(
     assert now[kept] == held[0]
     for record in again:
         assert now[record.name].sealed == record.sealed
-        assert now[record.name].edited == record.edited
+        assert (now[record.name].edited, now[record.name].written) == (record.edited, record.written)
         assert now[record.name].version > record.version, "no reader sees a version that it knows"
     assert await place.due(lost) is not None
+
+
+async def test_of_two_readers_that_write_again_the_one_that_holds_the_later_write_prevails(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    edited, deleted = NEIGHBOURS[:2]
+    held: list[list[Record]] = []
+    for sealed in (b"first", b"second"):
+        for name in (edited, deleted):
+            await place.put(name, sealed)
+        held.append(await place.held(edited, deleted))
+    _, gone = await place.delete(deleted)
+    for order in ([0, 1], [1, 0], [1, 0, 1]):
+        await place.lose_after(0)
+        for which in order:
+            await place.directory.write_again(0, held[which])
+        assert [one.sealed for one in await place.held(edited, deleted)] == [b"second"] * 2
+        for which in order:
+            await place.directory.write_again(0, held[which], [Change("account", deleted, gone, None, gone)])
+        (record,) = await place.held(edited, deleted)
+        assert (record.name, record.sealed, record.written) == (edited, b"second", held[1][0].written)
+    _, version = await place.put(edited, b"of a client", expected=record.version)
+    assert (await place.held(edited))[0].written == version
+    await place.directory.write_again(0, [*held[0], *held[1]], [Change("account", edited, gone, None, gone)])
+    assert (await place.held(edited))[0].sealed == b"of a client"
 
 
 async def test_what_was_written_since_a_store_went_back_stays(redis_client: Redis, namespace: str) -> None:
@@ -356,7 +382,13 @@ async def test_a_store_that_lost_everything_is_given_everything_again(
     assert (changes.head, changes.is_behind, changes.lost_after) == ("", True, 0)
     await place.put(NEIGHBOURS[60])
     changes = await place.directory.changes(SHARD, held.head)
-    assert (changes.is_behind, changes.lost_after) == (True, 0)
+    assert (changes.is_behind, changes.lost_after) == (False, 0)
+    assert named(changes) == [("account", NEIGHBOURS[60], True)]
+    trimmed = a_place(redis_client, namespace, kept_changes=1)
+    for number in range(250):
+        await trimmed.put(NEIGHBOURS[60], b"%d" % number)
+    changes = await place.directory.changes(SHARD, held.head)
+    assert (changes.is_behind, changes.lost_after, changes.changed) == (True, 0, ())
     assert await place.directory.write_again(0, held.records) == 50
     assert len((await place.directory.read(SHARD)).records) == 51
 

@@ -10,7 +10,7 @@ import random
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -321,7 +321,7 @@ class Followed:
         async with self._lock:
             self._is_read = False
             for shard in range(SHARDS):
-                await self._read(shard, None)
+                self._heads[shard] = await self._read(shard, None)
             self._is_read = True
             self._names = {kind: await compute(list, in_order(self._known[kind])) for kind in KINDS}
 
@@ -445,16 +445,11 @@ class Followed:
         """Take in what changed in a shard; if the store has lost some of it, write that again."""
         while True:
             found = await self._directory.changes(shard, self._heads[shard])
-            for gone in (one for one in found.changed if one.record is None):
-                self._drop(gone.kind, gone.name, gone)
-            for known in await self._judged([one.record for one in found.changed if one.record]):
-                self._take(known)
+            await self._take_in(found.changed)
+            head = await self._read(shard, found.lost_after) if found.is_behind else found.head
             if found.lost_after is not None:
                 await self._write_again(shard, found.lost_after)
-            if found.is_behind:
-                await self._read(shard, found.lost_after)
-            else:
-                self._heads[shard] = found.head
+            self._heads[shard] = head  # what others do about the same loss is among the next changes
             await self._take_over()
             if not found.more:
                 return
@@ -467,17 +462,14 @@ class Followed:
             if shard_of(name) == shard and known.record.version > lost_after
         ]
         deleted = [one for one in self._deleted.values() if shard_of(one.name) == shard]
-        shadowed = [one.name for one in records if self._judge.defines("account", one.name)]
-        written = await self._directory.write_again(lost_after, records, deleted, shadowed=shadowed)
-        if written:
-            log.warning("directory.restored", records=written)
+        await self._give_back(lost_after, records, deleted)
 
-    async def _read(self, shard: int, lost_after: int | None) -> None:
-        """Read a shard anew. What it lacks was deleted, unless it is later than what the store has."""
+    async def _read(self, shard: int, lost_after: int | None) -> str:
+        """Read a shard anew; returns its last change. What it lacks was deleted, if the store has not lost
+        it."""
         held = await self._directory.read(shard)
         there = {(one.kind, one.name) for one in held.records} | {*held.damaged}
-        for known in await self._judged(held.records):
-            self._take(known)
+        await self._take_in(Change(one.kind, one.name, one.version, one, one.written) for one in held.records)
         until = version_of(held.head) if lost_after is None else lost_after
         gone = [
             known.record
@@ -487,7 +479,37 @@ class Followed:
         ]
         for record in gone:
             self._drop(record.kind, record.name)
-        self._heads[shard] = held.head
+        return held.head
+
+    async def _take_in(self, changed: Iterable[Change]) -> None:
+        """Hold what changed as it is now. What this worker knows of a later date it gives back: the store has
+        lost it, and a worker that did not know of it has written what it knew."""
+        records: list[Record] = []
+        again: list[Record] = []
+        deleted: list[Change] = []
+        for change in changed:
+            kind, name = change.kind, change.name
+            known, gone = self._known[kind].get(name), self._deleted.get((kind, name))
+            if known and known.record.written > change.written:
+                again.append(known.record)
+            elif change.record and gone and gone.written > change.written:
+                deleted.append(gone)
+            elif change.record:
+                records.append(change.record)
+            else:
+                self._drop(kind, name, change)
+        if again or deleted:
+            await self._give_back(0, again, deleted)
+        for found in await self._judged(records):
+            self._take(found)
+
+    async def _give_back(self, lost_after: int, records: Sequence[Record], deleted: Sequence[Change]) -> None:
+        """Write again what the store has lost."""
+        names = [*(one.name for one in records), *(one.name for one in deleted)]
+        shadowed = {name for name in names if self._judge.defines("account", name)}
+        written = await self._directory.write_again(lost_after, records, deleted, shadowed=shadowed)
+        if written:
+            log.warning("directory.restored", records=written)
 
     async def _judged(self, records: Sequence[Record]) -> list[Known]:
         judge, now_ms = self._judge.judge, self._now_ms()

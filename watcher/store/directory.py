@@ -33,7 +33,7 @@ KEPT_CHANGES = 10_000
 _AT_ONCE = 500
 """Records in one call, if all are of one shard: they hold the server up for a few milliseconds."""
 
-_RECORD = re.compile(rb"([0-9]{1,16}) ([0-9]{1,16}) (\{[^\n]*\})\n(.+)", re.DOTALL)
+_RECORD = re.compile(rb"([0-9]{1,16}) ([0-9]{1,16}) (?:([0-9]{1,16}) )?(\{[^\n]*\})\n(.+)", re.DOTALL)
 
 _PUT_RECORDS = load_script("put_records")
 _DELETE_RECORDS = load_script("delete_records")
@@ -45,7 +45,8 @@ class Record(NamedTuple):
     """An account or a subscription as it lies in the store.
 
     `version` rises in its shard with every write of any record: the server's time in microseconds. `edited`
-    is that of the last write that was a client's. `plain` is JSON: of an account its `provider` alone, of a
+    is that of the last write that was a client's; `written` that of the last write, also where it was made
+    again since, as the store had lost it. `plain` is JSON: of an account its `provider` alone, of a
     subscription what it wants to hear.
     """
 
@@ -55,6 +56,7 @@ class Record(NamedTuple):
     edited: int
     plain: Mapping[str, Any]
     sealed: bytes
+    written: int
 
 
 class BadRecord(Exception):
@@ -89,12 +91,14 @@ class Written(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A record that changed, as it is now; None: it was deleted, with this version."""
+    """A record that changed, as it is now; None: it was deleted. `written` is the version of the write or the
+    deletion, also where it was made again since."""
 
     kind: Kind
     name: str
     version: int
     record: Record | None
+    written: int
 
 
 class Changes(NamedTuple):
@@ -155,7 +159,7 @@ class Directory:
         """Delete a record; an account leaves the schedules, unless the file has it (`is_shadowed`), and is
         forgotten ten minutes later."""
         rule = "" if expected is None else expected
-        (written,) = await self._delete([(kind, name, rule, is_shadowed)])
+        (written,) = await self._delete([(kind, name, rule, is_shadowed, "")])
         return written
 
     async def get(self, kind: Kind, name: str) -> Record | None:
@@ -214,14 +218,15 @@ class Directory:
         has_more, *rest = answer[3:]
         changed: list[Change] = []
         damaged: list[tuple[Kind, str]] = []
-        for number, name, version, text in zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True):
+        for number, name, version, deleted, text in zip(*(rest[i::5] for i in range(5)), strict=True):
             kind, named = KINDS[int(number) - 1], name.decode("utf-8", "replace")
             try:
                 record = read_record(kind, named, text) if text else None
             except BadRecord:
                 damaged.append((kind, named))
             else:
-                changed.append(Change(kind, named, int(version), record))
+                written = record.written if record else int(deleted or version)
+                changed.append(Change(kind, named, int(version), record, written))
         return Changes(
             last,
             tuple(changed),
@@ -240,20 +245,24 @@ class Directory:
         shadowed: Collection[str] = (),
     ) -> int:
         """Write records again that a store has lost, and delete again what came back: those later than
-        `lost_after`, as far as they were not written anew since. Returns how many that were.
+        `lost_after`, where nothing lies there that was written after them. Returns how many that were.
 
-        Each gets a new version, and keeps its `edited`. `shadowed` names accounts that the file has, too.
+        Each gets a new version, and keeps when it was edited and written: of two workers, the one that holds
+        the later write prevails. `shadowed` names accounts that the file has, too.
         """
-        rule = f"<{lost_after + 1}"
-        lost = (one for one in records if one.version > lost_after)
-        gone = (one for one in deleted if one.version > lost_after)
-        written = await self._put((one, rule, one.edited, one.name in shadowed) for one in lost)
-        written += await self._delete((one.kind, one.name, rule, one.name in shadowed) for one in gone)
+        written = await self._put(
+            (one, f"<{one.written}", f"{one.edited} {one.written}", one.name in shadowed)
+            for one in records
+            if one.version > lost_after
+        )
+        written += await self._delete(
+            (one.kind, one.name, f"<{one.written}", one.name in shadowed, one.written) for one in deleted
+        )
         return sum(one.outcome == "done" for one in written)
 
-    async def _put(self, steps: Iterable[tuple[Write | Record, object, int | None, bool]]) -> list[Written]:
-        """Write records, each by a rule (see the script), keeping when it was edited or not, its account on a
-        schedule or not."""
+    async def _put(self, steps: Iterable[tuple[Write | Record, object, object, bool]]) -> list[Written]:
+        """Write records, each by a rule and with when it was edited before (see the script for both); whether
+        its account is the file's."""
         (text,) = await read_meta(self._pipe, self._keys, "providers")
         of_steps: list[tuple[str, tuple[Any, ...]]] = []
         steps = [*steps]
@@ -274,12 +283,12 @@ class Directory:
         head = *self._most, self._kept_changes, len(providers), *providers
         return await self._write(_PUT_RECORDS, keys_of, head, of_steps, ("conflict", "done", "full"))
 
-    async def _delete(self, steps: Iterable[tuple[Kind, str, object, bool]]) -> list[Written]:
+    async def _delete(self, steps: Iterable[tuple[Kind, str, object, bool, object]]) -> list[Written]:
         (text,) = await read_meta(self._pipe, self._keys, "providers")
         providers = sorted(provider_names(text))
         of_steps = [
-            (name, (KINDS.index(kind) + 1, name, rule, int(kind == "account" and not is_shadowed)))
-            for kind, name, rule, is_shadowed in steps
+            (name, (KINDS.index(kind) + 1, name, rule, int(kind == "account" and not is_shadowed), written))
+            for kind, name, rule, is_shadowed, written in steps
         ]
 
         def keys_of(shard: int) -> list[str]:
@@ -327,7 +336,8 @@ def read_record(kind: Kind, name: str, text: bytes) -> Record:
     """Read what lies in the place of a record. Raises BadRecord."""
     with suppress(ValueError, RecursionError):
         if match := _RECORD.fullmatch(text):
-            return Record(kind, name, int(match[1]), int(match[2]), json.loads(match[3]), match[4])
+            version, edited, written = int(match[1]), int(match[2]), int(match[3] or match[1])
+            return Record(kind, name, version, edited, json.loads(match[4]), match[5], written)
     raise BadRecord(f"the record of {kind} {name} in the directory cannot be read")
 
 

@@ -5,7 +5,8 @@
 --         5 nothing (deleted first, see claim)   6.. for each provider: its schedule, failing
 -- ARGV    1 after how many ms an account is forgotten   2 how many changes are kept
 --         then for each step: its kind, as records are numbered in KEYS; its name; the version that must lie there
---         ('': any, <N: one below N); whether an account leaves the schedules (1)
+--         ('': any, <N: one that was written before N); whether an account leaves the schedules
+--         (1); the version of the deletion, where it was deleted before ('': this one)
 -- returns for each step: what became of it (0 another version lies there, 1 deleted, 2 nothing lay there), and the
 --         version of the deletion, or the one that lies there
 local accounts, subscriptions, changes, removed, nothing = unpack(KEYS, 1, 5)
@@ -21,20 +22,24 @@ end
 local version, first, now = next_change(changes)
 
 local reply = {}
-for at = 3, #ARGV, 4 do
-  local kind, name, rule, leaves = unpack(ARGV, at, at + 3)
+for at = 3, #ARGV, 5 do
+  local kind, name, rule, leaves, written = unpack(ARGV, at, at + 4)
   kind = tonumber(kind)
   local record = redis.call('HGET', KEYS[kind], name)
   local there = version_of(record)
   local outcome = 1
   if not record then
     outcome = 2
-  elseif not allows(rule, there) then
+  elseif not allows(rule, record) then
     outcome = 0
   else
     there = version
     redis.call('HDEL', KEYS[kind], name)
-    note_change(changes, kept, version, first, kind, name)
+    if written == '' then
+      note_change(changes, kept, version, first, kind, name)
+    else
+      note_change(changes, kept, version, first, kind, name, 'written', written)
+    end
     version = version + 1
     if leaves == '1' then
       for i = 6, #KEYS, 2 do

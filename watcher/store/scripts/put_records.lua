@@ -7,7 +7,8 @@
 -- ARGV    1 how many accounts may lie here   2 how many subscriptions   3 how many changes are kept
 --         4 number of providers   5.. providers
 --         then for each step: its kind, as records are numbered in KEYS; its name; the version that must lie there
---         ('': any, 0: none, <N: one below N, or none); the version of the client's last edit ('': this one); the
+--         ('': any, 0: none, <N: one that was written before N, or none); the version of the client's last edit ('':
+--         this one), and of its last write where it was written before; the
 --         place of its provider, counted from one (0: schedules stay as they are); its plain part; its sealed part
 -- returns for each step: what became of it (0 another version lies there, 1 written, 2 too many lie there), and the
 --         version that lies there now
@@ -35,7 +36,7 @@ for at = 5 + providers, #ARGV, 7 do
   local outcome = 1
   if record and string.sub(record, -#body) == body and string.sub(rule, 1, 1) ~= '<' then
     outcome = 1 -- by this call, whose answer was lost
-  elseif not allows(rule, there) then
+  elseif not allows(rule, record) then
     outcome = 0
   elseif not record and redis.call('HLEN', KEYS[kind]) >= tonumber(ARGV[kind]) then
     outcome = 2

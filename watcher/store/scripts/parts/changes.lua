@@ -11,6 +11,6 @@ local function next_change(changes) -- returns the lowest version it may have, t
   return math.max(now, tonumber(version or 0) + 1), first or string.format('%d', now), math.floor(now / 1000)
 end
 
-local function note_change(changes, kept, version, first, kind, name)
-  redis.call('XADD', changes, 'MAXLEN', '~', kept, string.format('%d-', version) .. first, kind, name)
+local function note_change(changes, kept, version, first, ...) -- then its kind, its name, perhaps `written` and when
+  redis.call('XADD', changes, 'MAXLEN', '~', kept, string.format('%d-', version) .. first, ...)
 end

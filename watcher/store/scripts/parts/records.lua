@@ -1,17 +1,18 @@
--- Reads records of the directory, `version edited plain`, a newline and what is sealed, as far as scripts need that. This
--- is no script of its own: it stands in front of those that say `-- uses records`.
+-- Reads records of the directory, as far as scripts need that: `version edited plain`, a newline and what is sealed, or
+-- `version edited written plain` where a store had lost one that was written as that version before. This is no script
+-- of its own: it stands in front of those that say `-- uses records`.
 
 local function version_of(record) -- 0 where there is none, or it is damaged
   return tonumber(string.match(record or '', '^%d+') or 0)
 end
 
-local function allows(rule, there) -- '': whatever lies there, N: that version alone (0: none), <N: what is below
+local function allows(rule, record) -- '': whatever lies there, N: that version (0: none), <N: what was written before N
   if rule == '' then return true end
-  local below = string.match(rule, '^<(%d+)$')
-  if below then return there < tonumber(below) end
-  return there == tonumber(rule)
+  local before = string.match(rule, '^<(%d+)$')
+  if not before then return version_of(record) == tonumber(rule) end
+  return tonumber(string.match(record or '', '^%d+ %d+ (%d+) {') or version_of(record)) < tonumber(before)
 end
 
 local function provider_of(record) -- of an account; nil where it cannot be read
-  return string.match(record or '', '^%d+ %d+ {"provider":"([^"]+)"}\n')
+  return string.match(record or '', '^%d+ %d+ [%d ]*{"provider":"([^"]+)"}\n')
 end
