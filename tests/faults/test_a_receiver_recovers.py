@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession
 
 from tests.docs.blocks import BLOCKS
 from tests.faults.scene import BOUNDED, LONG, SUBSCRIPTION, Scene, a_scene
 from tests.faults.worker_processes import TOKEN, WorkerProcess
 from tests.support.audited import flaws
-from tests.support.builders import SECRET
 from tests.support.directory import KEY
 from tests.support.processes import start
 from tests.support.servers import a_free_port
@@ -34,22 +34,38 @@ class Receiver:
     scene: Scene
     api_port: int
     port: int = field(default_factory=a_free_port)
+    secret: str = ""
+    token: str = ""
     process: Process | None = None
 
     @property
     def database(self) -> Path:
         return self.scene.directory / "receiver.db"
 
+    async def subscribe(self) -> None:
+        """Have the operator put the subscription, whose answer has its secret and its token."""
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        body = {"url": f"http://127.0.0.1:{self.port}/", "retries": ["0s"]}
+        url = f"http://127.0.0.1:{self.api_port}/v1/subscriptions/{SUBSCRIPTION}"
+        async with asyncio.timeout(20), ClientSession() as session:
+            status = 503  # while the worker starts
+            while status == 503:
+                await asyncio.sleep(_TICK_S)
+                async with session.put(url, json=body, headers=headers) as answer:
+                    status, made = answer.status, await answer.json()
+        assert status == 201, made
+        (self.secret,), self.token = made["secrets"], made["token"]
+
     async def start(self) -> None:
         (text,) = (one.text for one in BLOCKS if "Journal(" in one.text)
         for old, new in (
             ("https://watcher.example.com", f"http://127.0.0.1:{self.api_port}"),
-            ("the token that PUT showed", TOKEN),
+            ("the token that PUT showed", self.token),
         ):
             assert old in text
             text = text.replace(old, new)
         (self.scene.directory / "receiver.py").write_text(text)
-        settings = {"PROGRAM": "receiver.py", "PORT": str(self.port), "SECRET": SECRET, "REFUSES": "0.1"}
+        settings = {"PROGRAM": "receiver.py", "PORT": str(self.port), "SECRET": self.secret, "REFUSES": "0.1"}
         with self.said.open("ab") as said:
             program = (sys.executable, str(PROGRAM))
             self.process = await start(self.scene.directory, settings, out=said, program=program)
@@ -110,7 +126,7 @@ class Receiver:
 async def a_receiver(scene: Scene) -> AsyncIterator[Receiver]:
     receiver = Receiver(scene, a_free_port())
     file = scene.directory / "watcher.toml"
-    text = file.read_text().replace(scene.receiver.url, f"http://127.0.0.1:{receiver.port}/")
+    text = file.read_text().partition("[[subscriptions]]")[0]
     file.write_text(f'{text}\n[api]\nsecret_key = "{KEY}"\n')
     try:
         yield receiver
@@ -122,6 +138,7 @@ async def a_receiver(scene: Scene) -> AsyncIterator[Receiver]:
 async def begin(scene: Scene, receiver: Receiver) -> WorkerProcess:
     worker = await scene.start_worker(api_port=receiver.api_port)
     await worker.logged("worker.started")
+    await receiver.subscribe()
     await scene.begin(changes_per_second=150)
     await receiver.start()
     return worker
@@ -131,7 +148,7 @@ async def begin(scene: Scene, receiver: Receiver) -> WorkerProcess:
 async def test_a_receiver_that_lost_its_database_in_the_middle_of_it_all_reconciles_by_pulling_alone(
     rounds: int, between_s: float
 ) -> None:
-    async with a_scene(accounts=40, retries='retries = ["0s"]') as scene, a_receiver(scene) as receiver:
+    async with a_scene(accounts=40) as scene, a_receiver(scene) as receiver:
         worker = await begin(scene, receiver)
         for _ in range(rounds):
             await asyncio.sleep(between_s)
@@ -161,4 +178,3 @@ async def test_a_receiver_that_lost_its_database_in_the_middle_of_it_all_reconci
         assert await scene.audit() == []
         assert await flaws(scene.pipe, scene.keys) == []
         assert not [line for one in scene.workers for line in one.lines("bug")]
-    assert SUBSCRIPTION == "ops", "as the program says"

@@ -20,6 +20,7 @@ from watcher.store.directory import Directory, Write
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
+from watcher.store.history import History
 from watcher.store.keeper import LEAST_BACKLOG, Keeper
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.layout import Layout
@@ -61,6 +62,21 @@ async def test_accounts_of_all_shards_are_polled_and_delivered(store: Store) -> 
     assert all(states)
     taken = await asyncio.gather(*(_deliver(store, shard) for shard in range(SHARDS)))
     assert taken == [[a_delivery(1).entry, a_delivery(2).entry]] * SHARDS
+
+
+async def test_events_of_all_shards_are_read_in_pages(store: Store) -> None:
+    history = History(store.pipe, store.keys)
+    begun = await history.end()
+    await asyncio.gather(*(store.fill(a_delivery(1), a_delivery(2), account=name) for name in ACCOUNTS))
+    found: list[tuple[str, int]] = []
+    cursor, is_end = begun, False
+    while not is_end:
+        page = await history.page(cursor, subscription=OPS, limit=5)
+        found += [(event.account, event.sequence) for event in page.events]
+        cursor, is_end = page.cursor, page.is_end
+    assert sorted(found) == sorted((name, number) for name in ACCOUNTS for number in (1, 2))
+    assert all(found.index((name, 1)) < found.index((name, 2)) for name in ACCOUNTS)
+    assert cursor == await history.end()
 
 
 async def test_the_directory_is_written_followed_and_written_again_over_all_nodes(store: Store) -> None:

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.support.builders import a_snapshot, a_subscription
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import ACCOUNT, NEIGHBOURS, OPS, SHARD, a_store
-from tests.support.stories import Books
+from tests.support.stories import NOW_MS, Books
 from watcher.store.history import Cursor, Gone, History, Logged, Place
 from watcher.store.keeper import _FREE
 from watcher.store.keys import SHARDS, shard_of
@@ -32,11 +32,11 @@ def history(books: Books) -> History:
     return History(books.pipe, books.keys)
 
 
-async def live(books: Books, *accounts: str, polls: int = 3) -> None:
+async def live(books: Books, *accounts: str, polls: int = 3, at_ms: int = NOW_MS) -> None:
     """Let accounts be read for the first time, and change with every poll after that."""
     snapshots = [a_snapshot(ETH=str(number)) for number in range(1, polls + 1)]
     for account in accounts:
-        await books.live(snapshots, account, subscriptions=(EVERYTHING, ELSEWHERE))
+        await books.live(snapshots, account, at_ms=at_ms, subscriptions=(EVERYTHING, ELSEWHERE))
 
 
 async def pulled(
@@ -211,10 +211,12 @@ async def test_a_cursor_of_a_store_that_was_set_back_is_refused_though_new_recor
         await history.page(cursor, limit=10)
 
 
+@pytest.mark.parametrize("ahead_ms", [0, 10 * 24 * 3_600_000], ids=["clocks agree", "clocks were wrong"])
 async def test_of_one_account_what_came_after_any_of_its_sequences_comes_whole(
-    books: Books, history: History
+    books: Books, history: History, ahead_ms: int
 ) -> None:
-    await live(books, *NEIGHBOURS[:3], polls=6)
+    await books.schedule.read_clock()  # by which the log goes
+    await live(books, *NEIGHBOURS[:3], polls=6, at_ms=books.schedule.now_ms() + ahead_ms)
     account = NEIGHBOURS[1]
     events = await events_of(history, account)
     last = events[-1].sequence

@@ -124,7 +124,7 @@ def test_every_script_that_is_loaded_exists() -> None:
 def test_a_script_uses_nothing_that_a_server_may_lack(name: str) -> None:
     text = code(whole(name))
     assert not text.startswith("#!")
-    assert set(re.findall(r"\bredis\.(\w+)", text)) <= {"call", "pcall", "sha1hex"}, (
+    assert set(re.findall(r"\bredis\.(\w+)", text)) <= {"call", "pcall"}, (
         "other functions came later than 6.2"
     )
     for word in FORBIDDEN:

@@ -383,18 +383,21 @@ class History:
     ) -> _Part:
         """Look at a part of a shard's log. Raises Gone."""
         keys = [self._keys.log(shard), self._keys.bodies(shard), self._keys.sizes(shard)]
+        mode = start.check if start.check == "~" else ""
         answer = await self._pipe.script(
-            *(_READ_EVENTS, keys, *start, account, subscription, looks, most, most_bytes)
+            *(_READ_EVENTS, keys, start.id, mode, account, subscription, looks, most, most_bytes)
         )
         if not answer[0]:
             raise Gone
-        _, start_id, start_check, reached, check, is_end, *flat = answer
+        _, start_id, start_says, reached, reached_says, is_end, *flat = answer
+        found_at = Place(start_id.decode(), _check(start_says))
+        if start.check not in ("", "~", found_at.check) and found_at.check:
+            raise Gone  # another record has this id now
         found = deque(
-            (Place(entry_id.decode(), its_check.decode()), fields, stored)
-            for entry_id, its_check, fields, stored in zip(*(flat[i::4] for i in range(4)), strict=True)
+            (Place(entry_id.decode(), _check(b" ".join(fields[1:4:2]))), fields, stored)
+            for entry_id, fields, stored in zip(*(flat[i::3] for i in range(3)), strict=True)
         )
-        ends = (Place(start_id.decode(), start_check.decode()), Place(reached.decode(), check.decode()))
-        return _Part(*ends, bool(is_end), found)
+        return _Part(found_at, Place(reached.decode(), _check(reached_says)), bool(is_end), found)
 
     async def _page(self, shard: int, command: str, start: str, end: str) -> list[Record]:
         keys = [self._keys.log(shard), self._keys.bodies(shard)]
@@ -411,6 +414,11 @@ def _head(record: Record | None, sign: int, shard: int) -> tuple[tuple[int, int,
         return None
     ms, count = place(record.id)
     return (sign * ms, sign * count, sign * shard), shard, record
+
+
+def _check(said: bytes) -> str:
+    """Return the check of a record that says this, `account entry`; "" of none."""
+    return f"{crc32(said) & 0xFFFF:04x}" if said else ""
 
 
 def _logged(fields: list[bytes], stored: bytes) -> Logged | None:

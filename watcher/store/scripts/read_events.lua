@@ -1,21 +1,20 @@
 -- Read the log on from a place: the records of events that are wanted, and where the next look goes on. A place is the
--- id of a record with a check of what it says, so that a store that was set back is noticed, where the same id may
--- name another record.
+-- id of a record; what that says is returned, as in a store that was set back the same id may name another record.
 -- uses references
 -- KEYS    1 log   2 bodies   3 sizes
--- ARGV    1 the place: an id, or '' for the oldest record that is held   2 its check ('': it is not compared; '~': go on
---         behind the last record that is no later)   3 account ('': any)   4 subscription that it was queued for ('':
+-- ARGV    1 the place: an id, or '' for the oldest record that is held   2 '~': go on behind the last record that is no
+--         later ('': the place itself must be held)   3 account ('': any)   4 subscription that it was queued for ('':
 --         any; '*': records that are about no event, too)   5 records looked at, at most   6 returned, at most
 --         7 bytes returned, about, at most
--- returns one (zero: what followed the place is no longer held, or the store was set back; then nothing else), the
---         place as an id, its check, the place that was reached, its check, one if that is the end; then for each
---         record its id, its check, its fields (a list), and what is stored of its event ('': nothing)
+-- returns one (zero: what followed the place is no longer held; then nothing else), the place as an id, what its record
+--         says ('': it has none), the place that was reached, what that says, one if that is the end; then for each
+--         record its id, its fields (a list), and what is stored of its event ('': nothing)
 local log, bodies, sizes = unpack(KEYS, 1, 3)
-local place, check, account, subscription, looks, most, most_bytes = unpack(ARGV, 1, 7)
+local place, mode, account, subscription, looks, most, most_bytes = unpack(ARGV, 1, 7)
 looks, most, most_bytes = tonumber(looks), tonumber(most), tonumber(most_bytes)
 
-local function check_of(record)
-  return string.sub(redis.sha1hex((record[2][2] or '') .. ' ' .. (record[2][4] or '')), 1, 4)
+local function said_by(record)
+  return record and (record[2][2] or '') .. ' ' .. (record[2][4] or '') or ''
 end
 
 local function parts_of(id)
@@ -30,25 +29,26 @@ local function is_before(one, other)
 end
 
 local trimmed = string.match(redis.call('HGET', sizes, 'trimmed') or '', '^%d+-%d+$') or '0-0'
-if check == '~' then
-  local last = redis.call('XREVRANGE', log, place, '-', 'COUNT', 1)[1]
-  place, check = last and last[1] or trimmed, last and check_of(last) or ''
+local last
+if mode == '~' then
+  last = redis.call('XREVRANGE', log, place, '-', 'COUNT', 1)[1]
+  if last and is_before(last[1], trimmed) then last = nil end -- a record of 0.1, which does not say what was queued
+  place = last and last[1] or trimmed
 elseif place == '' then
-  place, check = trimmed, ''
+  place = trimmed
 elseif place ~= trimmed then
-  local found = not is_before(place, trimmed) and redis.call('XRANGE', log, place, place)[1]
-  if not found or (check ~= '' and check ~= check_of(found)) then return {0} end
-  check = check_of(found)
+  last = not is_before(place, trimmed) and redis.call('XRANGE', log, place, place)[1]
+  if not last then return {0} end
 end
 
-local reply = {1, place, check}
-local records, bytes, seen, is_end, last = {}, 0, 0, false, nil
-while looks > 0 and #records < 4 * most and bytes < most_bytes and seen < 4 * most_bytes do
+local reply = {1, place, said_by(last)}
+local records, bytes, seen, is_end = {}, 0, 0, false
+while looks > 0 and #records < 3 * most and bytes < most_bytes and seen < 4 * most_bytes do
   local part = math.min(looks, 100) -- a record that went to thousands is long
   local found = redis.call('XRANGE', log, '(' .. place, '+', 'COUNT', part)
   looks, is_end = looks - part, #found < part
   for _, record in ipairs(found) do
-    if #records >= 4 * most or bytes >= most_bytes then
+    if #records >= 3 * most or bytes >= most_bytes then
       is_end = false
       break
     end
@@ -64,13 +64,12 @@ while looks > 0 and #records < 4 * most and bytes < most_bytes and seen < 4 * mo
       local stored = reference and redis.call('HGET', bodies, reference) or ''
       bytes = bytes + #stored + #queued
       records[#records + 1] = id
-      records[#records + 1] = check_of(record)
       records[#records + 1] = fields
       records[#records + 1] = stored
     end
   end
   if is_end then break end
 end
-reply[4], reply[5], reply[6] = place, last and check_of(last) or check, is_end and 1 or 0
+reply[4], reply[5], reply[6] = place, said_by(last), is_end and 1 or 0
 for i = 1, #records do reply[6 + i] = records[i] end
 return reply
