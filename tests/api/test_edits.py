@@ -1,21 +1,24 @@
 """What is put, deleted and told through the API of a real worker, and what it answers."""
 
 import asyncio
+import base64
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from io import BytesIO
 from random import Random
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.support import fuzzing
 from tests.support.api import Api, Said, an_api_of
 from tests.support.builders import SECRET
 from tests.support.directory import with_key
-from tests.support.rig import Rig, a_rig
+from tests.support.rig import ALICE, MK, Rig, a_rig
+from tests.support.stores import a_store
 from watcher.api import access
 from watcher.api.openapi import OPERATIONS
 from watcher.receive import check_secrets
@@ -233,6 +236,52 @@ async def test_secrets_and_tokens_are_in_the_answer_that_made_them_and_nowhere_e
         everything = b"".join(api.said).decode() + json.dumps(lines, default=str)
         assert '"name":"new"' in everything
         assert [one for one in hidden if one in everything] == []
+
+
+async def test_who_reads_the_store_finds_names_and_filters_and_nothing_else(
+    rig: Rig, redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While events wait, attempts fail, secrets and tokens change: no key and no value shows it."""
+    monkeypatch.setattr(verification, "SPACING_MS", 1)
+    treasury = {"treasury": rig.settings.account_by_name["treasury"]}
+    rig.settings = rig.settings.model_copy(update={"account_by_name": treasury})
+    async with a_worker(rig) as (_, api):
+        account = {"provider": "shop", "of": {"email": ALICE}, "currencies": [MK], "interval": "1s"}
+        hidden = ["canary", ALICE]
+        for name, url in (("hook", rig.receiver.url), ("chat", f"{rig.receiver.url}canary-token")):
+            body = {
+                "url": f"{url}?key=canary-key",
+                "headers": {"x-key": "canary-header"},
+                "secrets": [SECRET],
+            }
+            body |= {"accounts": ["bob"], "events": ["account.baseline"], "retries": ["0s", "50ms"]}
+            made = (await ask(api, "PUT", f"/subscriptions/{name}", body)).data
+            hidden += [made["token"], SECRET]
+            hidden += (await ask(api, "POST", f"/subscriptions/{name}/secret")).data["secrets"]
+            hidden.append((await ask(api, "POST", f"/subscriptions/{name}/token")).data["token"])
+            assert (await ask(api, "POST", f"/subscriptions/{name}/ping")).data["verified"]
+        rig.receiver.fail = Fail(503, times=100)
+        assert (await ask(api, "PUT", "/accounts/bob", account)).status == 201
+        await until(lambda: len(rig.receiver.receipts) > 4)
+        everything = await a_store(redis_client, namespace).contents()
+        raw = b"".join(_bytes_in(everything))
+        assert all(name in raw for name in (b"hook", b"account.baseline", b"attempt"))
+        hidden += [
+            base64.b64decode(one.partition("_")[2]).decode("latin-1") for one in hidden if "whsec_" in one
+        ]
+        assert [one for one in hidden if one.encode("latin-1") in raw] == []
+        rig.receiver.fail = None
+        rig.is_damaged = True  # what the file does not know cannot be audited
+
+
+def _bytes_in(value: Any) -> Iterator[bytes]:
+    if isinstance(value, bytes | str):
+        yield value.encode() if isinstance(value, str) else value
+    elif isinstance(value, dict):
+        yield from _bytes_in([*value.items()])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _bytes_in(part)
 
 
 async def test_many_accounts_are_put_by_one_request(rig: Rig) -> None:
