@@ -378,7 +378,9 @@ def test_status_counts_what_came_through_the_api_and_what_is_to_be_known_of_it(p
     )
     line, text = said()
     counts = {"accounts": 2, "subscriptions": 2, "shadowed": 1, "unverified": 1, "locked": 0}
-    assert line == {"kind": "directory", **counts, "unfit": 0, "older_key": 0}
+    rest = {"unfit": 0, "older_key": 0, "shadowed_names": ["account treasury"]}
+    assert line == {"kind": "directory", **counts, **rest}
+    assert "    account treasury\n" in f"{text}\n"
     assert "2 accounts and 2 subscriptions came through it" in text
     assert "1 unverified: their events wait" in text
     assert "1 shadowed: the configuration has the same names" in text

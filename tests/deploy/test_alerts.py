@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from watcher.observe.catalogue import EVENTS
-from watcher.observe.metrics import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
+from watcher.observe.metrics import API_OUTCOMES, ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
 from watcher.store.guarantee import Persistence
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus-alerts.yaml"
 README = (DEPLOY / "README.md").read_text()
 WORDS_BY_LABEL = {
-    "outcome": {*POLL_OUTCOMES, *ATTEMPT_OUTCOMES},
+    "outcome": {*POLL_OUTCOMES, *ATTEMPT_OUTCOMES, *API_OUTCOMES},
     "error_class": {*ERROR_CLASSES},
     "job": {"watcher"},
     "persistence": {*get_args(Persistence)},
@@ -65,7 +65,7 @@ def test_what_all_workers_tell_alike_is_alerted_about_once(name: str) -> None:
     expression = RULE_BY_NAME[name]["expr"]
     for metric in metrics_in(expression):
         if METRICS[metric].is_shared:
-            assert re.search(rf"max by \(\w+\) \((?:\w+\()?{metric}\b", expression)
+            assert re.search(rf"max(?: by \(\w+\) )?\((?:\w+\()?{metric}\b", expression)
 
 
 @every_alert
@@ -76,7 +76,7 @@ def test_an_alert_says_how_bad_it_is_and_what_it_is_about(name: str) -> None:
     by = re.findall(r"by \((\w+)\)", rule["expr"])
     for label in re.findall(r"\$labels\.(\w+)", summary):
         assert label in by or (label == "instance" and not by)
-    assert "$labels." in summary or name == "WatcherAllDown"
+    assert "$labels." in summary or name in ("WatcherAllDown", "WatcherSubscriptionsUnverified")
 
 
 def sections() -> dict[str, tuple[str, str]]:
@@ -138,6 +138,10 @@ WELL = {
     f"watcher_configuration_differs{{{AT}}}": "0x60",
     f"watcher_directory_behind_seconds{{{AT}}}": "0x60",
     f"watcher_directory_locked{{{AT}}}": "0x60",
+    f"watcher_subscriptions_unverified{{{AT}}}": "0x60",
+    f'watcher_api_requests_total{{{AT}, outcome="answered"}}': "0+600x60",
+    f'watcher_api_requests_total{{{AT}, outcome="refused"}}': "0+1x60",
+    f'watcher_api_requests_total{{{AT}, outcome="failed"}}': "0x60",
     f"watcher_log_lines_dropped_total{{{AT}}}": "0x60",
 }
 ILL = {
@@ -162,6 +166,9 @@ ILL = {
     "WatcherReloadRefused": {"watcher_configuration_last_reload_ok": "0x60"},
     "WatcherDirectoryBehind": {"watcher_directory_behind_seconds": "90x60"},
     "WatcherDirectoryLocked": {"watcher_directory_locked": "3x60"},
+    "WatcherSubscriptionsUnverified": {"watcher_subscriptions_unverified": "2x70"},
+    "WatcherApiRefuses": {'outcome="refused"': "0+30x60"},
+    "WatcherApiFails": {'outcome="failed"': "0x50 9x10"},
     "WatcherLogLinesDropped": {"watcher_log_lines_dropped_total": "0x50 9x10"},
 }
 """For each alert, what is otherwise while all else is well. All values are one a minute."""

@@ -90,6 +90,7 @@ async def opened(look: "Look") -> AsyncIterator[Opened]:
         if any((await directory.counts()).values()):
             async for held in directory.read_all():
                 records.update(((record.kind, record.name), record) for record in held.records)
+            records = {place: records[place] for place in sorted(records)}
         accounts, subscriptions = look.settings.account_by_name, look.settings.subscription_by_name
         providers = {} if look.is_whole else await Reader(store.pipe, store.keys).scheduled()
         known: dict[str, Known] = {}
@@ -100,13 +101,11 @@ async def opened(look: "Look") -> AsyncIterator[Opened]:
             judge, now_ms = Judge(look.settings), await Reader(store.pipe, store.keys).now_ms()
             known = {
                 name: judge.judge(record, now_ms)
-                for (kind, name), record in sorted(records.items())
+                for (kind, name), record in records.items()
                 if kind == "subscription"
             }
         providers |= {
-            name: str(one.plain.get("provider"))
-            for (kind, name), one in sorted(records.items())
-            if kind == "account"
+            name: str(one.plain.get("provider")) for (kind, name), one in records.items() if kind == "account"
         }
         for name, one in known.items():
             if isinstance(one.settings, SubscriptionSettings):

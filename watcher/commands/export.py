@@ -90,7 +90,7 @@ async def command(*, look: "Look", folder: Path, has_secrets: bool) -> int:
         names = (SUBSCRIPTIONS, ACCOUNTS, STATE) if has_secrets else (SUBSCRIPTIONS, ACCOUNTS)
         files = {name: stack.enter_context(_made(folder, name)) for name in names}
         files[SUBSCRIPTIONS].write(_HEADER)
-        for (kind, name), record in sorted(found.records.items()):
+        for (kind, name), record in found.records.items():
             try:
                 content = keyring.open(kind, name, record.plain, record.sealed)
             except Unopened as error:

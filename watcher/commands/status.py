@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MOST_NAMES = 6
 _MOST_WORKERS = 4
+_MOST_SHADOWED = 100
 _MOST_ERRORS = 3
 _WIDTH = 80
 _MARGIN = 15
@@ -122,10 +123,12 @@ def directory_line(found: "Opened") -> _Line:
     states = Counter[str](known.state for known in found.subscriptions.values())
     keyring = keyring_of(found.look) if found.look.settings.api else None
     opened = ("unverified", "locked", "unfit")
+    shadowed = [f"{kind} {name}" for kind, name in found.records if found.origin(kind, name) == "file"]
     return {
         "kind": "directory",
         **{f"{kind}s": sum(one == kind for one, _ in found.records) for kind in ("account", "subscription")},
-        "shadowed": sum(found.origin(kind, name) == "file" for kind, name in found.records),
+        "shadowed": len(shadowed),
+        "shadowed_names": shadowed[:_MOST_SHADOWED],
         **({state: states[state] for state in opened} if keyring else dict.fromkeys(opened)),
         "older_key": sum(keyring.is_older(one.sealed) for one in found.records.values()) if keyring else None,
     }
@@ -180,6 +183,8 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
         for state, what in _STATES.items():
             if line[state]:
                 yield _entry("", f"  {line[state]:,} {what}")
+            if shadowed := line.get(f"{state}_names"):
+                yield _entry("", f"    {', '.join(map(printable, shadowed[:_MOST_NAMES]))}")
 
 
 def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterator[str]:
