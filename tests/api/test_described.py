@@ -1,12 +1,14 @@
 """The API is what its OpenAPI document says: requests made from it, good and bad, find nothing else."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
 import schemathesis
+from click.testing import CliRunner
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 
@@ -14,6 +16,9 @@ from tests.support.api import OPERATORS, an_api_of
 from tests.support.directory import with_key
 from tests.support.rig import Rig, a_rig
 from watcher.api import access
+from watcher.commands.schema import command
+from watcher.providers.contract import PLACE_BY_KIND, provider_class
+from watcher.settings import SubscriptionSettings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Generating overly large repr"),
@@ -105,3 +110,18 @@ async def test_nothing_is_found_by_many_requests_that_follow_one_another(
 ) -> None:
     all_of_them = {"examples": True, "coverage": True, "fuzzing": True, "stateful": True}
     assert await described(rig, monkeypatch, examples=30, phases=all_of_them) == []
+
+
+def test_the_command_prints_what_any_worker_would_take_as_it_is_written() -> None:
+    said = CliRunner().invoke(command, ["api"])
+    document = json.loads(said.stdout)
+    schemas = document["components"]["schemas"]
+    subscription = schemas["SubscriptionSettings"]
+    assert subscription["properties"].keys() == SubscriptionSettings.model_fields.keys()
+    assert subscription["required"] == ["url"]
+    assert subscription["properties"]["retries"]["default"][:2] == ["0s", "250ms"]
+    account = schemas["LoopringAccount"]["properties"]
+    assert account["interval"]["default"] == "30s"
+    assert "enum" not in account["provider"], "that is for the worker to say, which has a file"
+    kinds = {provider_class(kind).Account.__name__ for kind in PLACE_BY_KIND}
+    assert {one["$ref"].rpartition("/")[2] for one in schemas["AccountSettings"]["anyOf"]} == kinds

@@ -14,10 +14,11 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.support import fuzzing
-from tests.support.api import Api, Said, an_api_of
+from tests.support.api import OPERATORS, Api, Said, an_api_of
 from tests.support.builders import SECRET
 from tests.support.directory import with_key
 from tests.support.rig import ALICE, MK, Rig, a_rig
+from tests.support.scraped import get
 from tests.support.stores import a_store
 from watcher.api import access
 from watcher.api.openapi import OPERATIONS
@@ -233,7 +234,9 @@ async def test_secrets_and_tokens_are_in_the_answer_that_made_them_and_nowhere_e
                 )
             await ask(api, "DELETE", "/subscriptions/new")
             await ask(api, "DELETE", "/subscriptions/given")
-        everything = b"".join(api.said).decode() + json.dumps(lines, default=str)
+            metrics = await get(api.address.port, "/metrics", f"Authorization: Bearer {OPERATORS}")
+        everything = b"".join(api.said).decode() + json.dumps(lines, default=str) + metrics.body
+        assert metrics.status == 200
         assert '"name":"new"' in everything
         assert [one for one in hidden if one in everything] == []
 

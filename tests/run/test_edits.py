@@ -22,7 +22,7 @@ from watcher.run import edits
 from watcher.run.edits import OVERLAP_MS, Editor, EditRefused
 from watcher.sealing import Keyring, new_key
 from watcher.settings import Settings
-from watcher.store.directory import Directory, Kind, Record
+from watcher.store.directory import Directory, Kind, Record, Write
 from watcher.store.keys import shard_of
 
 LOOPRING = LoopringSettings(name="loopring", kind="loopring", api_key="k")
@@ -44,6 +44,7 @@ class InForce:
         self.providers = Providers.of({"loopring": LOOPRING})
         self.names: dict[Source, str] = {("loopring", "accountId 9"): "treasury"}
         self.followed = 0
+        self.lost = list[Write]()
 
     def defines(self, kind: Kind, name: str) -> bool:
         return name in self.file[kind]
@@ -53,6 +54,8 @@ class InForce:
 
     async def follow_now(self) -> None:
         self.followed += 1
+        while self.lost:
+            await self.directory.put(self.lost.pop())
 
 
 class Place:
@@ -234,6 +237,15 @@ async def test_an_edit_is_refused_where_another_version_is_there_than_was_asked_
     await place.editor.delete("account", "alice", by="operator", match=lambda found: found == made.version)
     with refused("missing"):
         await place.editor.delete("account", "alice", by="operator")
+
+
+async def test_what_the_store_has_just_lost_is_deleted_as_soon_as_it_is_there_again(place: Place) -> None:
+    await place.put()
+    lost = await place.record()
+    await place.directory.delete("subscription", "ops")
+    place.in_force.lost = [Write("subscription", "ops", lost.plain, lost.sealed)]
+    await place.editor.delete("subscription", "ops", by="operator")
+    assert await place.directory.get("subscription", "ops") is None
 
 
 async def test_edits_at_the_same_time_follow_one_another(place: Place) -> None:

@@ -243,7 +243,8 @@ class Editor:
             return
         wanted, name = Interest({subscription.name: subscription}), subscription.name
         has_globs = any(map(is_glob, subscription.accounts))
-        async for account in slowly([*settings.account_by_name] if has_globs else subscription.accounts):
+        about = [*settings.account_by_name] if has_globs else subscription.accounts
+        async for account in slowly(about, 2 * _AT_ONCE):
             if wanted.listeners(account):
                 count = 1 + sum(other != name for other in interest.listeners(account))
                 if count > MOST_OF_AN_ACCOUNT:
