@@ -356,6 +356,30 @@ async def test_a_reload_that_finds_redis_away_is_made_once_it_is_back(
     assert [*bench.configured.targets] == [OPS, "more"]
 
 
+async def test_what_waits_for_a_subscription_that_a_change_led_elsewhere_is_made_due(bench: Bench) -> None:
+    """How the old URL failed says nothing of the new one."""
+    await bench.follow(some(subscriptions=(OPS,)))
+    await bench.store.queues.enqueue(OPS, "treasury", some_deliveries(1))
+    (lease,) = (await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    await bench.store.queues.release(OPS, lease, due_in_ms=10 * MINUTE_MS)
+    await bench.configured.change(
+        Difference({}, {OPS: a_subscription(OPS, url="https://elsewhere.example.com/")})
+    )
+
+    async def look() -> None:
+        pass
+
+    agreement: Any = SimpleNamespace(neighbours=bench.neighbours, moved=set(), look=look)
+    present: Any = None
+    keeper = Keeper(bench.store.pipe, bench.store.keys, "w")
+    upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement, keeper)
+    (look_around,) = (act for _, affected, act in upkeep.chores if affected == "other workers")
+    await look_around()
+    assert bench.woken(OPS) == SHARDS
+    assert bench.configured.moved == set()
+    assert len((await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases) == 1
+
+
 async def test_what_was_left_to_a_worker_that_is_gone_is_delivered_at_once(bench: Bench) -> None:
     await bench.follow(some(subscriptions=(OPS, "theirs")))
     await bench.store.queues.enqueue(OPS, "treasury", some_deliveries(1))

@@ -26,13 +26,19 @@ class Deploy:
         self.store = store
         self.workers = Workers(store.pipe, store.keys)
 
-    async def start(self, worker: str, names: Sequence[str]) -> Enrolment:
+    async def start(self, worker: str, names: Sequence[str], added: Sequence[str] = ()) -> Enrolment:
         present = Present(worker, self.workers, Counters(), since_ms=0)
         accounts = {name: an_account(name) for name in names}
         settings = Settings(
             provider_by_name={"loopring": a_provider()}, account_by_name=accounts, subscription_by_name={}
         )
-        enrolment = Enrolment(Accounts.of(settings), self.store.schedule, self.store.roster, present)
+        enrolment = Enrolment(
+            Accounts.of(settings),
+            self.store.schedule,
+            self.store.roster,
+            present,
+            beside=lambda: {"loopring": added},
+        )
         await enrolment.begin()
         return enrolment
 
@@ -249,3 +255,11 @@ async def test_what_a_program_has_just_added_stays_on_the_schedule(deploy: Deplo
     assert await deploy.scheduled() == {*NEW, "added"}
     await directory.delete("account", "added")
     assert await deploy.scheduled() == {*NEW}
+
+
+async def test_what_programs_added_is_scheduled_again_where_the_schedules_were_lost(deploy: Deploy) -> None:
+    worker = await deploy.start("w", OLD, added=("added",))
+    for shard in range(SHARDS):
+        await deploy.store.pipe.command("DEL", deploy.store.keys.polls(shard, "loopring"))
+    await worker.begin()
+    assert await deploy.scheduled() == {*OLD, "added"}
