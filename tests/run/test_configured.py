@@ -35,10 +35,10 @@ from watcher.polling.work import ProviderPolls
 from watcher.providers.contract import Rejected
 from watcher.run.configured import Configured, Difference, Resting
 from watcher.run.upkeep import Upkeep
-from watcher.settings import AccountSettings, EgressSettings, RedisSettings, Settings
+from watcher.settings import MAX_BACKLOG, AccountSettings, EgressSettings, RedisSettings, Settings
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.health import StoreHealth
-from watcher.store.keeper import Keeper
+from watcher.store.keeper import Keeper, Kept
 from watcher.store.keys import SHARDS
 
 KEY = Rejected("auth", "the API key is refused (401)", status=401)
@@ -378,6 +378,24 @@ async def test_what_waits_for_a_subscription_that_a_change_led_elsewhere_is_made
     assert bench.woken(OPS) == SHARDS
     assert bench.configured.moved == set()
     assert len((await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases) == 1
+
+
+async def test_the_backlog_of_a_subscription_that_is_locked_is_kept_within_bounds(bench: Bench) -> None:
+    """This worker queues its events, and may be the one that keeps all backlogs."""
+    asked: list[dict[str, int]] = []
+
+    async def look(most: dict[str, int]) -> Kept:
+        asked.append(most)
+        return Kept((), ())
+
+    await bench.follow(some(subscriptions=(OPS,)))
+    keeper: Any = SimpleNamespace(look=look)
+    agreement: Any = SimpleNamespace(neighbours=bench.neighbours)
+    present: Any = None
+    upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement, keeper)
+    bench.configured.resting = Resting(locked={"locked": a_subscription("locked")})
+    await upkeep.keep_backlogs()
+    assert asked == [{"locked": MAX_BACKLOG, OPS: MAX_BACKLOG}]
 
 
 async def test_what_was_left_to_a_worker_that_is_gone_is_delivered_at_once(bench: Bench) -> None:

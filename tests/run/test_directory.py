@@ -149,7 +149,12 @@ async def test_the_file_wins_and_the_record_that_it_shadows_rests(bench: Bench) 
     with capture_logs() as lines:
         await bench.begin()
         await bench.put_subscription(OPS, max_in_flight=3)
+        await bench.programs.directory.delete("account", "treasury")
+        await bench.put_account("treasury", account_id=98)
         await bench.followed.follow()
+        assert bench.configured.targets[OPS].settings is bench.file.subscription_by_name[OPS]
+        treasury = bench.file.account_by_name["treasury"]
+        assert bench.followed.settings.account_by_name["treasury"] is treasury
         await bench.lay_beside(bench.file.model_copy())
     assert said(lines) == [("directory.shadowed", 2)], "once"
     assert bench.configured.targets[OPS].settings is bench.file.subscription_by_name[OPS]

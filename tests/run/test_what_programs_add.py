@@ -124,6 +124,8 @@ async def test_a_reload_takes_nothing_off_that_programs_added(rig: Rig) -> None:
             keys = [store.keys.polls(shard, "shop") for shard in range(SHARDS)]
             found = [await store.pipe.command("ZRANGE", key, 0, -1) for key in keys]
             assert [name for names in found for name in names] == [b"alice"]
+        await programs.put_subscription("hook", rig.receiver.url)
+        await until(lambda: "hook" in worker.settings.subscription_by_name, within_s=5)
 
 
 async def test_a_worker_without_the_key_leaves_to_another_what_it_cannot_open(rig: Rig) -> None:
