@@ -53,7 +53,7 @@ CHANGE_EVENTS = (
     "total.increased",
     "total.decreased",
 )
-"""What a balance can do, as in the table in README.md: sent to every subscription that names no others."""
+"""What a balance can do, as in the table of RECEIVING.md: sent to every subscription that names no others."""
 
 SERVICE_EVENTS = (
     "account.baseline",
@@ -146,7 +146,7 @@ class RedisSettings(Section):
     )
     namespace: Name = Field("watcher", description="prefix of every key")
     data_dir: Path = Field(Path(".watcher"), description="embedded only: where its state survives a restart")
-    max_memory: Size = Field("1GB", description="embedded only: what its server may take; see deploy/")
+    max_memory: Size = Field("1GB", description="embedded only: what its server may take; see REDIS.md")
 
     @field_validator("data_dir", mode="before")
     @classmethod

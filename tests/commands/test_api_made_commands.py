@@ -215,7 +215,7 @@ def test_the_files_are_for_no_other_eyes_and_never_take_the_place_of_another(
 
 
 def without_the_api(place: Place, folder: Path) -> str:
-    """What README says: the exported files beside the configuration, without [api]."""
+    """What deploy/UPGRADE.md says: the exported files beside the configuration, without [api]."""
     own = place.path.read_text().partition("[api]")[0]
     return f'accounts_file = "accounts.jsonl"\n{own}\n{(folder / "subscriptions.toml").read_text()}'
 

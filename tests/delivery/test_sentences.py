@@ -17,7 +17,7 @@ TOKEN = "0x7ceb23fd6bc0add59e62ac25578270cff1b9f619"
 
 
 def a_change(type_: str = "deposit.cleared", asset: Mapping[str, Any] = LRC, **data: Any) -> Delivery:
-    """The example of README.md, in other words where a test says so."""
+    """The example of deploy/RECEIVING.md, in other words where a test says so."""
     event = {
         "id": "evt_1",
         "type": type_,

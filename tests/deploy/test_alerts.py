@@ -10,13 +10,14 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from tests.docs.blocks import texts_in
 from watcher.observe.catalogue import EVENTS
 from watcher.observe.metrics import API_OUTCOMES, ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
 from watcher.store.guarantee import Persistence
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus-alerts.yaml"
-README = (DEPLOY / "README.md").read_text()
+README = texts_in("deploy/")
 WORDS_BY_LABEL = {
     "outcome": {*POLL_OUTCOMES, *ATTEMPT_OUTCOMES, *API_OUTCOMES},
     "error_class": {*ERROR_CLASSES},
@@ -80,13 +81,13 @@ def test_an_alert_says_how_bad_it_is_and_what_it_is_about(name: str) -> None:
 
 
 def sections() -> dict[str, tuple[str, str]]:
-    """What an alert means and what to do, by its name, as the README's section of that name says."""
-    found = re.findall(r"^#### (\w+)\n\n\*\*(.+?)\*\*\s(.+?)\n\n", README, re.MULTILINE | re.DOTALL)
+    """What an alert means and what to do, by its name, as the section of that name says."""
+    found = re.findall(r"^### (Watcher\w+)\n\n\*\*(.+?)\*\*\s(.+?)\n\n", README, re.MULTILINE | re.DOTALL)
     return {name: (meaning, advice) for name, meaning, advice in found}
 
 
 def test_every_alert_has_its_section_and_no_other() -> None:
-    assert re.findall(r"^#### (.*)$", README, re.MULTILINE) == [*sections()] == [*RULE_BY_NAME]
+    assert re.findall(r"^### (Watcher.*)$", README, re.MULTILINE) == [*sections()] == [*RULE_BY_NAME]
     assert all(len(meaning) > 20 and len(advice) > 10 for meaning, advice in sections().values())
 
 

@@ -12,13 +12,14 @@ from click.testing import CliRunner
 from tests.deploy.confined import values
 from tests.deploy.test_kubernetes import FOLDER, POLICY, kubectl
 from tests.deploy.test_service import TEXT, UNIT, analyze
+from tests.docs.blocks import texts_in
 from tests.support.builders import SECRET
 from watcher.cli import group
 from watcher.config.loading import load
 from watcher.sealing import new_key
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-README = (DEPLOY / "README.md").read_text()
+README = texts_in("deploy/")
 DROP_IN = (DEPLOY / "watcher-api.conf").read_text()
 OVERRIDE = yaml.safe_load((DEPLOY / "compose.api.yaml").read_text())
 ARGUMENTS = {

@@ -116,7 +116,7 @@ OF_0_1 = {
 """What version 0.1 granted."""
 
 
-@pytest.mark.parametrize("file", ["CHANGELOG.md", "deploy/README.md"])
+@pytest.mark.parametrize("file", ["CHANGELOG.md", "deploy/UPGRADE.md"])
 def test_the_texts_name_the_rights_that_an_upgrade_from_0_1_needs(file: str) -> None:
     text = " ".join((STORE.parents[1] / file).read_text().split())
     (named,) = re.findall(r"needs ([A-Z]+(?:, [A-Z]+)* and [A-Z]+) besides", text)

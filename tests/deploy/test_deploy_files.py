@@ -16,6 +16,7 @@ import yaml
 from click.testing import CliRunner
 from pydantic import BaseModel
 
+from tests.docs.blocks import texts_in
 from tests.support.builders import SECRET
 from tests.support.servers import RealServer, real_server
 from tests.support.tls_front import a_certificate_file
@@ -35,7 +36,7 @@ DEPLOY = ROOT / "deploy"
 EXAMPLE = (DEPLOY / "watcher.example.toml").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
-README = (DEPLOY / "README.md").read_text()
+README = texts_in("deploy/")
 UNIT = (DEPLOY / "watcher.service").read_text()
 PROJECT: Mapping[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from click.testing import CliRunner
 
+from tests.docs.blocks import texts_in
 from watcher.cli import group
 from watcher.commands.health import command as health
 from watcher.commands.run import command as run
@@ -15,7 +16,7 @@ from watcher.observe.liveness import EVERY_S
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
-README = (DEPLOY / "README.md").read_text()
+README = texts_in("deploy/")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 (CHECK,) = re.findall(r"^HEALTHCHECK (.*) CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)

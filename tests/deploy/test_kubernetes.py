@@ -13,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests.docs.blocks import texts_in
 from tests.support.builders import SECRET
 from watcher.cli import group
 from watcher.config.loading import load
@@ -68,7 +69,7 @@ def test_kustomize_builds_it_whole() -> None:
 
 
 def test_the_command_of_the_readme_makes_the_secret_that_the_example_shows(tmp_path: Path) -> None:
-    readme = (FOLDER.parent / "README.md").read_text()
+    readme = texts_in("deploy/README")
     (line,) = re.findall(r"^kubectl (create secret .*)=secrets$", readme, re.MULTILINE)
     for name, content in SECRETS["stringData"].items():
         (tmp_path / name).write_text(content)

@@ -1,4 +1,4 @@
-"""What deploy/README.md says of memory is so: its formula, measured, and its bounds."""
+"""What deploy/REDIS.md says of memory is so: its formula, measured, and its bounds."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from tests.benchmarks.stage import Stage, a_namespace
 from tests.benchmarks.waiting import account_bytes, delivery_bytes, write_backlog
-from tests.support import ROOT
+from tests.docs.blocks import texts_in
 from tests.support.directory import Programs
 from tests.support.servers import ENGINES, RealServer, real_server
 from watcher.settings import SubscriptionSettings
@@ -20,7 +20,7 @@ from watcher.store.pipe import Pipe
 from watcher.store.queues import DEAD_PER_SUBSCRIPTION, Bounds
 from watcher.store.schedule import Schedule
 
-TEXT = " ".join((ROOT / "deploy" / "README.md").read_text().split())
+TEXT = " ".join(texts_in("deploy/REDIS").split())
 MANY = ("--zset-max-listpack-entries", "0")
 """Schedules as they are where there are many accounts."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.confined import LIBRARY, values
+from tests.docs.blocks import texts_in
 from tests.support.builders import SECRET
 from watcher.config.loading import load
 from watcher.delivery.egress import REFUSED_NETWORKS
@@ -16,7 +17,7 @@ from watcher.delivery.egress import REFUSED_NETWORKS
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "watcher.service"
 TEXT = UNIT.read_text()
-README = (ROOT / "deploy" / "README.md").read_text()
+README = texts_in("deploy/")
 CONFINED = Path(__file__).with_name("confined.py")
 (EGRESS,) = re.findall(r"```ini\n(\[Service\]\nIPAddressDeny=.*?)```", README, re.DOTALL)
 

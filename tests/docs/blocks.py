@@ -8,13 +8,12 @@ from textwrap import dedent
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-FILES = (
-    "README.md",
-    "deploy/README.md",
-    "CONTRIBUTING.md",
-    "watcher/recipes/README.md",
-    "watcher/providers/README.md",
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "deploy/**/*.md", "tests/*.md", "watcher/**/*.md")
+    for path in ROOT.glob(pattern)
 )
+"""All texts for people; none is named in a test, so that a section may move."""
 
 _FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
@@ -39,6 +38,11 @@ class Block(NamedTuple):
 def blocks_of(file: str, text: str) -> Iterator[Block]:
     for found in _FENCED.finditer(text):
         yield Block(file, text.count("\n", 0, found.start()) + 1, found[2], dedent(found[3]))
+
+
+def texts_in(folder: str = "") -> str:
+    """All texts in a folder and below it, one after the other."""
+    return "\n".join((ROOT / file).read_text() for file in FILES if file.startswith(folder))
 
 
 BLOCKS = [block for file in FILES for block in blocks_of(file, (ROOT / file).read_text())]

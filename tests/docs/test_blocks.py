@@ -50,7 +50,7 @@ ENVIRON = {
     "WATCHER_SECRET_KEY": new_key(),
 }
 NOWHERE = 'base_url = "http://127.0.0.1:1"'
-EXAMPLE = next(block.text for block in BLOCKS if block.language == "toml")
+EXAMPLE = next(block.text for block in BLOCKS if block.file == "README.md" and block.language == "toml")
 
 
 def is_what_ci_runs(block: Block, _: Path) -> None:
@@ -276,6 +276,22 @@ async def takes_what_is_genuine(block: Block, _: Path) -> None:
     assert names["SEEN"] == {event_id}
 
 
+async def takes_and_prints(block: Block, _: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(block.text, str(block), "exec"), names)
+    (secret,) = re.findall(r'"(whsec_.*?)"', block.text)
+    (example,) = (one.text for one in BLOCKS if one.language == "json")
+    body, now = json.dumps(json.loads(example)).encode(), int(time.time())
+    headers = {"webhook-id": json.loads(body)["id"], "webhook-timestamp": str(now)}
+    headers["webhook-signature"] = Signer([secret]).signature(headers["webhook-id"], now, body)
+    async with TestClient(TestServer(names["app"])) as client:
+        statuses = [
+            (await client.post("/hooks/balances", data=data, headers=headers)).status
+            for data in (body, body + b" ")
+        ]
+    assert statuses == [200, 400]
+
+
 def pulls(block: Block, _: Path) -> None:
     """Read here; tests/api/test_events.py runs it beside a worker."""
     compile(block.text, str(block), "exec")
@@ -428,15 +444,19 @@ async def is_a_sink(block: Block, _: Path) -> None:
 
     taken = Delivery("evt_1", "total.increased", 1, b'{"id":"evt_1"', "chat")
 
-    async def post_message(_: object, body: bytes) -> tuple[bool, str | None, float | None]:
-        return (True, None, None) if body == taken.body else (False, "ratelimited", 3.0)
+    def sentence(delivery: Delivery) -> str:
+        return delivery.event_id
+
+    async def post_message(_: object, text: str) -> tuple[bool, str | None, float | None]:
+        return (True, None, None) if text == taken.event_id else (False, "ratelimited", 3.0)
 
     names: dict[str, Any] = {"Answer": Answer, "Attempt": Attempt, "post_message": post_message}
+    names["sentence"] = sentence
     names["duration_ms"] = 7
     exec(block.text, names)
     target, sink = names["ChatTarget"](SimpleNamespace(name="chat")), names["ChatSink"]()
     good = await sink.send(target, [taken], 1)
-    slow = await sink.send(target, replace(taken, sequence=2, content=b'{"id":"evt_2"'), 1)
+    slow = await sink.send(target, [replace(taken, sequence=2, event_id="evt_2")], 1)
     assert (good.answer, slow.answer, slow.retry_after_s) == (Answer.DELIVERED, Answer.SLOW_DOWN, 3.0)
 
 
@@ -446,7 +466,8 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("sh", "watcher init"): starts_a_user,
     ("toml", ""): loads,
     ("sh", "watcher sandbox"): serves_and_receives,
-    ("python", "web.Application"): takes_what_is_genuine,
+    ("python", 'read(), "whsec_'): takes_and_prints,
+    ("python", "SEEN"): takes_what_is_genuine,
     ("python", "Journal("): pulls,
     ("javascript", "standardwebhooks"): is_javascript,
     ("json", "evt_"): is_an_event,
@@ -492,7 +513,7 @@ async def test_a_block_does_what_a_reader_expects_of_it(block: Block, tmp_path: 
 
 
 def test_a_block_that_nobody_knows_would_be_noticed() -> None:
-    (stranger,) = blocks_of("README.md", "text\n\n```sh\nwatcher-ctl frobnicate\n```\n")
+    (stranger,) = blocks_of("NEW.md", "text\n\n```sh\nwatcher-ctl frobnicate\n```\n")
     assert stranger.line == 3
     assert treatments_of(stranger) == []
 
@@ -533,7 +554,8 @@ def anchors(text: str) -> set[str]:
 def ours() -> list[str]:
     """Every command line of watcher's in the texts, in a block or in a sentence, without `watcher`."""
     shells = [block.text for block in BLOCKS if block.language in ("sh", "console")]
-    found = [commands(text) for text in (*shells, *(code for file in FILES for code in inline_code(file)))]
+    inline = [code for file in FILES for code in inline_code(file) if "watcher " in code]
+    found = [commands(text) for text in (*shells, *inline)]
     return sorted({" ".join(words[1:]) for lines in found for words in lines if is_ours(words)})
 
 

@@ -1,13 +1,13 @@
-"""README's guarantees say of each kind of server what the line at the start says of it."""
+"""The guarantees in the texts say of each kind of server what the line at the start says of it."""
 
-from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from tests.docs.blocks import texts_in
 from watcher.store.guarantee import Persistence, judge
 
-README = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+TEXT = " ".join(texts_in("deploy/GUARANTEES").split())
 SAID = {
     "always": "neither a crash nor a power loss takes anything back",
     "everysec": "a power loss, or a crash of the server while its disk is slow, may take back the last",
@@ -23,7 +23,7 @@ IN_SHORT = {
     "none": "a restart of Redis loses all state",
 }
 UNKNOWN = {"aof", "hidden"}
-"""Where the server does not say what it keeps, nor does README."""
+"""Where the server does not say what it keeps, nor do we."""
 
 
 def sentence(persistence: str, replicas: int = 0) -> str:
@@ -38,11 +38,11 @@ def test_every_kind_of_server_is_spoken_of() -> None:
 
 
 @pytest.mark.parametrize("persistence", SAID)
-def test_readme_and_the_line_at_the_start_promise_the_same(persistence: str) -> None:
-    assert SAID[persistence] in README
+def test_the_text_and_the_line_at_the_start_promise_the_same(persistence: str) -> None:
+    assert SAID[persistence] in TEXT
     assert IN_SHORT[persistence] in sentence(persistence)
 
 
-def test_readme_and_the_line_at_the_start_say_what_a_failover_takes() -> None:
-    assert "a failover may take back the last seconds with any of them" in README
+def test_the_text_and_the_line_at_the_start_say_what_a_failover_takes() -> None:
+    assert "a failover may take back the last seconds with any of them" in TEXT
     assert "a failover may take back its last seconds" in sentence("always", replicas=1)

@@ -29,7 +29,7 @@ _TICK_S = 0.05
 
 @dataclass
 class Receiver:
-    """The program of README in a process of its own, beside a scene's workers, and its database."""
+    """The program of RECEIVING.md in a process of its own, beside a scene's workers, and its database."""
 
     scene: Scene
     api_port: int

@@ -34,7 +34,7 @@ class Store(NamedTuple):
 
 @dataclass
 class World:
-    """A provider, a sender and its receiver, which does as the README says. Time goes on with each step."""
+    """A provider, a sender and its receiver, which does as RECEIVING.md says. Time goes on with each step."""
 
     store: Store = field(default_factory=Store)
     kept: Store = field(default_factory=Store)
@@ -94,7 +94,7 @@ class World:
         self.now_ms += 50
 
     def take(self, body: bytes) -> None:
-        """Receive as the README says: follow the sequence, of repeats too, and book the newest `after`."""
+        """Receive as RECEIVING.md says: follow the sequence, of repeats too, and book the newest `after`."""
         event = json.loads(body)
         self.arrivals.append(event)
         assert queue_of(event) == ("ops", "treasury")

@@ -188,7 +188,7 @@ def recipe_named(name: str) -> "Recipe":
     from watcher.providers.contract import PLACE_BY_KIND
 
     if name in PLACE_BY_KIND:
-        raise click.UsageError(f"'{name}' is no recipe but a kind that is code: see Providers in the README")
+        raise click.UsageError(f"'{name}' is code, not a recipe: see watcher/providers/README.md")
     if name not in recipes.names():
         raise Unknown("recipe", name, recipes.names())
     return recipes.recipe(name)

@@ -55,7 +55,7 @@ LEAST_BACKLOG = 1000
 """Deliveries of each subscription that no want of memory takes away."""
 
 _ACCOUNT_BYTES, _EVENT_BYTES, _DELIVERY_BYTES, _GIVEN_UP_BYTES = 800, 860, 145, 110
-"""About what each takes in Redis: see deploy/README.md; an account with ten assets."""
+"""About what each takes in Redis: see deploy/REDIS.md; an account with ten assets."""
 
 _SHARE = 10
 """After it measured all queues of a subscription, or freed all that there is of a server, a keeper leaves
@@ -264,7 +264,7 @@ class Keeper:
         return relief
 
     async def ours(self, shards: Sequence[int], waiting: int) -> int:
-        """Estimate the bytes that are ours on a server, as deploy/README.md does: noted sizes, events that
+        """Estimate the bytes that are ours on a server, as deploy/REDIS.md does: noted sizes, events that
         are stored, deliveries that wait, accounts with their assets."""
         keys, ours = self._keys, waiting * _DELIVERY_BYTES
         (said,) = await read_meta(self._pipe, keys, "providers")
