@@ -244,6 +244,9 @@ class Metrics:
                 samples |= {"watcher_store_up": [((), float(seen is not None))]}
             if seen:
                 samples |= _of_store(self._worker.settings, seen)
+                if followed := self._worker.followed:
+                    unverified = followed.count("subscription", "unverified")
+                    samples |= {"watcher_subscriptions_unverified": [((), unverified)]}
             self._families = []
             for name, meaning in METRICS.items():
                 if name in samples:
@@ -311,7 +314,6 @@ def _of_directory(followed: Followed) -> _Samples:
         "watcher_directory_locked": [((), sum(count(kind, "locked", "unfit") for kind in KINDS))],
         "watcher_directory_shadowed": [((), sum(count(kind, "shadowed") for kind in KINDS))],
         "watcher_directory_behind_seconds": [((), followed.behind_s)],
-        "watcher_subscriptions_unverified": [((), count("subscription", "unverified"))],
     }
 
 
