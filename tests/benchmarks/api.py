@@ -72,23 +72,26 @@ QUICK = Plan(accounts=20, seconds=1.2, fan_out=100, times=1, every_s=1, warm_up_
 
 
 class Phase(NamedTuple):
-    """What deliveries took, in ms, sorted; how many requests were answered a second, and in how many ms; and
-    the most that the loop worked between two turns."""
+    """What deliveries took, in ms, sorted; how many requests were answered a second, and in how many ms; the
+    most that the loop worked between two turns; and the part of a core that the worker took."""
 
     latencies_ms: Sequence[float]
     per_second: float
     answer_ms: Sequence[float]
     busy_ms: float
+    core: float
 
     def line(self, what: str) -> str:
         asked = f"{self.per_second:>9,.0f}{_percentiles(self.answer_ms)}" if self.answer_ms else ""
-        return f"{what:<28}{_percentiles(self.latencies_ms)}{self.busy_ms:>8.0f}{asked}"
+        return f"{what:<28}{_percentiles(self.latencies_ms)}{self.busy_ms:>8.0f}{self.core:>8.0%}{asked}"
 
 
 class FanOut(NamedTuple):
-    """One event to many subscriptions: in how many seconds all had it, and the most that the loop worked."""
+    """One event to many subscriptions: in how many seconds all had it, how many of these the worker had a
+    core, and the most that its loop worked between two turns."""
 
     seconds: Sequence[float]
+    core_s: Sequence[float]
     busy_ms: float
 
 
@@ -167,6 +170,7 @@ async def _phase(
     limit = access.PER_SECOND
     access.PER_SECOND = limit if per_second else 10**9
     await receipts(url)
+    core_s, begin = time.process_time(), time.monotonic()
     try:
         with ticking() as ticker:
             if kind:
@@ -176,6 +180,7 @@ async def _phase(
                 await asyncio.sleep(seconds)
     finally:
         access.PER_SECOND = limit
+    core = (time.process_time() - core_s) / (time.monotonic() - begin)
     arrived, ahead_s = await receipts(url), time.time() - time.monotonic()
     assert worker.opened
     records = History(worker.opened.schedule.pipe, Keys("bench")).records()
@@ -184,7 +189,7 @@ async def _phase(
         async for record in records
         if record.content.get("id") in arrived
     ]
-    return Phase(sorted(took), len(asked) / seconds, sorted(asked), 1000 * ticker.busy_s)
+    return Phase(sorted(took), len(asked) / seconds, sorted(asked), 1000 * ticker.busy_s, core)
 
 
 async def _ask_beside(address: str, kind: str, per_second: float, seconds: float) -> list[float]:
@@ -253,19 +258,20 @@ async def _fan_out(plan: Plan, url: str) -> FanOut:
             }
         }
     )
-    seconds, busy_ms = list[float](), 0.0
+    seconds, core_s, busy_ms = list[float](), list[float](), 0.0
     async with a_worker(settings) as worker, asyncio.timeout(_PATIENCE_S):
         counters = worker.counters
         for number in range(1, plan.times + 2):  # the first one opens connections
             while counters.changes <= number:  # noqa: ASYNC110 - it only counts; one is the baseline
                 await asyncio.sleep(0.002)
             with ticking() as ticker:
-                at = time.monotonic()
+                at, core_at = time.monotonic(), time.process_time()
                 while counters.deliveries < plan.fan_out * number:  # noqa: ASYNC110
                     await asyncio.sleep(0.002)
                 seconds.append(time.monotonic() - at)
+                core_s.append(time.process_time() - core_at)
             busy_ms = max(busy_ms, 1000 * ticker.busy_s if number > 1 else 0.0)
-    return FanOut(sorted(seconds[1:]), busy_ms)
+    return FanOut(sorted(seconds[1:]), sorted(core_s[1:]), busy_ms)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -279,15 +285,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found, plan = perform(
         measure, rest, what="What requests to /v1 cost deliveries.", full=Plan(), quick=QUICK
     )
-    head = ("p50", "p99", "loop", "a second", "p50", "p99")
-    print(f"{'ms: deliveries':<28}{head[0]:>8}{head[1]:>8}{head[2]:>8}{head[3]:>9}{head[4]:>8}{head[5]:>8}")
+    print(f"{'ms: deliveries':<28}     p50     p99    loop    core a second     p50     p99")
     for what, phase in found.phases.items():
         print(phase.line(what))
-    median_s, last_s = statistics.median(found.fan_out.seconds), found.fan_out.seconds[-1]
+    fan_out = found.fan_out
+    median_s, core_s = statistics.median(fan_out.seconds), statistics.median(fan_out.core_s)
     print(
-        f"one event to {plan.fan_out:,} subscriptions: all had it within {median_s:.2f} s ({last_s:.2f} at "
-        f"most), {plan.fan_out / median_s:,.0f} a second; the loop worked {found.fan_out.busy_ms:.0f} ms at "
-        f"most between two turns"
+        f"one event to {plan.fan_out:,} subscriptions: all had it within {median_s:.2f} s "
+        f"({fan_out.seconds[-1]:.2f} at most), of which the worker had a core for {core_s:.2f} s; its loop "
+        f"worked {fan_out.busy_ms:.0f} ms at most between two turns"
     )
     for fault in (faults := found.faults()):
         print(f"FAILED: {fault}", file=sys.stderr)
