@@ -3,12 +3,16 @@
 Refuses to show text from outside as it came: control characters are escaped.
 """
 
+import shutil
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from functools import wraps
+from itertools import accumulate, takewhile
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from unicodedata import category, east_asian_width
 
 import click
 
@@ -164,18 +168,18 @@ def part_of(value: object, *path: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def moved_text(effect: Mapping[str, Any]) -> str:
+def moved_text(effect: Mapping[str, Any], shorten: Callable[[str], str] = str) -> str:
     """Say what an effect moves: `total +12.5, pending_deposit -12.5`."""
-    moved = {field: text_of(amount) for field, amount in effect.items() if amount not in ("0", None)}
+    moved = {field: shorten(text_of(amount)) for field, amount in effect.items() if amount not in ("0", None)}
     return ", ".join(
         f"{printable(field)} {amount if amount.startswith('-') else f'+{amount}'}"
         for field, amount in moved.items()
     )
 
 
-def about_text(data: Mapping[str, Any]) -> str:
+def about_text(data: Mapping[str, Any], shorten: Callable[[str], str] = str) -> str:
     """Say what an event moves, or else what it is about."""
-    if moved := moved_text(part_of(data, "effect")):
+    if moved := moved_text(part_of(data, "effect"), shorten):
         return moved
     if threshold := part_of(data, "threshold"):
         bound = "below" if threshold.get("below") is not None else "above"
@@ -213,29 +217,237 @@ def cell_of_sheet(text: str | None) -> str | None:
     return f"'{shown}" if shown and shown.startswith(_FORMULA) else shown
 
 
-class Columns:
-    """Rows in columns that only ever get wider, so that a long list can be printed in parts."""
+_MOST_DECIMALS, _LONGEST_AMOUNT = 8, 31
+"""Of an amount for the eye: decimals that say something, and characters in all."""
 
-    def __init__(self, *header: str, numbers: Iterable[int] = ()) -> None:
-        self._header: Sequence[str] | None = header
-        self._numbers = frozenset(numbers)
-        self._widths = [len(title) for title in header]
+_LEAST = 8
+"""Characters that are left of a text, where there is no room for all of it."""
+
+_GAP = "  "
+
+
+class Fails(str):
+    """A cell about something that fails: red on a terminal. Its words say so, too."""
+
+    __slots__ = ()
+
+
+class Waits(str):
+    """A cell about something that waits, or is not sure: yellow on a terminal. Its words say so, too."""
+
+    __slots__ = ()
+
+
+_CELL_COLORS = {Fails: "red", Waits: "yellow"}
+
+
+def width_of(text: str) -> int:
+    """Count the columns of a terminal that a text takes: two for most of East Asia and for emoji, none for
+    marks upon other characters."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if category(one) in ("Mn", "Me") else 1 + (east_asian_width(one) in "WF") for one in text
+    )
+
+
+def cut(text: str, width: int) -> str:
+    """Cut a text to so many columns; its end is … then."""
+    if width_of(text) <= width:
+        return text
+    ends = accumulate(map(width_of, text))
+    return text[: sum(1 for _ in takewhile(lambda end: end < width, ends))] + "…"
+
+
+def amount_text(text: str, width: int = _LONGEST_AMOUNT) -> str:
+    """Cut an amount for the eye: to eight significant decimals, or fewer where the width takes no more. It is
+    never rounded, and has … where digits are left out; a huge or tiny one becomes `1.2345…e30`.
+    """
+    if len(text) <= min(width, _MOST_DECIMALS + 1):
+        return text
+    whole, _, decimals = text.partition(".")
+    zeros = 0 if whole.strip("+-0") else len(decimals) - len(decimals.lstrip("0"))
+    for most in range(_MOST_DECIMALS, 0, -1):
+        kept = decimals[: zeros + most]
+        shown = f"{whole}.{kept}…" if len(kept) < len(decimals) else text
+        if len(shown) <= width:
+            return shown
+    sign, digits = whole[: len(whole) - len(whole.lstrip("+-"))], whole.lstrip("+-0")
+    power = len(digits) - 1 if digits else -zeros - 1
+    digits = (digits + decimals if digits else decimals.lstrip("0")).rstrip("0")
+    if not digits.isdigit():
+        return cut(text, width)
+    tail = f"e{power}"
+    room = max(0, min(width - len(f"{sign}1.…{tail}"), _MOST_DECIMALS))
+    more = "" if len(digits) <= 1 + room else "…"
+    return f"{sign}{digits[0]}{'.' if digits[1 : 1 + room] else ''}{digits[1 : 1 + room]}{more}{tail}"
+
+
+class Column(NamedTuple):
+    """A text that may be cut; a `whole` one that is not; a number; an amount; or, last, prose that wraps.
+
+    Where the terminal is too narrow, the columns of the highest `rank` are left out, but none of rank 0.
+    """
+
+    title: str
+    kind: Literal["text", "whole", "number", "amount", "prose"] = "text"
+    rank: int = 0
+
+    @property
+    def is_right(self) -> bool:
+        return self.kind in ("number", "amount")
+
+    def least(self, cells: Sequence[str]) -> int:
+        """The width below which the cells say too little; the title of what is not cut is not cut either."""
+        if self.kind in ("whole", "number"):
+            return max(map(width_of, (self.title, *cells)))
+        if self.kind == "amount":
+            return max(len(self.title), *(len(amount_text(cell, _LEAST + 2)) for cell in cells))
+        most = 3 * _LEAST if self.kind == "prose" else _LEAST
+        return min(most, max(map(width_of, (self.title, *cells))))
+
+
+class Table:
+    """Rows in columns that fit a `width`, if there is one, and only ever get wider, so that a long list can be
+    printed in parts. The first part decides which columns there is room for; what is left out is said at the
+    end. In a `is_wide` one nothing is cut.
+    """
+
+    def __init__(self, *columns: Column, width: int | None = None, is_wide: bool = False) -> None:
+        self._columns, self._width, self._is_wide = columns, width, is_wide
+        self._places = [*range(len(columns))]
+        self._widths: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        left_out = [one.title for i, one in enumerate(self._columns) if i not in self._places]
+        if left_out and error[0] is None:
+            click.echo(f"no room for {', '.join(left_out)}: --wide shows all", err=True)
 
     def say(self, rows: Sequence[Sequence[str]]) -> None:
         """Print rows, the first time with the header above them."""
+        if not rows:
+            return
+        lines: list[str] = []
+        if not self._widths:
+            self._choose(rows)
+            self._widen(rows)
+            lines += self._lines([one.title for one in self._columns])
+        else:
+            self._widen(rows)
         for row in rows:
-            self._widths = [
-                max(width, min(len(cell), _WIDEST)) for width, cell in zip(self._widths, row, strict=True)
-            ]
-        if rows and self._header:
-            click.echo(self._line(self._header))
-            self._header = None
-        for row in rows:
-            click.echo(self._line(row))
+            lines += self._lines(row)
+        click.echo("\n".join(lines))
 
-    def _line(self, row: Sequence[str]) -> str:
-        cells = zip(row, self._widths, strict=True)
-        return "  ".join(
-            cell.rjust(width) if i in self._numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(cells)
-        ).rstrip()
+    def _choose(self, rows: Sequence[Sequence[str]]) -> None:
+        """Leave columns out until the rest has room."""
+        cells = [*zip(*rows, strict=True)]
+        leasts = [one.least(cells[i]) for i, one in enumerate(self._columns)]
+        self._widths = [width_of(one.title) if one.kind != "text" else 1 for one in self._columns]
+        if self._width is None:
+            return
+        while self._sum(leasts) > self._width:
+            _, place = max((self._columns[i].rank, i) for i in self._places)
+            if not self._columns[place].rank:
+                break
+            self._places.remove(place)
+        for i in sorted(self._places, key=leasts.__getitem__, reverse=True):  # no more can be left out
+            if self._columns[i].kind != "whole":
+                leasts[i] = max(4, leasts[i] - max(0, self._sum(leasts) - self._width))
+        self._widths = leasts
+
+    def _widen(self, rows: Sequence[Sequence[str]]) -> None:
+        """Give each column what its cells need, as far as there is room; the narrowest needs first."""
+        needs = {}
+        for i in self._places:
+            column = self._columns[i]
+            cells = [self._shown(row[i], column) for row in rows] + [column.title]
+            needs[i] = max(map(width_of, cells))
+        for i in sorted(needs, key=needs.__getitem__):
+            more = max(0, needs[i] - self._widths[i])
+            if self._width is None:  # but one cell of many digits must not push all other rows apart
+                self._widths[i] = max(self._widths[i], min(needs[i], _WIDEST))
+            else:
+                self._widths[i] += min(more, max(0, self._width - self._sum(self._widths)))
+
+    def _sum(self, widths: Sequence[int]) -> int:
+        return sum(widths[i] for i in self._places) + len(_GAP) * (len(self._places) - 1)
+
+    def _shown(self, cell: str, column: Column) -> str:
+        return amount_text(cell) if column.kind == "amount" and not self._is_wide else cell
+
+    def _lines(self, row: Sequence[str]) -> list[str]:
+        """Write a row: one line, or more where its prose has to be wrapped."""
+        cells, more = [], []
+        for i in self._places:
+            column, cell, width = self._columns[i], row[i], self._widths[i]
+            text = self._shown(cell, column)
+            if self._width is not None and not self._is_wide:
+                if column.kind == "prose":
+                    text, *more = wrapped(text, width)
+                elif column.kind == "amount" and text != column.title:
+                    text = amount_text(text, width)
+                elif column.kind in ("text", "amount"):
+                    text = cut(text, width)
+            pad = " " * max(0, width - width_of(text))
+            color = _CELL_COLORS.get(type(cell))
+            shown = click.style(text, fg=color) if color else text
+            is_last = i == self._places[-1]
+            cells.append(f"{pad}{shown}" if column.is_right else shown if is_last else f"{shown}{pad}")
+        margin = " " * (self._sum(self._widths) - self._widths[self._places[-1]])
+        return [_GAP.join(cells).rstrip(), *(f"{margin}{line}" for line in more)]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Break a text into lines of so many columns of a terminal, between words where that is possible."""
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and width_of(lines[-1]) + 1 + width_of(word) > width:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+        while width_of(lines[-1]) > width:
+            head = cut(lines[-1], width + 1).removesuffix("…") or lines[-1][0]
+            lines[-1:] = [head, lines[-1][len(head) :]]
+    return lines
+
+
+class Display(NamedTuple):
+    """How people want to see it: with nothing cut or left out, and with times of this machine's zone."""
+
+    is_wide: bool = False
+    is_local: bool = False
+
+    def table(self, *columns: Column) -> Table:
+        return Table(*columns, width=None if self.is_wide else terminal_width(), is_wide=self.is_wide)
+
+    def amount(self, text: str) -> str:
+        return text if self.is_wide else amount_text(text)
+
+    def time(self, text: str) -> str:
+        """Write a time, given as `2026-11-20T11:45:55.846Z`, as --since takes it: to the second, unless wide."""
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            return text_of(text)
+        spec = "milliseconds" if self.is_wide else "seconds"
+        moment = moment.astimezone() if self.is_local else moment.astimezone(UTC)
+        return moment.isoformat(timespec=spec).replace("+00:00", "Z")
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal that stdout is; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def display_options(function: Callable[..., Any], *, has_times: bool = True) -> Callable[..., Any]:
+    """Add --wide and, where it shows times, --local; passes what was asked for as `display`."""
+
+    @click.option("--wide", "is_wide", is_flag=True, help="All columns and digits, however wide.")
+    @wraps(function)
+    def command(*, is_wide: bool, is_local: bool = False, **rest: Any) -> Any:
+        return function(display=Display(is_wide, is_local), **rest)
+
+    local = click.option("--local", "is_local", is_flag=True, help="Times of this machine's zone, not UTC.")
+    return local(command) if has_times else command

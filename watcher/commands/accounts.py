@@ -3,6 +3,7 @@
 import secrets
 import socket
 from contextlib import suppress
+from functools import partial
 from getpass import getuser
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from watcher.commands._shared import (
     names_of,
     sure_option,
 )
-from watcher.commands._table import Columns, opened, say_json, say_next
+from watcher.commands._table import Column, Display, display_options, opened, say_json, say_next
 from watcher.printable import many
 from watcher.snapshot import spoken
 
@@ -36,9 +37,10 @@ def command() -> None:
 
 @command.command("list", short_help="List all, with where each comes from.")
 @look_options
+@partial(display_options, has_times=False)
 @json_option
 @in_a_loop
-async def list_command(*, look: "Look", is_json: bool) -> None:
+async def list_command(*, look: "Look", display: Display, is_json: bool) -> None:
     """List the accounts: those of the configuration, and those that came through the API."""
     async with opened(look) as found:
         rows = []
@@ -49,7 +51,8 @@ async def list_command(*, look: "Look", is_json: bool) -> None:
                 say_json(row)
             rows.append([name, account.provider, origin])
     if not is_json:
-        Columns("account", "provider", "from").say(rows)
+        with display.table(Column("account"), Column("provider"), Column("from", "whole", rank=1)) as table:
+            table.say(rows)
         if not rows:
             click.echo("no account is known here", err=True)
     say_next("watcher balances, or watcher accounts show NAME")

@@ -6,14 +6,14 @@ Refuses to fix what disagrees, and to hold up a worker: commits made meanwhile a
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from watcher.commands._shared import in_a_loop, look_options, names_like, names_of
-from watcher.commands._table import known, say_json, say_next
+from watcher.commands._table import Column, Display, Fails, display_options, known, say_json, say_next
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
@@ -33,13 +33,16 @@ _MANY_ACCOUNTS = 1000
 
 @click.command("audit", short_help="Prove that events and state add up.")
 @look_options
+@display_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per account, or part of the store.")
 @click.option(
     "--store", "is_of_store", is_flag=True, help="Instead, compare all keys of the store with each other."
 )
 @click.argument("account", metavar="[ACCOUNT]", required=False, shell_complete=names_of("accounts"))
 @in_a_loop
-async def command(*, look: "Look", is_json: bool, is_of_store: bool, account: str | None) -> int:
+async def command(
+    *, look: "Look", display: Display, is_json: bool, is_of_store: bool, account: str | None
+) -> int:
     """Replay the event log and compare it with the state: of every account, or of ACCOUNT (a name or glob).
 
     Exits with 0 if every effect leads from its baseline, or from the oldest record kept, to what is
@@ -59,33 +62,40 @@ async def command(*, look: "Look", is_json: bool, is_of_store: bool, account: st
         length=len(names), label="auditing", file=sys.stderr, hidden=is_hidden
     ) as progress:
         verdicts = await _audit(settings, names, done=progress.update)
-    lines = []
-    for name in names:
-        verdict = verdicts[name]
-        if is_json:
-            findings = [
-                {"text": finding.text, "asset": finding.asset, "record": finding.record}
-                for finding in verdict.findings
-            ]
-            what = {"account": name, "ok": not findings, "records": verdict.records, "since": verdict.since}
-            lines.append(as_json({**what, "from_baseline": verdict.from_baseline, "findings": findings}))
-            continue
-        if not verdict.findings:
-            begin = "with its baseline" if verdict.from_baseline else "where the log was trimmed"
-            proof = f"{many(verdict.records, 'record')} since {verdict.since}, beginning {begin}"
-            lines.append(f"{name}  ok  {proof if verdict.records else 'no record of it is kept'}")
-        for finding in verdict.findings[:_MOST_FINDINGS]:
-            asset = f"{printable(finding.asset)}: " if finding.asset else ""
-            where = f" (record {finding.record})" if finding.record else ""
-            lines.append(f"{name}  DIFFERS  {asset}{printable(finding.text, 500)}{where}")
-        if (more := len(verdict.findings) - _MOST_FINDINGS) > 0:
-            lines.append(f"{name}  DIFFERS  and in {many(more, 'more way')}; --json lists all")
-    if lines:
-        click.echo("\n".join(lines))
+    if is_json:
+        lines = [_as_json(name, verdicts[name]) for name in names]
+        click.echo("".join(f"{line}\n" for line in lines), nl=False)
+    else:
+        with display.table(Column("account"), Column("audit", "whole"), Column("because", "prose")) as table:
+            table.say([row for name in names for row in _rows(name, verdicts[name], display)])
     differ = [name for name in names if verdicts[name].findings]
     click.echo(f"{len(names) - len(differ):,} of {many(len(names), 'account')} add up", err=True)
     say_next(f"watcher events --account {differ[0]}" if differ else "watcher check --connect")
     return 1 if differ else 0
+
+
+def _as_json(name: str, verdict: "Verdict") -> str:
+    findings = [
+        {"text": finding.text, "asset": finding.asset, "record": finding.record}
+        for finding in verdict.findings
+    ]
+    what = {"account": name, "ok": not findings, "records": verdict.records, "since": verdict.since}
+    return as_json({**what, "from_baseline": verdict.from_baseline, "findings": findings})
+
+
+def _rows(name: str, verdict: "Verdict", display: Display) -> Iterator[tuple[str, str, str]]:
+    """Say that an account adds up, and since when, or in which ways it does not."""
+    if not verdict.findings:
+        begin = "with its baseline" if verdict.from_baseline else "where the log was trimmed"
+        since = display.time(verdict.since or "")
+        proof = f"{many(verdict.records, 'record')} since {since}, beginning {begin}"
+        yield name, "ok", proof if verdict.records else "no record of it is kept"
+    for finding in verdict.findings[:_MOST_FINDINGS]:
+        asset = f"{printable(finding.asset)}: " if finding.asset else ""
+        where = f" (record {finding.record})" if finding.record else ""
+        yield name, Fails("DIFFERS"), f"{asset}{printable(finding.text, 500)}{where}"
+    if (more := len(verdict.findings) - _MOST_FINDINGS) > 0:
+        yield name, Fails("DIFFERS"), f"and in {many(more, 'more way')}; --json lists all"
 
 
 async def _audit(

@@ -3,12 +3,24 @@
 import csv
 import io
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from watcher.commands._shared import in_a_loop, look_options, names_like, names_of
-from watcher.commands._table import Columns, age_text, cell_of_sheet, moved_text, opened, say_next
+from watcher.commands._table import (
+    Column,
+    Display,
+    Fails,
+    Waits,
+    age_text,
+    cell_of_sheet,
+    display_options,
+    moved_text,
+    opened,
+    say_next,
+)
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
@@ -19,21 +31,35 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 500
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
-_COLUMNS = ("account", "asset", *_BALANCE, "read", "not emitted yet")
+_COLUMNS = (
+    Column("account"),
+    Column("asset"),
+    Column("total", "amount"),
+    Column("locked", "amount", rank=4),
+    Column("available", "amount", rank=2),
+    Column("pending in", "amount", rank=3),
+    Column("pending out", "amount", rank=3),
+    Column("read", "whole", rank=5),
+    Column("not emitted yet", "prose", rank=1),
+)
 _CSV_COLUMNS = (
     *("account", "provider", "asset", "symbol", "name", "decimals", *_BALANCE),
     *("pending_confirmation", "confirmation_polls", "suspect", "polled_at", "note"),
 )
+_NOT_READ = "not read yet"
 _Row = dict[str, Any]
 
 
 @click.command("balances", short_help="The last accepted balances.")
 @look_options
+@partial(display_options, has_times=False)
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per account and asset.")
 @click.option("--csv", "is_csv", is_flag=True, help="Comma-separated, with a header.")
 @click.argument("account", metavar="[ACCOUNT]", required=False, shell_complete=names_of("accounts"))
 @in_a_loop
-async def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | None) -> None:
+async def command(
+    *, look: "Look", display: Display, is_json: bool, is_csv: bool, account: str | None
+) -> None:
     """The last accepted balances: of every account, or of ACCOUNT (a name or glob).
 
     What is pending confirmation waits for its other half for a few successful polls; what is suspect waits
@@ -44,16 +70,17 @@ async def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | N
 
     if is_json and is_csv:
         raise click.UsageError("--json and --csv are two ways to write the same: choose one")
-    columns, sheet = Columns(*_COLUMNS, numbers=range(2, 8)), _Sheet()
+    sheet = _Sheet()
     async with opened(look) as (_, store, settings, *_):
         names = names_like("account of the configuration", settings.account_by_name, account)
-        async for rows in _rows(Reader(store.pipe, store.keys), settings, names):
-            if is_json:  # an echo per row would flush as often
-                click.echo("".join(f"{as_json(row)}\n" for row in rows), nl=False)
-            elif is_csv:
-                click.echo(sheet.text(rows), nl=False)
-            else:
-                columns.say([_cells(row) for row in rows])
+        with display.table(*_COLUMNS) as table:
+            async for rows in _rows(Reader(store.pipe, store.keys), settings, names):
+                if is_json:  # an echo per row would flush as often
+                    click.echo("".join(f"{as_json(row)}\n" for row in rows), nl=False)
+                elif is_csv:
+                    click.echo(sheet.text(rows), nl=False)
+                else:
+                    table.say([_cells(row, display) for row in rows])
     say_next(f"watcher events --account {names[0]}" if len(names) == 1 else "watcher events")
 
 
@@ -71,7 +98,7 @@ async def _rows(reader: "Reader", settings: "Settings", names: Sequence[str]) ->
         state = seen.state
         owner = {"account": seen.account, "provider": provider_by_account[seen.account]}
         if state is None or not state.polled_at_ms:
-            rows.append({**owner, "note": seen.damage or "not read yet"})
+            rows.append({**owner, "note": seen.damage or _NOT_READ})
         else:
             age_s = max(0, now_ms - state.polled_at_ms) // 1000
             read: _Row = {"polled_at": iso(state.polled_at_ms), "age_s": age_s}
@@ -85,7 +112,7 @@ async def _rows(reader: "Reader", settings: "Settings", names: Sequence[str]) ->
     yield rows
 
 
-def _cells(row: _Row) -> list[str]:
+def _cells(row: _Row, display: Display) -> list[str]:
     asset = row.get("asset")
     label = printable(asset["symbol"] or asset["id"]) if asset else "-"
     amounts = ["-" if row.get(field) is None else row[field] for field in _BALANCE]
@@ -93,13 +120,18 @@ def _cells(row: _Row) -> list[str]:
     notes = []
     if pending := row.get("pending_confirmation"):
         polls = many(row["confirmation_polls"], "poll")
-        notes.append(f"pending confirmation for {polls}: {moved_text(pending)}")
+        notes.append(f"pending confirmation for {polls}: {moved_text(pending, display.amount)}")
     if suspect := row.get("suspect"):
-        odd = ", ".join(f"{field} {amount}" for field, amount in suspect.items() if amount != row[field])
+        odd = ", ".join(
+            f"{field} {display.amount(amount)}" for field, amount in suspect.items() if amount != row[field]
+        )
         notes.append(f"suspect: {odd or 'what was accepted before'}")
     if note := row.get("note"):
         notes.append(printable(note))
-    return [row["account"], label, *amounts, age, "; ".join(notes)]
+    text = "; ".join(notes)
+    is_damaged = "polled_at" not in row and note != _NOT_READ
+    says = Fails(text) if is_damaged else Waits(text)
+    return [row["account"], label, *amounts, age, says]
 
 
 class _Sheet:

@@ -4,13 +4,36 @@ Refuses to show text from outside as it came: control characters are escaped.
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from watcher.commands._shared import in_a_loop, look_options, names_like, names_of, refuse_unknown
-from watcher.commands._table import Columns, age_text, known, opened, say_json, say_next, text_of
+from watcher.commands._shared import (
+    in_a_loop,
+    look_options,
+    names_like,
+    names_of,
+    parse_since,
+    refuse_unknown,
+    since_ms,
+    since_option,
+)
+from watcher.commands._table import (
+    Column,
+    Display,
+    Fails,
+    Waits,
+    age_text,
+    display_options,
+    known,
+    opened,
+    say_json,
+    say_next,
+    text_of,
+)
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -20,12 +43,28 @@ if TYPE_CHECKING:
     from watcher.store.queues import Breaker
     from watcher.store.reader import DeadLetter, Queue, Reader, Tried
 
+_OWNER = (Column("subscription"), Column("account", rank=1))
+_EVENT = (Column("event", "whole", rank=2), Column("type", rank=4), Column("sequence", "number", rank=6))
 _COLUMNS_BY_KIND = {
-    "waiting": ("subscription", "account", "place", "event", "type", "sequence", "age", "failed", "due"),
-    "dead": ("subscription", "account", "event", "type", "sequence", "given up", "reason"),
-    "attempts": ("subscription", "account", "event", "attempt", "when", "took", "outcome", "answer"),
+    "waiting": (
+        *_OWNER,
+        Column("place", "number", rank=5),
+        *_EVENT,
+        Column("age", "whole"),
+        Column("failed", "number", rank=3),
+        Column("due", "whole"),
+    ),
+    "dead": (*_OWNER, *_EVENT, Column("given up", "whole", rank=3), Column("reason", "prose")),
+    "attempts": (
+        *_OWNER,
+        Column("event", "whole", rank=3),
+        Column("attempt", "number", rank=4),
+        Column("when", "whole", rank=2),
+        Column("took", "number", rank=5),
+        Column("outcome", "whole"),
+        Column("answer", "prose"),
+    ),
 }
-_NUMBERS_BY_KIND = {"waiting": (2, 5, 7), "dead": (4,), "attempts": (3, 5)}
 
 _OUTCOME = {"refused": "given up"}
 """As the page and `--dead` call it."""
@@ -46,9 +85,16 @@ class _Wanted(NamedTuple):
     subscription: str | None
     account: str | None
     limit: int
+    since: datetime | timedelta | None = None
+    start_ms: int = 0
 
     def takes(self, entry: "DeadLetter | Tried | Queue") -> bool:
         return self.account is None or fnmatchcase(entry.account, self.account)
+
+    def takes_late(self, entry: "DeadLetter | Tried") -> bool:
+        from watcher.store.history import place
+
+        return place(entry.id)[0] >= self.start_ms and self.takes(entry)
 
 
 @click.command("deliveries", short_help="What waits, what was given up, what was tried.")
@@ -62,7 +108,9 @@ class _Wanted(NamedTuple):
     "--subscription", metavar="GLOB", help="Subscription names.", shell_complete=names_of("subscriptions")
 )
 @click.option("--account", metavar="GLOB", help="Account names.", shell_complete=names_of("accounts"))
+@since_option
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N")
+@partial(display_options, has_times=False)
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per delivery or attempt.")
 @click.argument("action", type=click.Choice(["list", "give-up"]), default="list", metavar="[ACTION]")
 @click.argument("event_id", required=False)
@@ -70,9 +118,11 @@ class _Wanted(NamedTuple):
 async def command(
     *,
     look: "Look",
+    display: Display,
     kind: str,
     subscription: str | None,
     account: str | None,
+    since: str | None,
     limit: int,
     is_json: bool,
     action: str,
@@ -82,7 +132,7 @@ async def command(
 
     Of what waits, the first N are shown, the queue that is due first above; one that is being worked on is
     due when its lease ends. Of the rest the latest N are shown, oldest first. An attempt that delivered at
-    once is not remembered: the log has it.
+    once is not remembered: the log has it. With --since only what was queued, given up or tried since then.
 
     ACTION is list (the default) or give-up EVENT_ID: the event that its queue waits for becomes a dead
     letter, which can be sent again, and what is behind it goes out at once. An attempt that is under way ends
@@ -95,7 +145,7 @@ async def command(
     """
     if (action == "give-up") != bool(event_id):
         raise click.UsageError("give-up needs the EVENT_ID of what waits, and only it does")
-    wanted = _Wanted(kind, subscription, account, limit)
+    wanted = _Wanted(kind, subscription, account, limit, parse_since(since))
     if event_id:
         return await _give_up(look, wanted, event_id, is_json=is_json)
     rows = await _read(look, wanted)
@@ -106,8 +156,8 @@ async def command(
         for row in shown:
             say_json(row)
     elif shown:
-        columns = Columns(*_COLUMNS_BY_KIND[kind], numbers=_NUMBERS_BY_KIND[kind])
-        columns.say([cells(row) for row in shown])
+        with display.table(*_COLUMNS_BY_KIND[kind]) as table:
+            table.say([cells(row) for row in shown])
     else:
         click.echo(_NONE_BY_KIND[kind], err=True)
     if len(rows) > limit:
@@ -131,6 +181,7 @@ async def _read(look: "Look", wanted: _Wanted) -> list[_Row]:
     async with opened(look) as (_, store, settings, *_):
         reader = Reader(store.pipe, store.keys)
         now_ms = await reader.now_ms()
+        wanted = wanted._replace(start_ms=since_ms(wanted.since, now_ms))
         names = await _names(reader, settings, wanted)
         if wanted.kind == "waiting":
             breakers = await Breakers(store.pipe, store.keys).read()
@@ -143,7 +194,7 @@ async def _read(look: "Look", wanted: _Wanted) -> list[_Row]:
         found: list[tuple[str, DeadLetter | Tried]] = []
         for name in names:
             latest = reader.dead_letters if wanted.kind == "dead" else reader.attempts
-            found += [(name, entry) for entry in await latest(name, most, wanted.takes)]
+            found += [(name, entry) for entry in await latest(name, most, wanted.takes_late)]
     return [
         letter_line(name, entry, now_ms)
         if isinstance(entry, DeadLetter)
@@ -173,6 +224,8 @@ async def _waiting(
             position = 0
             async for delivery in reader.deliveries(name, queue.account):
                 position += 1
+                if delivery and delivery.sequence < wanted.start_ms:
+                    continue
                 yield waiting_line(name, queue, position, delivery, breakers.get(name), now_ms)
 
 
@@ -263,15 +316,16 @@ def cells(row: _Row) -> list[str]:
         took = f"{text_of(row['duration_ms'])} ms"
         more = f" and {row['deliveries'] - 1} more" if row["deliveries"] > 1 else ""
         event = [f"{text_of(row['event_id'])}{more}", text_of(row["attempt"])]
-        outcome = text_of(row["outcome"])
-        return [*owner, *event, f"{age} ago", took, _OUTCOME.get(outcome, outcome), f"{answer}{says}"]
+        outcome = _OUTCOME.get(text_of(row["outcome"]), text_of(row["outcome"]))
+        shown = Fails(outcome) if outcome == "given up" else Waits(outcome)
+        return [*owner, *event, f"{age} ago", took, shown, f"{answer}{says}"]
     event = [text_of(row[key]) for key in ("event_id", "event_type", "sequence")]
     if row["kind"] == "dead":
-        return [*owner, *event, f"{age} ago", printable(row["reason"])]
+        return [*owner, *event, f"{age} ago", Fails(printable(row["reason"]))]
     if row["position"] > 1:
         due = ""
     elif row["paused"]:
-        due = "paused"
+        due = Fails("paused")
     else:
-        due = f"in {age_text(1000 * row['due_in_s'])}" if row["due_in_s"] else "now"
+        due = Waits(f"in {age_text(1000 * row['due_in_s'])}") if row["due_in_s"] else "now"
     return [*owner, str(row["position"]), *event, age, str(row["failed_attempts"] or ""), due]

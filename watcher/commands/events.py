@@ -20,7 +20,18 @@ from watcher.commands._shared import (
     since_ms,
     since_option,
 )
-from watcher.commands._table import about_text, known, part_of, say_json, say_next, text_of
+from watcher.commands._table import (
+    Column,
+    Display,
+    Fails,
+    about_text,
+    display_options,
+    known,
+    part_of,
+    say_json,
+    say_next,
+    text_of,
+)
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -28,6 +39,20 @@ if TYPE_CHECKING:
     from watcher.journal.log import Record
     from watcher.store.opening import OpenStore
 
+_COLUMNS = (
+    Column("time", "whole", rank=1),
+    Column("account"),
+    Column("type", rank=2),
+    Column("amount", "amount"),
+    Column("asset"),
+    Column("moved", rank=4),
+    Column("sequence", "number", rank=5),
+    Column("event", "whole", rank=3),
+)
+_FAILURES = ("subscription.paused", "account.stale")
+"""Events that are red: what they are about does not go on by itself."""
+
+_ROWS_AT_ONCE = 500
 _LOOK_EVERY_S = 0.3
 _BEFORE_FOLLOWING = 10
 """Events that --follow begins with, as `tail -f` begins with ten lines."""
@@ -59,11 +84,13 @@ class _Wanted(NamedTuple):
 @since_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="The N latest only.")
 @click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on as more is emitted.")
+@display_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per event: the body, as it was sent.")
 @in_a_loop
 async def command(
     *,
     look: "Look",
+    display: Display,
     accounts: tuple[str, ...],
     types: tuple[str, ...],
     since: str | None,
@@ -85,13 +112,15 @@ async def command(
         await _refuse_unknown(look, wanted)
     is_any = False
     async with open_to_look(look.settings.redis) as store:
-        async for record in _records(store, wanted, is_followed=is_followed):
-            if is_json:
-                owner = {} if "id" in record.content else {"account": record.account}
-                say_json({**owner, **record.content})
-            else:
-                click.echo(_as_text(record))
-            is_any = True
+        with display.table(*_COLUMNS) as table:
+            async for records in _records(store, wanted, is_followed=is_followed):
+                if is_json:
+                    for record in records:
+                        owner = {} if "id" in record.content else {"account": record.account}
+                        say_json({**owner, **record.content})
+                else:
+                    table.say([_cells(record, display) for record in records])
+                is_any = is_any or bool(records)
     if not is_any:
         # An account that was removed may still be in the log: a name that is found there was not mistyped.
         await _refuse_unknown(look, wanted)
@@ -109,8 +138,11 @@ async def _refuse_unknown(look: "Look", wanted: _Wanted) -> None:
     refuse_unknown("type of event", wanted.types, (*CHANGE_EVENTS, *SERVICE_EVENTS, "baseline", "forgotten"))
 
 
-async def _records(store: "OpenStore", wanted: _Wanted, *, is_followed: bool) -> "AsyncIterator[Record]":
-    """Read the records there are, or the latest of them; with --follow then also those added, for ever."""
+async def _records(
+    store: "OpenStore", wanted: _Wanted, *, is_followed: bool
+) -> "AsyncIterator[list[Record]]":
+    """Read the records there are, or the latest of them, in parts; with --follow then also those added, for
+    ever."""
     from watcher.store.exceptions import StoreError
     from watcher.store.history import History
     from watcher.store.reader import Reader
@@ -118,18 +150,17 @@ async def _records(store: "OpenStore", wanted: _Wanted, *, is_followed: bool) ->
     history = History(store.pipe, store.keys)
     start_ms = since_ms(wanted.since, await Reader(store.pipe, store.keys).now_ms())
     ends = await history.ends()
-    latest: list[Record] = []
+    part: list[Record] = []
     is_limited = wanted.limit is not None
     async for record in history.in_order(ends, since_ms=start_ms, newest_first=is_limited):
         if wanted.takes(record):
-            if not is_limited:
-                yield record
-                continue
-            latest.append(record)
-        if len(latest) == wanted.limit:
+            part.append(record)
+        if len(part) == wanted.limit:
             break
-    for record in reversed(latest):
-        yield record
+        if not is_limited and len(part) == _ROWS_AT_ONCE:
+            yield part
+            part = []
+    yield part[::-1] if is_limited else part
     is_away = False
     while is_followed:
         await asyncio.sleep(_LOOK_EVERY_S)
@@ -141,31 +172,28 @@ async def _records(store: "OpenStore", wanted: _Wanted, *, is_followed: bool) ->
             is_away = True
             continue
         is_away = False
-        for record in filter(wanted.takes, records):
-            yield record
+        yield [*filter(wanted.takes, records)]
 
 
-def _as_text(record: "Record") -> str:
+def _cells(record: "Record", display: Display) -> list[str]:
     content = record.content
     data = part_of(content, "data")
     asset = part_of(data, "asset")
-    amount = (
-        f"{text_of(data.get('amount'))} {text_of(asset.get('symbol') or asset.get('id'))}" if asset else ""
-    )
     assets = content.get("assets")  # of a record that is no event
-    about = many(len(assets), "asset") if isinstance(assets, dict | list) else about_text(data)
+    about = many(len(assets), "asset") if isinstance(assets, dict | list) else about_text(data, display.amount)
     if "by" in content:
         about += f", reset by {text_of(content['by'])}"
-    columns = [
-        text_of(content.get("timestamp")),
-        f"{printable(record.account):<16}",
-        f"{text_of(content.get('type')):<20}",
-        f"{amount:>20}",
-        f"{about:<32}",
+    type_ = text_of(content.get("type"))
+    return [
+        display.time(text_of(content.get("timestamp"))),
+        printable(record.account),
+        Fails(type_) if type_ in _FAILURES else type_,
+        text_of(data.get("amount")) if asset else "",
+        text_of(asset.get("symbol") or asset.get("id")) if asset else "",
+        about,
         f"#{text_of(data.get('sequence', content.get('sequence')))}",
         text_of(content["id"]) if "id" in content else "",
     ]
-    return "  ".join(columns).rstrip()
 
 
 def _any(text: str, globs: tuple[str, ...]) -> bool:

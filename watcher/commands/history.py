@@ -21,7 +21,16 @@ from watcher.commands._shared import (
     since_ms,
     since_option,
 )
-from watcher.commands._table import Columns, cell_of_sheet, known, moved_text, say_json, say_next
+from watcher.commands._table import (
+    Column,
+    Display,
+    cell_of_sheet,
+    display_options,
+    known,
+    moved_text,
+    say_json,
+    say_next,
+)
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -30,7 +39,17 @@ if TYPE_CHECKING:
     from watcher.store.opening import OpenStore
 
 _FIELDS = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
-_COLUMNS = ("time", "asset", "event", *_FIELDS, "moved")
+_COLUMNS = (
+    Column("time", "whole", rank=1),
+    Column("asset"),
+    Column("event", rank=2),
+    Column("total", "amount"),
+    Column("locked", "amount", rank=5),
+    Column("available", "amount", rank=3),
+    Column("pending in", "amount", rank=6),
+    Column("pending out", "amount", rank=6),
+    Column("moved", rank=4),
+)
 _CSV_COLUMNS = ("timestamp", "account", "asset", "symbol", "event", "sequence", *_FIELDS)
 _ROWS_AT_ONCE = 500
 _HEIGHT, _WIDTH, _NARROWEST = 8, 100, 20
@@ -43,6 +62,7 @@ _Row = dict[str, Any]
 @look_options
 @click.option("--asset", "assets", multiple=True, metavar="ASSET", help="Symbol or id; default: all.")
 @since_option
+@display_options
 @click.option("--csv", "is_csv", is_flag=True, help="Comma-separated, with a header; exact amounts.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per change; exact amounts.")
 @click.option("--plot", "is_plot", is_flag=True, help="Draw each asset over time.")
@@ -54,6 +74,7 @@ _Row = dict[str, Any]
 async def command(
     *,
     look: "Look",
+    display: Display,
     assets: tuple[str, ...],
     since: str | None,
     is_csv: bool,
@@ -102,7 +123,9 @@ async def command(
     elif is_csv:
         click.echo(_sheet(rows), nl=False)
     else:
-        Columns(*_COLUMNS, numbers=range(3, 8)).say([_cells(row) for row in rows])
+        with display.table(*_COLUMNS) as table:
+            for begin in range(0, len(rows), _ROWS_AT_ONCE):
+                table.say([_cells(row, display) for row in rows[begin : begin + _ROWS_AT_ONCE]])
     if not (rows or is_json or is_csv):
         click.echo("the log holds nothing of it since then", err=True)
     say_next(f"watcher audit {printable(account)}, to prove that it adds up")
@@ -160,10 +183,10 @@ async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -
         raise Unknown("account", account, names)
 
 
-def _cells(row: _Row) -> list[str]:
+def _cells(row: _Row, display: Display) -> list[str]:
     amounts = ["-" if row[field] is None else row[field] for field in _FIELDS]
-    moved = moved_text(row["effect"] or {})
-    return [row["timestamp"], printable(row["symbol"] or row["asset"]), row["event"], *amounts, moved]
+    moved, at = moved_text(row["effect"] or {}, display.amount), display.time(row["timestamp"])
+    return [at, printable(row["symbol"] or row["asset"]), row["event"], *amounts, moved]
 
 
 def _sheet(rows: Iterable[_Row]) -> str:

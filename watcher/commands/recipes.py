@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -10,7 +11,7 @@ import click
 
 from watcher import recipes
 from watcher.commands._shared import EXIT_CONFIGURATION, Unknown, print_findings, recipe_named
-from watcher.commands._table import Columns, say_json, say_next
+from watcher.commands._table import Column, Display, Table, display_options, say_json, say_next
 from watcher.environment import Environment
 from watcher.printable import many, printable
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from watcher.settings import AccountSettings, ProviderSettings
     from watcher.snapshot import Snapshot
 
+_COLUMNS = (
+    Column("recipe", "whole"),
+    Column("locked", "whole", rank=2),
+    Column("pending", "whole", rank=2),
+    Column("ran against", rank=1),
+    Column("reads", "prose"),
+)
+
 
 @click.command("recipes", short_help="The APIs that come described.")
 @click.argument(
@@ -27,8 +36,9 @@ if TYPE_CHECKING:
     required=False,
     shell_complete=lambda _, __, text: [name for name in recipes.names() if name.startswith(text)],
 )
+@partial(display_options, has_times=False)
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line.")
-def command(*, name: str | None, is_json: bool) -> None:
+def command(*, name: str | None, display: Display, is_json: bool) -> None:
     """List the APIs that come described as data, or print the recipe NAME.
 
     A section of the configuration uses one by its name: [providers.NAME], or any name and kind = "NAME". What
@@ -44,7 +54,8 @@ def command(*, name: str | None, is_json: bool) -> None:
             say_json({"name": recipe.name, **about, "ran_against": recipe.ran_against, "reads": recipe.reads})
         return
     rows = [(recipe.name, *known(recipe), recipe.ran_against, recipe.reads) for recipe in listed]
-    Columns("recipe", "locked", "pending", "ran against", "reads").say(rows)
+    with display.table(*_COLUMNS) as table:
+        table.say(rows)
     say_next("watcher init --provider NAME, or watcher recipes NAME")
 
 
@@ -156,9 +167,8 @@ def asked(request: "Request") -> str:
 
 
 def _say_rows(snapshot: "Snapshot", *, is_json: bool) -> None:
-    columns = Columns(
-        "asset", "total", "locked", "pending in", "pending out", "decimals", numbers=range(1, 6)
-    )
+    amounts_of = ("total", "locked", "pending in", "pending out", "decimals")
+    table = Table(Column("asset"), *(Column(title, "number") for title in amounts_of))
     cells: list[list[str]] = []
     for row in snapshot.row_by_asset.values():
         if is_json:
@@ -168,7 +178,7 @@ def _say_rows(snapshot: "Snapshot", *, is_json: bool) -> None:
         decimals = "-" if row.asset.decimals is None else str(row.asset.decimals)
         cells.append([printable(label), *amounts, decimals])
     if not is_json:
-        columns.say(cells)
+        table.say(cells)
         if not cells:
             click.echo("no asset")
         if snapshot.height is not None:

@@ -6,12 +6,21 @@ import secrets
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from watcher.commands._shared import in_a_loop, look_options
-from watcher.commands._table import Columns, age_text, say_json, say_next
+from watcher.commands._table import (
+    Column,
+    Display,
+    Waits,
+    age_text,
+    display_options,
+    say_json,
+    say_next,
+)
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -37,10 +46,11 @@ def command() -> None:
 
 @command.command("layout", short_help="Show the layout; with --to, move the store.")
 @look_options
+@partial(display_options, has_times=False)
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
 @click.option("--to", type=click.Choice(["1", "2"]), help="Move the store to this layout.")
 @in_a_loop
-async def layout_command(*, look: "Look", is_json: bool, to: str | None) -> None:
+async def layout_command(*, look: "Look", display: Display, is_json: bool, to: str | None) -> None:
     """Show in which layout the store is, which one is wanted, and which workers are there.
 
     With --to 1, workers of this version finish what they have in hand and stand by, and the store is moved
@@ -53,7 +63,7 @@ async def layout_command(*, look: "Look", is_json: bool, to: str | None) -> None
     async with open_to_look(look.settings.redis, in_any_layout=True) as store:
         if to is not None:
             await _move(look, store, int(to))
-        await _show(store, is_json=is_json)
+        await _show(store, display, is_json=is_json)
 
 
 async def _move(look: "Look", store: "OpenStore", to: int) -> None:
@@ -124,7 +134,7 @@ def _waiting(numbers: "Numbers", waits_for: "Sequence[Presence]") -> str:
     return f"waiting for workers of version {printable(waits_for[0].version)}: {names}; {wish}"
 
 
-async def _show(store: "OpenStore", *, is_json: bool) -> None:
+async def _show(store: "OpenStore", display: Display, *, is_json: bool) -> None:
     from watcher.store.layout import Layout
 
     numbers = await Layout(store.pipe, store.keys).read()
@@ -137,26 +147,31 @@ async def _show(store: "OpenStore", *, is_json: bool) -> None:
     else:
         state = f", being moved to layout {numbers.to}"
     click.echo(f"layout {numbers.at}{state}")
-    columns = Columns("SHARD", "", "ACCOUNTS", "RECORDS", "DEAD LETTERS", "DELIVERIES", numbers=range(2, 6))
-    columns.say(
-        [
-            (str(one["shard"]), "moved" if one["is_moved"] else "", *(f"{one[name]:,}" for name in _COUNTED))
-            for one in line["shards"]
-        ]
-    )
-    columns = Columns("WORKER", "VERSION", "LAYOUT", "SEEN", "")
-    columns.say(
-        [
+    counted = [Column(name.replace("_", " "), "number", rank=1) for name in _COUNTED]
+    with display.table(Column("shard", "number"), Column("state"), *counted) as table:
+        table.say(
+            [
+                (
+                    str(one["shard"]),
+                    "moved" if one["is_moved"] else "",
+                    *(f"{one[name]:,}" for name in _COUNTED),
+                )
+                for one in line["shards"]
+            ]
+        )
+    columns = (Column("worker"), Column("version"), Column("layout"), Column("seen", rank=1), Column("state"))
+    with display.table(*columns) as table:
+        rows = [
             (
                 printable(one["worker"]),
                 printable(one["version"]),
                 ", ".join(map(str, one["layouts"])),
                 f"{age_text(1000 * one['seen_s'])} ago",
-                "in the way" if one["in_the_way"] else "stands by" if one["stands_by"] else "",
+                Waits("in the way" if one["in_the_way"] else "stands by" if one["stands_by"] else ""),
             )
             for one in line["workers"]
         ]
-    )
+        table.say(rows)
     say_next("watcher status" if numbers.is_ready else "watcher store layout --to 2")
 
 
