@@ -38,7 +38,7 @@ SHOWN = {
     "events": ("treasury", "alice", "total.increased"),
     "deliveries": ("ops", "treasury", "alice"),
     "subscriptions": ("ops", "paused since"),
-    "audit": ("treasury  ok", "alice  ok", "bob  ok"),
+    "audit": ("treasury  ok", "alice     ok", "bob       ok"),
 }
 """What each command must show, whatever is wrong with the configuration."""
 

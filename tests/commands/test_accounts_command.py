@@ -61,9 +61,9 @@ def test_an_account_that_is_reset_is_polled_at_once_and_begins_with_a_baseline(
     )
     assert write(waits_ms) <= 0
     assert "not read yet" in run("balances", "treasury").out
-    (audited,) = run("audit", "treasury").lines
+    _, audited = run("audit", "treasury").lines
     assert audited.startswith("treasury  ok")
-    (forgotten,) = run("events", "--account", "treasury", "--type", "forgotten").lines
+    _, forgotten = run("events", "--account", "treasury", "--type", "forgotten").lines
     assert re.search(r"3 assets, reset by \S+@\S+", forgotten)
     assert "@" in run("events", "--account", "treasury", "--type", "forgotten", "--json").objects[0]["by"]
 
@@ -78,7 +78,7 @@ def test_an_account_that_is_reset_is_polled_at_once_and_begins_with_a_baseline(
         assert made[0].advance.is_baseline
 
     write(begun)
-    (audited,) = run("audit", "treasury").lines
+    _, audited = run("audit", "treasury").lines
     assert audited.startswith("treasury  ok")
     now = write(lambda books: books.pipe.command("LLEN", books.keys.queue("ops", "treasury")))
     assert now == queued + 1, "what waited waits, and behind it what moved since the baseline"

@@ -92,7 +92,7 @@ def test_a_store_of_0_1_is_shown_with_the_workers_that_are_in_the_way(run: Run, 
     text = run()
     assert text.lines[0] == "layout 1; layout 2 is wanted"
     assert [line.split() for line in text.lines[1:]] == [
-        ["WORKER", "VERSION", "LAYOUT", "SEEN"],
+        ["worker", "version", "layout", "seen", "state"],
         ["a-worker", "0.1.0", "1", "0s", "ago", "in", "the", "way"],
     ]
 

@@ -26,7 +26,7 @@ BALANCES = (
     Column("total", "amount"),
     Column("available", "amount", rank=1),
     Column("id", "whole", rank=3),
-    Column("why", "prose", rank=2),
+    Column("why", "prose", rank=2, least=24),
 )
 NAMES = ("treasury", "国庫の口座の名前", "🚀🚀🚀🚀🚀🚀🚀🚀🚀🚀🚀🚀🚀", "z̸̢̛a̷l̵g̶o̴", "a" * 200)
 AMOUNTS = ("0", "-12.5", "1234567.123456789012345678", "0.000000000123456789123", str(2**256 - 1))

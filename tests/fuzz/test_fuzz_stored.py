@@ -18,8 +18,9 @@ from tests.support.fuzzing import (
     text_objects,
 )
 from tests.support.stories import NOW_MS, STORY, WARNED, records_of, steps
+from watcher.commands._table import Display, Table
 from watcher.commands.deliveries import cells
-from watcher.commands.events import _as_text
+from watcher.commands.events import _COLUMNS, _cells
 from watcher.delivery.resend import Replay
 from watcher.engine.breaker import pace_per_s
 from watcher.journal.account import Rules
@@ -185,7 +186,7 @@ def replayed(*records: Record) -> None:
 
 def looked_at(record: Record) -> None:
     """Do what the commands and the page do with a record."""
-    _as_text(record)
+    Table(*_COLUMNS, width=80).say([_cells(record, Display(is_local=True))])
     list(_steps(record))
     if "id" in record.content:
         json.dumps(_event(record))

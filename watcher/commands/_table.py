@@ -220,9 +220,6 @@ def cell_of_sheet(text: str | None) -> str | None:
 _MOST_DECIMALS, _LONGEST_AMOUNT = 8, 31
 """Of an amount for the eye: decimals that say something, and characters in all."""
 
-_LEAST = 8
-"""Characters that are left of a text, where there is no room for all of it."""
-
 _GAP = "  "
 
 
@@ -238,7 +235,7 @@ class Waits(str):
     __slots__ = ()
 
 
-_CELL_COLORS = {Fails: "red", Waits: "yellow"}
+_COLOR_BY_TYPE: Mapping[type, str] = {Fails: "red", Waits: "yellow"}
 
 
 def width_of(text: str) -> int:
@@ -246,17 +243,19 @@ def width_of(text: str) -> int:
     marks upon other characters."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if category(one) in ("Mn", "Me") else 1 + (east_asian_width(one) in "WF") for one in text
-    )
+    return sum(0 if category(one) in ("Mn", "Me") else 1 + (east_asian_width(one) in "WF") for one in text)
 
 
 def cut(text: str, width: int) -> str:
     """Cut a text to so many columns; its end is … then."""
     if width_of(text) <= width:
         return text
+    return _head(text, width - 1) + "…"
+
+
+def _head(text: str, width: int) -> str:
     ends = accumulate(map(width_of, text))
-    return text[: sum(1 for _ in takewhile(lambda end: end < width, ends))] + "…"
+    return text[: sum(1 for _ in takewhile(lambda end: end <= width, ends))]
 
 
 def amount_text(text: str, width: int = _LONGEST_AMOUNT) -> str:
@@ -265,6 +264,8 @@ def amount_text(text: str, width: int = _LONGEST_AMOUNT) -> str:
     """
     if len(text) <= min(width, _MOST_DECIMALS + 1):
         return text
+    if not text.isascii():
+        return cut(text, width)
     whole, _, decimals = text.partition(".")
     zeros = 0 if whole.strip("+-0") else len(decimals) - len(decimals.lstrip("0"))
     for most in range(_MOST_DECIMALS, 0, -1):
@@ -286,31 +287,32 @@ def amount_text(text: str, width: int = _LONGEST_AMOUNT) -> str:
 class Column(NamedTuple):
     """A text that may be cut; a `whole` one that is not; a number; an amount; or, last, prose that wraps.
 
-    Where the terminal is too narrow, the columns of the highest `rank` are left out, but none of rank 0.
+    Where the terminal is too narrow, texts are cut, to `least` columns of it; then the columns of the highest
+    `rank` are left out, but none of rank 0.
     """
 
     title: str
     kind: Literal["text", "whole", "number", "amount", "prose"] = "text"
     rank: int = 0
+    least: int = 8
 
     @property
     def is_right(self) -> bool:
         return self.kind in ("number", "amount")
 
-    def least(self, cells: Sequence[str]) -> int:
+    def needs(self, cells: Sequence[str]) -> int:
         """The width below which the cells say too little; the title of what is not cut is not cut either."""
         if self.kind in ("whole", "number"):
             return max(map(width_of, (self.title, *cells)))
         if self.kind == "amount":
-            return max(len(self.title), *(len(amount_text(cell, _LEAST + 2)) for cell in cells))
-        most = 3 * _LEAST if self.kind == "prose" else _LEAST
-        return min(most, max(map(width_of, (self.title, *cells))))
+            return max(len(self.title), *(len(amount_text(cell, self.least + 2)) for cell in cells))
+        return min(self.least, max(map(width_of, (self.title, *cells))))
 
 
 class Table:
-    """Rows in columns that fit a `width`, if there is one, and only ever get wider, so that a long list can be
-    printed in parts. The first part decides which columns there is room for; what is left out is said at the
-    end. In a `is_wide` one nothing is cut.
+    """Rows in columns that fit a `width`, if there is one, and only ever get wider, so that a long list can
+    be printed in parts. The first part decides which columns there is room for; what is left out is said at
+    the end. In one that `is_wide` nothing is cut.
     """
 
     def __init__(self, *columns: Column, width: int | None = None, is_wide: bool = False) -> None:
@@ -344,7 +346,7 @@ class Table:
     def _choose(self, rows: Sequence[Sequence[str]]) -> None:
         """Leave columns out until the rest has room."""
         cells = [*zip(*rows, strict=True)]
-        leasts = [one.least(cells[i]) for i, one in enumerate(self._columns)]
+        leasts = [one.needs(cells[i]) for i, one in enumerate(self._columns)]
         self._widths = [width_of(one.title) if one.kind != "text" else 1 for one in self._columns]
         if self._width is None:
             return
@@ -373,7 +375,8 @@ class Table:
                 self._widths[i] += min(more, max(0, self._width - self._sum(self._widths)))
 
     def _sum(self, widths: Sequence[int]) -> int:
-        return sum(widths[i] for i in self._places) + len(_GAP) * (len(self._places) - 1)
+        total: int = sum(widths[i] for i in self._places)
+        return total + len(_GAP) * (len(self._places) - 1)
 
     def _shown(self, cell: str, column: Column) -> str:
         return amount_text(cell) if column.kind == "amount" and not self._is_wide else cell
@@ -392,7 +395,7 @@ class Table:
                 elif column.kind in ("text", "amount"):
                     text = cut(text, width)
             pad = " " * max(0, width - width_of(text))
-            color = _CELL_COLORS.get(type(cell))
+            color = _COLOR_BY_TYPE.get(type(cell))
             shown = click.style(text, fg=color) if color else text
             is_last = i == self._places[-1]
             cells.append(f"{pad}{shown}" if column.is_right else shown if is_last else f"{shown}{pad}")
@@ -408,7 +411,7 @@ def wrapped(text: str, width: int) -> list[str]:
             lines.append("")
         lines[-1] += f" {word}" if lines[-1] else word
         while width_of(lines[-1]) > width:
-            head = cut(lines[-1], width + 1).removesuffix("…") or lines[-1][0]
+            head = _head(lines[-1], width) or lines[-1][0]
             lines[-1:] = [head, lines[-1][len(head) :]]
     return lines
 
@@ -426,7 +429,7 @@ class Display(NamedTuple):
         return text if self.is_wide else amount_text(text)
 
     def time(self, text: str) -> str:
-        """Write a time, given as `2026-11-20T11:45:55.846Z`, as --since takes it: to the second, unless wide."""
+        """Write a time, given as `2026-11-20T11:45:55.846Z`, as --since takes it: to the second, or wide."""
         try:
             moment = datetime.fromisoformat(text)
         except ValueError:

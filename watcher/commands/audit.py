@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from watcher.settings import Settings
     from watcher.store.inventory import Audited
 
+_COLUMNS = (Column("account"), Column("verdict", "whole"), Column("because", "prose", least=24))
+
 _MOST_FINDINGS = 5
 """Findings printed for people per account, or of each kind: one missing record may put every later one out of
 place."""
@@ -66,7 +68,7 @@ async def command(
         lines = [_as_json(name, verdicts[name]) for name in names]
         click.echo("".join(f"{line}\n" for line in lines), nl=False)
     else:
-        with display.table(Column("account"), Column("audit", "whole"), Column("because", "prose")) as table:
+        with display.table(*_COLUMNS) as table:
             table.say([row for name in names for row in _rows(name, verdicts[name], display)])
     differ = [name for name in names if verdicts[name].findings]
     click.echo(f"{len(names) - len(differ):,} of {many(len(names), 'account')} add up", err=True)

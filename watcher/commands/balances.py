@@ -40,7 +40,7 @@ _COLUMNS = (
     Column("pending in", "amount", rank=3),
     Column("pending out", "amount", rank=3),
     Column("read", "whole", rank=5),
-    Column("not emitted yet", "prose", rank=1),
+    Column("not emitted yet", "prose", rank=1, least=24),
 )
 _CSV_COLUMNS = (
     *("account", "provider", "asset", "symbol", "name", "decimals", *_BALANCE),

@@ -44,7 +44,11 @@ if TYPE_CHECKING:
     from watcher.store.reader import DeadLetter, Queue, Reader, Tried
 
 _OWNER = (Column("subscription"), Column("account", rank=1))
-_EVENT = (Column("event", "whole", rank=2), Column("type", rank=4), Column("sequence", "number", rank=6))
+_EVENT = (
+    Column("event", "whole", rank=2),
+    Column("type", "whole", rank=4),
+    Column("sequence", "number", rank=6),
+)
 _COLUMNS_BY_KIND = {
     "waiting": (
         *_OWNER,
@@ -54,7 +58,7 @@ _COLUMNS_BY_KIND = {
         Column("failed", "number", rank=3),
         Column("due", "whole"),
     ),
-    "dead": (*_OWNER, *_EVENT, Column("given up", "whole", rank=3), Column("reason", "prose")),
+    "dead": (*_OWNER, *_EVENT, Column("given up", "whole", rank=3), Column("reason", "prose", least=24)),
     "attempts": (
         *_OWNER,
         Column("event", "whole", rank=3),
@@ -62,7 +66,7 @@ _COLUMNS_BY_KIND = {
         Column("when", "whole", rank=2),
         Column("took", "number", rank=5),
         Column("outcome", "whole"),
-        Column("answer", "prose"),
+        Column("answer", "prose", least=24),
     ),
 }
 

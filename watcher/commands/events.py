@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 _COLUMNS = (
     Column("time", "whole", rank=1),
     Column("account"),
-    Column("type", rank=2),
+    Column("type", "whole", rank=2),
     Column("amount", "amount"),
     Column("asset"),
-    Column("moved", rank=4),
+    Column("moved", rank=6, least=24),
     Column("sequence", "number", rank=5),
     Column("event", "whole", rank=3),
 )
@@ -180,7 +180,9 @@ def _cells(record: "Record", display: Display) -> list[str]:
     data = part_of(content, "data")
     asset = part_of(data, "asset")
     assets = content.get("assets")  # of a record that is no event
-    about = many(len(assets), "asset") if isinstance(assets, dict | list) else about_text(data, display.amount)
+    about = about_text(data, display.amount)
+    if isinstance(assets, dict | list):
+        about = many(len(assets), "asset")
     if "by" in content:
         about += f", reset by {text_of(content['by'])}"
     type_ = text_of(content.get("type"))

@@ -42,13 +42,13 @@ _FIELDS = ("total", "locked", "available", "pending_deposit", "pending_withdrawa
 _COLUMNS = (
     Column("time", "whole", rank=1),
     Column("asset"),
-    Column("event", rank=2),
+    Column("event", "whole", rank=2),
     Column("total", "amount"),
     Column("locked", "amount", rank=5),
     Column("available", "amount", rank=3),
     Column("pending in", "amount", rank=6),
     Column("pending out", "amount", rank=6),
-    Column("moved", rank=4),
+    Column("moved", rank=6, least=24),
 )
 _CSV_COLUMNS = ("timestamp", "account", "asset", "symbol", "event", "sequence", *_FIELDS)
 _ROWS_AT_ONCE = 500

@@ -26,7 +26,7 @@ _COLUMNS = (
     Column("locked", "whole", rank=2),
     Column("pending", "whole", rank=2),
     Column("ran against", rank=1),
-    Column("reads", "prose"),
+    Column("reads", "prose", least=24),
 )
 
 
