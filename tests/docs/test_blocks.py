@@ -28,6 +28,7 @@ from tests.docs.platforms import assert_a_platform_takes_it
 from tests.docs.reader import Reader, wait_for
 from tests.support.builders import SECRET
 from tests.support.events_schema import assert_valid
+from tests.support.nodes import ethereum
 from tests.support.servers import a_free_port, real_server
 from watcher.cli import group
 from watcher.config.loading import load
@@ -64,7 +65,7 @@ def is_what_ci_runs(block: Block, _: Path) -> None:
 def loads(block: Block, folder: Path) -> None:
     if 'kind = "exchange"' in block.text:
         pytest.importorskip("ccxt", reason="needs ccxt: pip install 'balance-watcher[exchange]'")
-    (folder / "watcher.toml").write_text(block.text if block.text == EXAMPLE else f"{EXAMPLE}\n{block.text}")
+    (folder / "watcher.toml").write_text(EXAMPLE if block.text in EXAMPLE else f"{EXAMPLE}\n{block.text}")
     assert "treasury" in load(folder / "watcher.toml", ENVIRON).settings.account_by_name
 
 
@@ -101,10 +102,26 @@ def is_a_picture(block: Block, _: Path) -> None:
     assert "─▶" in block.text
 
 
+def watches_something_real(block: Block, folder: Path) -> None:
+    """Of the file above it, by a node of our own in the place of the public one."""
+    reader, port = Reader(folder), a_free_port()
+    with ethereum("--chain-id=1") as chain:
+        node = f'[providers.ethereum]\nbase_url = "{chain.node.url}"'
+        configuration = EXAMPLE.replace("[providers.ethereum]", node).replace("8788", str(port))
+        (folder / "watcher.toml").write_text(configuration)
+        listening = "watcher listen --secret-env OPS_SECRET"
+        with reader.running(
+            block.text.replace(listening, f"{listening} --port {port}"), until="verified"
+        ) as said:
+            (line,) = (line for line in said.read_text().splitlines() if line.endswith("verified"))
+            assert line.split()[1:3] == ["account.baseline", "treasury"]
+            assert reader.run("watcher balances").returncode == 0
+
+
 def starts_a_user(block: Block, folder: Path) -> None:
-    init, check, run = block.text.splitlines()
+    init, check, ping, run = block.text.splitlines()
     reader = Reader(folder, **ENVIRON)
-    assert reader.run(init).stdout.splitlines()[1:] == [shown(check), shown(run)], "as the text says"
+    assert reader.run(init).stdout.splitlines()[1:] == [check, ping, run], "as the text says"
     configuration = (folder / "watcher.toml").read_text()
     (folder / "watcher.toml").write_text(
         re.sub(r"^base_url = .*$", NOWHERE, configuration, flags=re.MULTILINE)
@@ -463,6 +480,7 @@ async def is_a_sink(block: Block, _: Path) -> None:
 TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | None]] = {
     ("sh", ".venv/bin/pip install -q"): is_what_ci_runs,
     ("", "─▶"): is_a_picture,
+    ("sh", "watcher listen"): watches_something_real,
     ("sh", "watcher init"): starts_a_user,
     ("toml", ""): loads,
     ("sh", "watcher sandbox"): serves_and_receives,
@@ -473,7 +491,7 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("json", "evt_"): is_an_event,
     ("sh", "watcher run | watcher tail"): tells_people,
     ("sh", "watcher health"): lives,
-    ("sh", "watcher ping ops"): acts,
+    ("sh", "watcher deliveries give-up"): acts,
     ("sh", "/v1"): adds_by_the_api,
     ("sh", "_WATCHER_COMPLETE"): completes,
     ("python", "class Acme"): is_the_contract,
@@ -531,24 +549,6 @@ def test_every_fence_opens_or_closes_a_block_and_every_treatment_has_one() -> No
 def test_a_command_of_a_platform_that_nobody_knows_would_be_noticed(text: str) -> None:
     with pytest.raises(AssertionError):
         assert_a_platform_takes_it(text)
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_link_leads_somewhere(file: str) -> None:
-    text = (ROOT / file).read_text()
-    for link in re.findall(r"\]\(([^)]+)\)", text):
-        path, _, anchor = link.partition("#")
-        if path.startswith("https:"):
-            continue
-        target = (ROOT / file).parent / path if path else ROOT / file
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target.read_text()), link
-
-
-def anchors(text: str) -> set[str]:
-    """What the headings are called in a link."""
-    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def ours() -> list[str]:

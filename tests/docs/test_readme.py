@@ -1,28 +1,44 @@
 """README.md is read to its end, and leads on to every text there is for people."""
 
 import re
+from pathlib import Path
+
+import pytest
 
 from tests.docs.blocks import FILES, ROOT
 
-README = (ROOT / "README.md").read_text()
 MOST_LINES = 200
 
 
 def test_it_is_short_enough_to_be_read_to_its_end() -> None:
-    assert len(README.splitlines()) <= MOST_LINES
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
 
 
-def links_of(file: str) -> set[str]:
-    """The texts that one leads to, from the root of the repository."""
-    text, folder = (ROOT / file).read_text(), (ROOT / file).parent
-    paths = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    return {str((folder / path).resolve().relative_to(ROOT)) for path in paths if path} & {*FILES}
+def links_of(file: str) -> list[tuple[Path, str]]:
+    """The files of ours that a text leads to, each with the anchor in it, if any."""
+    found = re.findall(r"(?:\]\(|\bsrc(?:set)?=\")([^)\"\s]+)", (ROOT / file).read_text())
+    parts = [link.partition("#") for link in found if not link.startswith("https:")]
+    return [((ROOT / file).parent / path if path else ROOT / file, anchor) for path, _, anchor in parts]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_link_leads_somewhere(file: str) -> None:
+    for target, anchor in links_of(file):
+        assert target.exists(), target
+        assert not anchor or anchor in anchors(target.read_text()), f"{target}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """What the headings are called in a link."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_every_text_is_found_from_it() -> None:
-    found: set[str] = set()
-    todo = {"README.md"}
+    found: set[Path] = set()
+    todo = {ROOT / "README.md"}
     while todo:
         found |= todo
-        todo = {link for file in todo for link in links_of(file)} - found
-    assert found == {*FILES}
+        links = {path.resolve() for file in todo for path, _ in links_of(str(file.relative_to(ROOT)))}
+        todo = {path for path in links if path.suffix == ".md"} - found
+    assert found == {ROOT / file for file in FILES}
