@@ -242,6 +242,9 @@ async def test_what_cannot_be_asked_for_is_said_and_what_is_gone_with_the_oldest
             {"after": "1" * 15, "account": "treasury"},
             {"limit": 0},
             {"limit": 1001},
+            {"type": ""},
+            {"type": "*a" * 33},  # it is read at every request, while all else waits
+            {"type": "deposit.\n"},
         ):
             seen = await api.get("/events", **query)
             assert (seen.status, seen.data["title"]) == (400, "Bad Request"), query

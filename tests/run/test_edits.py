@@ -367,6 +367,13 @@ async def test_damage_in_the_place_of_a_record_is_deleted_and_written_anew(place
     assert (await place.put()).change == "created"
 
 
+async def test_damage_in_the_place_of_a_record_leaves_alone_what_the_file_defines(place: Place) -> None:
+    key = place.keys.account_records(shard_of("treasury"))
+    await place.pipe.command("HSET", key, "treasury", "damaged")
+    with refused("read_only"):
+        await place.editor.delete("account", "treasury", by="operator")
+
+
 async def test_every_change_is_a_line_that_says_who_did_what_and_shows_no_secret(
     place: Place,
 ) -> None:

@@ -13,6 +13,7 @@ from pydantic_core import core_schema
 
 from watcher import __version__
 from watcher.api.edits import LINES, Again
+from watcher.api.events import TYPE
 from watcher.api.problems import MOST_OF_A_PAGE, query_of
 from watcher.durations import duration_text
 from watcher.observe.views import SUBSCRIPTION_STATES
@@ -358,7 +359,7 @@ _QUERY: Mapping[str, tuple[str, JsonSchemaValue]] = {
     "limit": ("how many, at most", {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_PAGE}),
     "account": ("of this account alone", {"type": "string"}),
     "subscription": ("as they were queued for this subscription", {"type": "string"}),
-    "type": ("of this type, or of a glob such as `deposit.*`", {"type": "string"}),
+    "type": ("of this type, or of a glob such as `deposit.*`", {"type": "string", "pattern": f"^{TYPE}$"}),
     "state": ("what waits, or dead letters", {"enum": ["waiting", "dead"], "default": "waiting"}),
 }
 _NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"}

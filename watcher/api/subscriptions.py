@@ -93,7 +93,7 @@ def _after(text: str, state: str) -> _Place:
     """Read a cursor. Raises Problem: 400."""
     if not text:
         return _Place(0, "", 0, "")
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         of_state, shard, account, number, item = json.loads(urlsafe_b64decode(f"{text}=="))
         place = _Place(shard, account, number, item)
         is_of_us = of_state == state and [*map(type, place)] == [int, str, int, str]

@@ -304,6 +304,7 @@ class Editor:
             try:
                 record = await self._directory.get(kind, name)
             except BadRecord:
+                self._check(kind, name, None, anything)
                 expected = None
             else:
                 self._check(kind, name, record, match)
