@@ -117,7 +117,17 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="watcher", message="%(prog)s %(version)s")
 @click.pass_context
 def group(context: click.Context) -> None:
-    """Polls balance APIs and POSTs signed change events that reconcile."""
+    """Polls balance APIs and POSTs signed change events that reconcile.
+
+    \b
+    Examples:
+      watcher demo
+      watcher init --provider ethereum --to slack
+      watcher status
+
+    Exit codes: 0 done, or yes; 1 the answer is no; 2 a mistake of use; 69 Redis cannot be reached; 70 a bug;
+    78 the configuration is not valid; 130 and 143 a second signal ended it.
+    """
     context.color = False if Environment().get("NO_COLOR") else None
 
 

@@ -1,13 +1,21 @@
 """Tables fit the terminal they are shown on, and an amount that is cut is never shown as another one."""
 
 import re
+import subprocess
+import sys
 import time
 from decimal import Decimal
+from fcntl import ioctl
+from pathlib import Path
+from struct import pack
+from termios import TIOCSWINSZ
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.program import environment
+from tests.support.terminal import a_terminal
 from watcher.commands._table import (
     Column,
     Display,
@@ -149,6 +157,24 @@ def test_a_time_is_shown_to_the_second_as_since_takes_it(monkeypatch: pytest.Mon
         monkeypatch.undo()
         time.tzset()
     assert Display().time("\x1b[2J") == "\\x1b[2J"
+
+
+def shown_on_a_terminal(file: Path, columns: int, *arguments: str, **more: str) -> str:
+    """Run a command on a terminal of so many columns."""
+    with a_terminal(file) as terminal:
+        ioctl(terminal, TIOCSWINSZ, pack("HHHH", 24, columns, 0, 0))
+        command = (sys.executable, "-m", "watcher", *arguments)
+        variables = environment(**more)
+        subprocess.run(command, stdout=terminal, stderr=terminal, env=variables, check=True)
+    return file.read_text()
+
+
+def test_the_terminal_says_how_wide_it_is(tmp_path: Path) -> None:
+    shown = shown_on_a_terminal(tmp_path / "shown", 60, "recipes")
+    assert max(map(width_of, shown.splitlines())) <= 60
+    assert shown.startswith("recipe ")
+    assert "\nno room for " in shown
+    assert shown.endswith("next: watcher init --provider NAME, or watcher recipes NAME\n")
 
 
 def test_a_hundred_thousand_rows_are_shown_in_parts_and_in_no_time(

@@ -32,7 +32,16 @@ _POLLS_BETWEEN = 10
 
 @click.group("accounts", cls=ListFirst, short_help="List accounts, remove one, or let it begin anew.")
 def command() -> None:
-    """The accounts of the configuration, and those that came through the API. Lists them, by itself."""
+    """List the accounts of the configuration and of the API, show or remove one, or let it begin anew.
+
+    \b
+    Examples:
+      watcher accounts
+      watcher accounts show treasury
+
+    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    configuration says where it is.
+    """
 
 
 @command.command("list", short_help="List all, with where each comes from.")
@@ -41,7 +50,16 @@ def command() -> None:
 @json_option
 @in_a_loop
 async def list_command(*, look: "Look", display: Display, is_json: bool) -> None:
-    """List the accounts: those of the configuration, and those that came through the API."""
+    """List the accounts: those of the configuration, and those that came through the API.
+
+    \b
+    Examples:
+      watcher accounts list
+      watcher accounts list --json
+
+    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    configuration says where it is.
+    """
     async with opened(look) as found:
         rows = []
         for name, account in found.settings.account_by_name.items():
@@ -66,6 +84,14 @@ async def list_command(*, look: "Look", display: Display, is_json: bool) -> None
 async def show_command(*, look: "Look", is_json: bool, name: str) -> None:
     """Print the account NAME as a section of the configuration. For one that came through the API this takes
     the key of [api].
+
+    \b
+    Examples:
+      watcher accounts show treasury
+      watcher accounts show treasury --json
+
+    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    configuration says where it is, or has the key of [api].
     """
     from watcher.commands.export import say_section
 
@@ -81,6 +107,14 @@ async def show_command(*, look: "Look", is_json: bool, name: str) -> None:
 async def remove_command(*, look: "Look", is_sure: bool, name: str) -> None:
     """Remove the account NAME, which came through the API. It is polled no more within two seconds, and
     forgotten ten minutes later, unless it is put back. Events of it that wait are delivered.
+
+    \b
+    Examples:
+      watcher accounts remove treasury
+      watcher accounts remove treasury --yes
+
+    Exit codes: 0 done; 1 it was not removed; 2 a mistake of use, or an unknown name; 69 Redis cannot be
+    reached; 78 no configuration says where it is.
     """
     await remove(look, "account", name, is_sure=is_sure, question=f"Remove {name}? It is polled no more.")
     say_next("watcher accounts")
@@ -115,6 +149,14 @@ async def reset_command(*, look: "Look", is_sure: bool, name: str) -> None:
     For a chain that was replaced, or a node that was set back, on purpose. What moved in between is never
     emitted. Workers may go on meanwhile: what waits is delivered, sequences rise on, and the account is
     polled at once.
+
+    \b
+    Examples:
+      watcher accounts reset treasury
+      watcher accounts reset treasury --yes
+
+    Exit codes: 0 done; 1 it was not reset; 2 a mistake of use, or an unknown name; 69 Redis cannot be
+    reached; 78 no configuration says where it is.
     """
     from watcher.journal.step import reset
     from watcher.store.members import Roster

@@ -47,11 +47,19 @@ async def command(
 ) -> int:
     """Replay the event log and compare it with the state: of every account, or of ACCOUNT (a name or glob).
 
-    Exits with 0 if every effect leads from its baseline, or from the oldest record kept, to what is
-    published now, and with 1 if anything is missing, changed, out of place or there twice.
+    Every effect has to lead from its baseline, or from the oldest record kept, to what is published now.
 
     With --store: whether each event's body is there as long as anything refers to it, each queue in its
     schedule, each schedule in the index, and every key one of watcher's. Workers may go on meanwhile.
+
+    \b
+    Examples:
+      watcher audit
+      watcher audit treasury
+      watcher audit --store
+
+    Exit codes: 0 all adds up; 1 something is missing, changed, out of place or there twice; 2 a mistake of
+    use, or an unknown name; 69 Redis cannot be reached; 78 no configuration says where it is.
     """
     if is_of_store:
         if account:

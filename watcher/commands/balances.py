@@ -60,11 +60,19 @@ _Row = dict[str, Any]
 async def command(
     *, look: "Look", display: Display, is_json: bool, is_csv: bool, account: str | None
 ) -> None:
-    """The last accepted balances: of every account, or of ACCOUNT (a name or glob).
+    """Show the last accepted balances: of every account, or of ACCOUNT (a name or glob).
 
     What is pending confirmation waits for its other half for a few successful polls; what is suspect waits
     for a second opinion, or for a minute where a full listing suddenly names nothing. Both are emitted then,
     or turn out to be nothing.
+
+    \b
+    Examples:
+      watcher balances
+      watcher balances 'cold-*' --csv > balances.csv
+
+    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    configuration says where it is.
     """
     from watcher.store.reader import Reader
 

@@ -45,16 +45,23 @@ def command(
 ) -> int:
     """Find every mistake in the configuration, before anything runs.
 
-    Prints a summary and exits with 0, or prints all mistakes on stderr and exits with 78.
+    Prints a summary, or all mistakes.
 
     With --connect it also tries Redis and the rights there, polls one account of each provider, compares the
-    clocks, and goes as far as the TLS of each subscriber: nothing is written, nothing is sent. It exits with
-    1 if anything fails. A Redis whose certificate is self-signed needs ?ssl_ca_certs=/path/ca.pem in
-    redis.url.
+    clocks, and goes as far as the TLS of each subscriber: nothing is written, nothing is sent. A Redis whose
+    certificate is self-signed needs ?ssl_ca_certs=/path/ca.pem in redis.url.
 
     With --recipe it prints what answers say of the first account of that file, asset by asset, and what
-    events a second poll's answers would make. Without --answer: what is asked for. It exits with 1 if a poll
-    would reject an answer.
+    events a second poll's answers would make. Without --answer: what is asked for.
+
+    \b
+    Examples:
+      watcher check
+      watcher check --connect
+      watcher check --recipe bitcoin-core --answer answer.json
+
+    Exit codes: 0 it is good; 1 something failed that --connect tried, or a poll would reject an answer; 2 a
+    mistake of use; 78 there are mistakes, all of them on stderr.
     """
     if recipe is not None:
         from watcher.commands.recipes import read_answers

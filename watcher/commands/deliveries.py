@@ -132,7 +132,7 @@ async def command(
     action: str,
     event_id: str | None,
 ) -> int:
-    """What waits for each subscription, queue by queue; what was given up; what was tried.
+    """Show what waits for each subscription, queue by queue; what was given up; what was tried.
 
     Of what waits, the first N are shown, the queue that is due first above; one that is being worked on is
     due when its lease ends. Of the rest the latest N are shown, oldest first. An attempt that delivered at
@@ -143,9 +143,13 @@ async def command(
     first. If the event waits for several subscriptions, name one.
 
     \b
-    watcher deliveries --subscription ops
-    watcher deliveries give-up evt_exq2atkfezkrl7uwjqzorlfh --subscription ops
-    watcher resend evt_exq2atkfezkrl7uwjqzorlfh --subscription ops
+    Examples:
+      watcher deliveries --subscription ops
+      watcher deliveries --dead --since 1d
+      watcher deliveries give-up evt_exq2atkfezkrl7uwjqzorlfh --subscription ops
+
+    Exit codes: 0 done; 1 the event could not be given up; 2 a mistake of use, or an unknown name; 69 Redis
+    cannot be reached; 78 no configuration says where it is.
     """
     if (action == "give-up") != bool(event_id):
         raise click.UsageError("give-up needs the EVENT_ID of what waits, and only it does")

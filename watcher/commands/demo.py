@@ -36,8 +36,15 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
     """See it work on this machine, within ten seconds: no Redis, key or network needed.
 
     Changes are made at simulators of three providers; a worker polls them and sends signed webhooks; a
-    receiver verifies each. The exit code is 0 if every change was emitted exactly once, in order, and all of
-    them add up; otherwise it is 1, and the last lines say what is wrong.
+    receiver verifies each.
+
+    \b
+    Examples:
+      watcher demo
+      watcher demo --fast
+
+    Exit codes: 0 every change was emitted exactly once, in order, and all of them add up; 1 not so, and the
+    last lines say why; 2 a mistake of use.
     """
     from watcher.observe.log import configure
     from watcher.service.serve import loop_factory

@@ -98,10 +98,18 @@ async def command(
     is_followed: bool,
     is_json: bool,
 ) -> None:
-    """What was emitted, from the event log, oldest first.
+    """Show what was emitted, from the event log, oldest first.
 
     The log keeps the latest records that fit into an eighth of Redis' memory. `--type baseline` and
     `--type forgotten` show what else is in it: where balances start and end.
+
+    \b
+    Examples:
+      watcher events --account treasury --since 2h
+      watcher events --type 'deposit.*' --follow --json
+
+    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    configuration says where it is.
     """
     from watcher.store.opening import open_to_look
 

@@ -68,10 +68,17 @@ def command(
     tokens: BinaryIO | None,
     is_json: bool,
 ) -> int:
-    """What events two answers of a provider would make: the bodies of two polls, one after the other.
+    """Say what events two answers of a provider would make: the bodies of two polls, one after the other.
 
     Says what is emitted at once, what is pending confirmation or suspect and why, and what becomes of it if
-    further polls answer the same. Exits with 1 if a poll would reject one of the files.
+    further polls answer the same.
+
+    \b
+    Examples:
+      watcher explain before.json after.json
+      watcher explain before.json after.json --tokens tokens.json --settle-polls 0
+
+    Exit codes: 0 done; 1 a poll would reject one of the files; 2 a mistake of use.
     """
     from watcher.journal.account import Rules
     from watcher.preview import preview

@@ -74,7 +74,15 @@ async def command(*, look: "Look", folder: Path, has_secrets: bool) -> int:
 
     DIR gets subscriptions.toml (for watcher.toml), accounts.jsonl (for accounts_file) and, with --secrets,
     state.jsonl (tokens, and what is verified). Without --secrets a variable stands for each secret, and those
-    to be set are printed. This takes the key of [api]. Exits with 1 if a record had to be left out.
+    to be set are printed. This takes the key of [api].
+
+    \b
+    Examples:
+      watcher export --to backup
+      watcher export --to backup --secrets
+
+    Exit codes: 0 done; 1 a record had to be left out, or a file is there already; 2 a mistake of use; 69
+    Redis cannot be reached; 78 no configuration, or none with the key of [api].
     """
     from watcher.config.loading import as_toml
     from watcher.sealing import Unopened

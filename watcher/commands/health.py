@@ -35,10 +35,17 @@ _AHEAD_S = 5.0
 )
 @token_option
 def command(*, path: Path | None, max_age: str, url: str | None, token_name: str | None) -> int:
-    """Say whether a worker lives: exit code 0, or 1 and the reason.
+    """Say whether a worker lives, and if not, why.
 
     With --file, by how long ago its heartbeat file was touched; else by asking /livez. A worker whose Redis
     is down lives; one with a loop that is stuck does not.
+
+    \b
+    Examples:
+      watcher health
+      watcher health --file /run/watcher/heartbeat
+
+    Exit codes: 0 it lives; 1 it does not, and why; 2 a mistake of use; 78 the token's variable holds none.
     """
     problem: str | None
     if path and not url:

@@ -83,17 +83,19 @@ async def command(
     field: str,
     account: str,
 ) -> None:
-    """What ACCOUNT held over time: a line for each change that was emitted, and for each start.
+    """Show what ACCOUNT held over time: a line for each change that was emitted, and for each start.
 
     Read from the event log, which keeps the latest records that fit into an eighth of Redis' memory. A line
     says what the account held from that time on.
 
     \b
-    watcher history treasury --since 7d
-    watcher history treasury --asset LRC --plot
-    watcher history treasury --csv > treasury.csv
+    Examples:
+      watcher history treasury --since 7d
+      watcher history treasury --asset LRC --plot
+      watcher history treasury --csv > treasury.csv
 
-    Exits with 0, or with 2 if no account or asset has that name.
+    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    configuration says where it is.
     """
     from watcher.store.opening import open_to_look
     from watcher.store.reader import Reader

@@ -83,6 +83,14 @@ async def command(*, config_path: Path | None, is_preview: bool, files: tuple[Pa
     checked as the API checks, and where anything is wrong nothing is written. What is there already, and the
     same, stays as it is, so that this can be repeated. A subscription whose state.jsonl is given keeps its
     tokens and needs no ping; any other waits until its URL has answered one. This takes the key of [api].
+
+    \b
+    Examples:
+      watcher import backup/accounts.jsonl backup/subscriptions.toml --dry-run
+      watcher import backup/accounts.jsonl backup/subscriptions.toml backup/state.jsonl
+
+    Exit codes: 0 done; 1 something had to be left out; 2 a mistake of use; 69 Redis cannot be reached; 78
+    there are mistakes, and nothing was written.
     """
     from watcher.config.findings import ConfigRefused, Findings
     from watcher.store.opening import open_to_look

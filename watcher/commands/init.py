@@ -49,6 +49,13 @@ def command(*, path: Path, provider: str | None, to: str | None, is_forced: bool
     On a terminal it asks for what --provider and --to do not say. The commands to go on with are on stdout; a
     signing secret in them is fresh and written nowhere: keep it where you keep secrets, and give it to the
     receiver too.
+
+    \b
+    Examples:
+      watcher init
+      watcher init --provider ethereum --to slack
+
+    Exit codes: 0 it is written; 1 there is a file already, or it cannot be written; 2 a mistake of use.
     """
     if not is_forced and path.exists():  # before anything is asked
         raise _there_already(path)

@@ -68,6 +68,13 @@ def command(
 
     Notices repeats, and gaps by `previous_sequence`. Without a secret nothing is verified. What fails to
     verify is answered with 400 and is not forwarded.
+
+    \b
+    Examples:
+      watcher listen --secret-env OPS_SECRET
+      watcher listen --fail 503:2 --save captured
+
+    Exit codes: 0 it ended on a signal; 1 it cannot listen there; 2 a mistake of use.
     """
     from watcher.receiver import Fail, Receiver
 

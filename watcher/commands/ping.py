@@ -75,7 +75,15 @@ async def command(*, config_path: Path | None, type_: str, name: str) -> int:
     It goes out from here and at once: no worker need run, no Redis, unless SUBSCRIPTION came through the API,
     and a pause does not matter. It changes nothing: what is unverified stays so. A sample of
     another type than `subscription.ping` is about an account called `sample`, and its data says
-    `"sample": true`. Exits with 0 if the answer was 2xx, with 1 if not.
+    `"sample": true`.
+
+    \b
+    Examples:
+      watcher ping ops
+      watcher ping ops --event deposit.cleared
+
+    Exit codes: 0 the answer was 2xx; 1 it was not, and what to do; 2 a mistake of use, or an unknown name; 69
+    Redis cannot be reached; 78 the configuration is not valid.
     """
     from watcher.config.loading import Look
     from watcher.delivery.chat import target_of

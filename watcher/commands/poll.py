@@ -35,7 +35,15 @@ async def command(*, look: "Look", provider: str | None, is_json: bool, accounts
     second where a worker is free.
 
     However often it is called, an account is polled once a second at most, and the rate limit of its provider
-    holds. What waits for a retry goes on waiting. Exits with 1 if an account is on no schedule yet.
+    holds. What waits for a retry goes on waiting.
+
+    \b
+    Examples:
+      watcher poll treasury
+      watcher poll --provider loopring
+
+    Exit codes: 0 they are due; 1 an account is on no schedule yet; 2 a mistake of use, or an unknown name; 69
+    Redis cannot be reached; 78 no configuration says where it is.
     """
     from watcher.store.members import WOKEN, Roster, woken_line
     from watcher.store.opening import open_to_look

@@ -43,6 +43,13 @@ def command(*, name: str | None, display: Display, is_json: bool) -> None:
 
     A section of the configuration uses one by its name: [providers.NAME], or any name and kind = "NAME". What
     is printed is a configuration of kind http that does the same, to copy and edit.
+
+    \b
+    Examples:
+      watcher recipes
+      watcher recipes bitcoin-core > watcher.toml
+
+    Exit codes: 0 done; 2 a mistake of use, or an unknown recipe.
     """
     if name is not None:
         click.echo(recipe_named(name).text)

@@ -55,6 +55,15 @@ async def command(
     sends again all that the subscription wants, from the event log. Everything goes to the end of its queue,
     with the same id, and is delivered by the workers, in order per account. What still waits there is not
     queued a second time.
+
+    \b
+    Examples:
+      watcher resend --dead --subscription ops --dry-run
+      watcher resend --since 2h --subscription ops
+      watcher resend evt_exq2atkfezkrl7uwjqzorlfh
+
+    Exit codes: 0 done; 1 something is left out, or nothing is left of the event; 2 a mistake of use, or an
+    unknown name; 69 Redis cannot be reached; 78 the configuration is not valid.
     """
     from watcher.config.loading import Look
     from watcher.delivery.resend import Wish, send_again

@@ -54,6 +54,15 @@ def command(
     SIGTERM and Ctrl-C finish what is in hand, within worker.drain; a second Ctrl-C, or a second SIGTERM
     after 5 s, ends at once. SIGHUP reads the configuration again. Start as many as you like: they share the
     work through Redis.
+
+    \b
+    Examples:
+      watcher run --http 127.0.0.1:8787 --page
+      watcher run --once
+
+    Exit codes: 0 it ended as it was asked to; 1 with --once, an account could not be read; 2 a mistake of
+    use; 69 Redis cannot be reached, with --once; 70 a bug; 78 the configuration is not valid; 130 or 143 a
+    second signal ended it.
     """
     if has_page and not address:
         raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")

@@ -66,6 +66,13 @@ def command(
 
     A line of a script is, for example,
     {"at": 1.5, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}
+
+    \b
+    Examples:
+      watcher sandbox --run
+      watcher sandbox --seed 7
+
+    Exit codes: 0 it ended on Ctrl-C; 1 it cannot serve there; 2 a mistake of use.
     """
     if script_file and seed is not None:
         raise click.UsageError("--script and --seed exclude each other: a script leaves nothing to chance")

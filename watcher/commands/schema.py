@@ -13,6 +13,13 @@ def command(*, what: str) -> None:
     """Print an OpenAPI 3.1 document: the catalogue of events, one webhook per type; or the API.
 
     What a worker serves at /v1/openapi.json also names the providers of its configuration.
+
+    \b
+    Examples:
+      watcher schema events > events.json
+      watcher schema api > api.json
+
+    Exit codes: 0 done; 2 a mistake of use.
     """
     if what == "events":
         from watcher.schema import openapi

@@ -62,7 +62,15 @@ def verifying(secrets: Sequence[str]) -> list[str]:
 
 @click.group("secret", short_help="Make signing secrets, and keys for the API.")
 def command() -> None:
-    """Make signing secrets and keys, and print the public part of private secrets."""
+    """Make signing secrets and keys, and print the public part of private secrets.
+
+    \b
+    Examples:
+      watcher secret new
+      watcher secret public --secret-env OPS_KEY
+
+    Exit codes: 0 done; 2 a mistake of use.
+    """
 
 
 @command.command()
@@ -75,6 +83,13 @@ def new(*, ed25519: bool, key: bool) -> None:
 
     A shared one, whsec_…, goes to both sides. With --ed25519 the sender's private key, whsk_…, goes to
     stdout, and the receiver's public key, whpk_…, to stderr; `watcher secret public` prints it again.
+
+    \b
+    Examples:
+      watcher secret new
+      watcher secret new --ed25519
+
+    Exit codes: 0 done; 2 a mistake of use.
     """
     from watcher.delivery.signing import new_ed25519, new_secret
     from watcher.sealing import new_key
@@ -93,7 +108,15 @@ def new(*, ed25519: bool, key: bool) -> None:
 @command.command()
 @secret_options
 def public(*, secret_names: tuple[str, ...], secret_files: tuple[Path, ...]) -> None:
-    """Print the public key, whpk_…, of a private one, whsk_…."""
+    """Print the public key, whpk_…, of a private one, whsk_….
+
+    \b
+    Examples:
+      watcher secret public --secret-env OPS_KEY
+      watcher secret public --secret-file key.txt
+
+    Exit codes: 0 done; 2 a mistake of use.
+    """
     from watcher.delivery.signing import BadSecret, public_key
 
     secrets = secrets_given(secret_names, secret_files)

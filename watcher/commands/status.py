@@ -48,10 +48,17 @@ _Line = dict[str, Any]
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line, with its `kind`.")
 @in_a_loop
 async def command(*, look: "Look", is_json: bool) -> None:
-    """The state of everything: Redis and what it promises, workers, providers, accounts, subscriptions.
+    """Show the state of everything: Redis and what it promises, workers, providers, accounts, subscriptions.
 
     Reads Redis alone: no worker need run. With --json, only accounts with problems have a line.
-    Exits with 0, whatever the state.
+
+    \b
+    Examples:
+      watcher status
+      watcher status --json | jq 'select(.kind == "account")'
+
+    Exit codes: 0 whatever the state; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78
+    no configuration says where it is.
     """
     lines = await read_lines(look)
     if is_json:

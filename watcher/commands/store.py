@@ -36,11 +36,19 @@ _LOOK_S = 0.5
 
 @click.group("store", short_help="The layout of the store: show it, move it up and back.")
 def command() -> None:
-    """How everything lies in Redis.
+    """Show how everything lies in Redis, and move it up and back.
 
     Version 0.1 works in layout 1, this one in layout 2. A worker of this version that finds layout 1 stands
     by until the last worker of 0.1 has ended, and then moves the store. Meanwhile nothing is polled or sent,
     and nothing is lost.
+
+    \b
+    Examples:
+      watcher store layout
+      watcher store layout --to 2
+
+    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    configuration says where it is.
     """
 
 
@@ -57,6 +65,14 @@ async def layout_command(*, look: "Look", display: Display, is_json: bool, to: s
     back for version 0.1; they work again after --to 2. With --to 2, it is moved as soon as the workers of 0.1
     have ended. Either waits for that, and may be ended at any time: run it again, or leave the rest to a
     worker that stands by.
+
+    \b
+    Examples:
+      watcher store layout
+      watcher store layout --to 1
+
+    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    configuration says where it is.
     """
     from watcher.store.opening import open_to_look
 

@@ -44,7 +44,9 @@ _Line = dict[str, Any]
 )
 @in_a_loop
 async def command(*, look: "Look", is_json: bool, is_sure: bool, action: str, name: str | None) -> None:
-    """The state of subscriptions: ACTION is list (the default), or show, pause, resume or remove NAME.
+    """Show the state of subscriptions, or change it.
+
+    ACTION is list (the default), or show, pause, resume or remove NAME.
 
     A paused subscription is sent nothing and loses nothing: its events are kept, and go out in order when it
     is resumed. Workers that run notice within a second or two. Resuming also forgets earlier failures, and
@@ -52,6 +54,14 @@ async def command(*, look: "Look", is_json: bool, is_sure: bool, action: str, na
 
     Show prints a subscription as a section of the configuration, without its secrets. Remove takes away one
     that came through the API, and what waits for it.
+
+    \b
+    Examples:
+      watcher subscriptions
+      watcher subscriptions resume ops
+
+    Exit codes: 0 done; 1 it was not removed; 2 a mistake of use, or an unknown name; 69 Redis cannot be
+    reached; 78 no configuration says where it is.
     """
     from watcher.commands.accounts import remove
     from watcher.commands.export import say_section

@@ -43,16 +43,19 @@ def command(
     color: bool | None,
     is_json: bool,
 ) -> None:
-    """Structured log lines, for people, with filters.
+    """Show structured log lines to people, with filters.
 
     Reads FILEs or standard input, and takes off what platforms put before or around a line: prefixes, the
     JSON of journald, docker, Loki and Google Cloud, and log.prefix. Lines that are not watcher's own pass on
     as they are, unless --event, --account or --subscription is given.
 
     \b
-    watcher run | watcher tail --level warning
-    heroku logs --tail | watcher tail --event 'delivery.*'
-    docker compose logs -f | watcher tail --account treasury
+    Examples:
+      watcher run | watcher tail --level warning
+      heroku logs --tail | watcher tail --event 'delivery.*'
+      docker compose logs -f | watcher tail --account treasury
+
+    Exit codes: 0 the input has ended; 2 a mistake of use.
     """
     if is_followed and "-" in files:
         raise click.UsageError("--follow goes by the names of files; standard input is followed anyway")

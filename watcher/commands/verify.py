@@ -69,7 +69,14 @@ def command(
     """Check a captured webhook: its headers, and the bytes of its body in BODY_FILE (`-`: stdin).
 
     A file that `watcher listen --save DIR` wrote, or another one of a whole request, holds both. Says what is
-    checked, step by step, and which step fails. Exits with 0 if it is genuine, 1 if not.
+    checked, step by step, and which step fails.
+
+    \b
+    Examples:
+      watcher verify --secret-env OPS_SECRET captured.http
+      watcher verify --secret-file secret.txt --headers headers.txt body.json
+
+    Exit codes: 0 it is genuine; 1 it is not; 2 a mistake of use.
     """
     secrets = verifying(secrets_given(secret_names, secret_files))
     if not secrets:

@@ -1,0 +1,105 @@
+"""The help of every command says what it does, by examples that work, and how it can end."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from watcher.cli import COMMANDS, group, main
+
+BEGINS = re.compile(
+    r"(Write|Show|List|Print|Find|Poll|Say|See|Replay|Make|Remove|Forget|Send|Receive|Check|Serve)s?\b"
+)
+"""What it does is said first, by a verb."""
+
+CODES = {0, 1, 2, 69, 70, 78, 130, 143}
+
+
+def commands(
+    command: click.Command = group, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(found, (*path, name))
+
+
+EVERY = {" ".join(path): command for path, command in commands()}
+
+
+def helped(command: click.Command) -> str:
+    assert command.help is not None
+    return command.help.replace("\b", "")
+
+
+def examples(text: str) -> list[str]:
+    """Read the lines below `Examples:`."""
+    _, _, rest = text.partition("Examples:\n")
+    return [line.strip() for line in rest.partition("\n\n")[0].splitlines()]
+
+
+def called(example: str) -> Iterator[list[str]]:
+    """Find the calls of watcher in a line of a shell, each without its redirections."""
+    words = shlex.shlex(example, posix=True, punctuation_chars="|>&;")
+    words.whitespace_split = True
+    call: list[str] = []
+    for word in (*words, "|"):
+        if word in ("|", "&&", ";"):
+            if call[0] == "watcher":
+                yield call[1 : call.index(">")] if ">" in call else call[1:]
+            call = []
+        else:
+            call.append(word)
+
+
+def test_every_command_is_looked_at() -> None:
+    assert {*COMMANDS, "accounts show", "store layout", "secret new"} < {*EVERY}
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name])
+def test_a_help_begins_with_what_the_command_does(name: str) -> None:
+    first = helped(EVERY[name]).partition("\n")[0]
+    assert BEGINS.match(first), first
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_help_names_the_exit_codes(name: str) -> None:
+    _, is_said, said = helped(EVERY[name]).partition("Exit codes: ")
+    assert is_said
+    codes = [int(code) for code in re.findall(r"(?:^|; |or |and )(\d+) ", " ".join(said.split()))]
+    assert {0, 2} <= {*codes} <= CODES
+    assert codes == sorted(codes)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_examples_of_a_help_are_taken_by_the_command_itself(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = examples(helped(EVERY[name]))
+    assert len(found) >= 2
+    assert max(map(len, found)) <= 100
+    invoked: list[str] = []
+
+    def invoke(_: click.Command, context: click.Context) -> None:
+        invoked.append(context.command_path.removeprefix("watcher").strip())
+
+    monkeypatch.setattr(click.Command, "invoke", invoke)
+    monkeypatch.chdir(tmp_path)
+    for example in found:
+        calls = [*called(example)]
+        assert calls, example
+        for call in calls:
+            for word in call:
+                if re.search(r"\.[a-z]+$", word):  # a file that it is to read
+                    Path(word).parent.mkdir(exist_ok=True)
+                    Path(word).touch()
+            with pytest.raises(SystemExit) as ended:
+                main(call)
+            assert ended.value.code == 0, example
+        assert not name or any(path.startswith(name.split()[0]) for path in invoked), example
