@@ -164,7 +164,7 @@ def shown_on_a_terminal(file: Path, columns: int, *arguments: str, **more: str) 
     with a_terminal(file) as terminal:
         ioctl(terminal, TIOCSWINSZ, pack("HHHH", 24, columns, 0, 0))
         command = (sys.executable, "-m", "watcher", *arguments)
-        variables = environment(**more)
+        variables = environment(COLUMNS="", **more)
         subprocess.run(command, stdout=terminal, stderr=terminal, env=variables, check=True)
     return file.read_text()
 
