@@ -29,7 +29,7 @@ from watcher.journal.interest import Interest
 from watcher.journal.log import Damaged, Record, audit, read_back
 from watcher.journal.step import Reading, diff, go_stale
 from watcher.observe.page.document import _event
-from watcher.observe.page.look import _steps
+from watcher.observe.page.look import steps_of
 from watcher.observe.views import attempt_line, letter_line
 from watcher.store.history import _record
 from watcher.store.keys import MOST
@@ -187,7 +187,7 @@ def replayed(*records: Record) -> None:
 def looked_at(record: Record) -> None:
     """Do what the commands and the page do with a record."""
     Table(*_COLUMNS, width=80).say([_cells(record, Display(is_local=True))])
-    list(_steps(record))
+    list(steps_of(record))
     if "id" in record.content:
         json.dumps(_event(record))
     with suppress(Damaged):

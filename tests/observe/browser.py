@@ -67,8 +67,8 @@ class Browser:
                 await asyncio.sleep(0.05)
         return value
 
-    async def picture(self) -> bytes:
-        said = await self.call("Page.captureScreenshot", captureBeyondViewport=False)
+    async def picture(self, kind: str = "png") -> bytes:
+        said = await self.call("Page.captureScreenshot", format=kind, captureBeyondViewport=False)
         return base64.b64decode(said["data"])
 
     async def listen(self) -> None:

@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from watcher.amounts import to_atoms, to_text
+from watcher.journal.log import Record
 from watcher.observe.page.document import MOST_POINTS, Point, Step, curve, of_asset, thinned
+from watcher.observe.page.look import steps_of
 
 
 def a_step(at_ms: int, moved: str | None, asset: str | None = "ETH") -> Step:
@@ -34,6 +36,15 @@ def test_a_curve_goes_below_zero_where_the_account_was_overdrawn() -> None:
 
 def test_what_nobody_moved_was_the_same_all_the_time() -> None:
     assert spelled(curve(to_atoms("3"), [], since_ms=10)) == [(10, "3")]
+
+
+def test_a_token_that_came_after_its_account_was_first_read_goes_no_further_back_than_that() -> None:
+    baseline = {"type": "baseline", "assets": {"ETH": ["5", "0", "0", "0"]}, "whole": True}
+    event = {"type": "total.increased", "data": {"asset": {"id": "NEW"}, "effect": {"total": "7"}}}
+    records = [Record("treasury", 0, baseline, "20-0"), Record("treasury", 0, event, "30-0")]
+    steps = [step for record in records for _, step in steps_of(record)]
+    for asset, total, points in (("ETH", "5", [(20, "5")]), ("NEW", "7", [(20, "0"), (30, "7")])):
+        assert spelled(curve(to_atoms(total), of_asset(steps, asset), since_ms=0)) == points
 
 
 def test_a_record_that_cannot_be_read_ends_what_is_known_of_every_asset() -> None:

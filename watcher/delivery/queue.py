@@ -20,7 +20,7 @@ from watcher.engine.breaker import RESULTS, paused
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.journal.events import Delivery
-from watcher.observe.counters import LAG_BOUNDS_S, Counters
+from watcher.observe.counters import LAG_BOUNDS_S, Attempted, Counters
 from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS
@@ -410,10 +410,13 @@ class DeliveryWork(Generic[T_target]):
         if len(one.deliveries) > 1:
             together = {"deliveries": len(one.deliveries), "last_event_id": one.deliveries[-1].event_id}
         self._counters.by_attempt[target.name, verdict.outcome.value] += 1
+        now_ms = self._now_ms()
+        attempted = Attempted(now_ms, one.number, verdict.outcome.value, attempt.status, attempt.duration_ms)
+        self._counters.attempted[target.name] = attempted
         if verdict.outcome is Outcome.DELIVERED:
-            now_ms = self._now_ms()
             self._counters.deliveries += len(one.deliveries)
             for each in one.deliveries:
+                self._counters.remember(target.name, each.event_id, attempted)
                 lag_s = max(0, now_ms - each.sequence) / 1000
                 self._counters.by_lag[bisect_left(LAG_BOUNDS_S, lag_s)] += 1
                 self._counters.lagging_s += lag_s

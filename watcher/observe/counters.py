@@ -4,16 +4,31 @@ Not the types of prometheus_client: only a worker with `--http` imports that, na
 configured must not show, and a count costs a seventh.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 POLL_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """From the answer of a near provider to the longest timeout in use."""
 
 LAG_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 21_600.0, 86_400.0)
 """From an immediate delivery to one of the last retries."""
+
+
+MOST_DELIVERED = 2_000
+"""Deliveries that a worker remembers, to say how they went: Redis keeps no word of a smooth one."""
+
+
+class Attempted(NamedTuple):
+    """One attempt: when its result was known (Unix ms), its number, and what came of it."""
+
+    at_ms: int
+    attempt: int
+    outcome: str
+    status: int | None
+    duration_ms: int
 
 
 @dataclass(slots=True)
@@ -42,6 +57,16 @@ class Counters:
     by_api_request: Counter[str] = field(default_factory=Counter)  # outcome
     by_lag: Counter[int] = field(default_factory=Counter)  # index of LAG_BOUNDS_S
     lagging_s: float = 0.0
+    delivered: OrderedDict[tuple[str, str], Attempted] = field(default_factory=OrderedDict)
+    """By subscription and event, the latest MOST_DELIVERED."""
+    attempted: dict[str, Attempted] = field(default_factory=dict)
+    """By subscription, the latest."""
+
+    def remember(self, subscription: str, event_id: str, attempted: Attempted) -> None:
+        """Remember how an event was delivered; what was remembered longest goes."""
+        self.delivered[subscription, event_id] = attempted
+        if len(self.delivered) > MOST_DELIVERED:
+            self.delivered.popitem(last=False)
 
     def since(self, before: "Counters") -> dict[str, int]:
         """Return what was added since an earlier copy, as the heartbeat line reports it."""

@@ -4,15 +4,19 @@ Refuses to read anything, and to pass on a secret: of a subscription's URL it ha
 outside one printable line.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from watcher.amounts import to_text
+from watcher.journal.events import iso
 from watcher.journal.explain import in_atoms
 from watcher.journal.log import Record
+from watcher.observe.counters import Attempted
 from watcher.observe.views import (
+    PROBLEMS,
     SUBSCRIPTION_STATES,
     Line,
     Overview,
@@ -22,20 +26,29 @@ from watcher.observe.views import (
     place_of,
     problems_of,
     provider_line,
+    server_line,
     subscription_line,
+    worker_line,
 )
-from watcher.printable import printable, without_secrets
+from watcher.printable import many, printable, without_secrets
 from watcher.settings import Settings
+from watcher.store.exceptions import StoreError
+from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
+from watcher.store.members import Presence
+from watcher.store.reader import Backlog, Tried
 from watcher.store.reader import Seen as SeenAccount
-from watcher.store.reader import Tried
 
-MOST_ACCOUNTS = 200
-MOST_BALANCES = 500
+MOST_ACCOUNTS = 1_000
+MOST_BALANCES = 3_000
 MOST_OF_AN_ACCOUNT = 50
 MOST_PROVIDERS = 50
 MOST_SUBSCRIPTIONS = 100
+MOST_WORKERS = 20
 MOST_ERRORS = 5
+MOST_RECEIVERS = 20
+"""Of one event, those first to which it was not delivered."""
+
 MOST_ATTEMPTS = 12
 """Of one event at one subscription: more than the default retries."""
 
@@ -45,6 +58,7 @@ MOST_POINTS = 48
 _PASSING = {"pending confirmation", "suspect", "never read"}
 """Problems that do not put an account first."""
 
+_FAILS = {*PROBLEMS} - _PASSING
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 
 
@@ -89,11 +103,33 @@ def of_asset(steps: Iterable[Step], asset: str) -> list[Step]:
     return [step for step in steps if step.asset in (asset, None)]
 
 
-class Owed(NamedTuple):
-    """Deliveries that wait, by event and subscription; how many queues of an account were not read whole."""
+class Recorded(NamedTuple):
+    """What the directory has: how many records, by kind and state; of accounts that are shown the state, by
+    name; of a few subscriptions the state, why, and since when they are unverified (Unix ms)."""
 
-    waiting: frozenset[tuple[str, str]]
-    unread_by_account: Mapping[str, int]
+    counts: Mapping[tuple[str, str], int]
+    accounts: Mapping[str, str]
+    subscriptions: Mapping[str, tuple[str, str, int | None]]
+
+    def count(self, kind: str | None, state: str | None = None) -> int:
+        """Count the records of a kind and in a state; None: of all."""
+        return sum(
+            count
+            for (one, its_state), count in self.counts.items()
+            if kind in (None, one) and state in (None, its_state)
+        )
+
+
+NOTHING_RECORDED = Recorded({}, {}, {})
+
+
+class Owed(NamedTuple):
+    """The subscriptions that an event waits for, by its id; the queues (subscription, account) that were read
+    whole; and the subscriptions of which something was given up."""
+
+    waiting: Mapping[str, Collection[str]]
+    read: Collection[tuple[str, str]]
+    with_dead: Collection[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +144,13 @@ class Found:
     since_ms: int
     attempts: Sequence[tuple[str, Tried]]
     owed: Owed
+    delivered: Mapping[tuple[str, str], Attempted] = field(default_factory=dict)
+    """By subscription and event, what this worker remembers."""
+    attempted: Mapping[str, Attempted] = field(default_factory=dict)
+    workers: Sequence[Presence] = ()
+    server: tuple[Guarantee | StoreError, str] | None = None
+    """What it promises, and where it is."""
+    recorded: Recorded = NOTHING_RECORDED
 
 
 def names_shown(settings: Settings, overview: Overview, events: Iterable[Record]) -> list[str]:
@@ -125,10 +168,6 @@ def document(settings: Settings, found: Found) -> Line:
     """Everything that the page shows. Each list has the number of those that were `left_out`."""
     overview, now_ms = found.overview, found.now_ms
     accounts = _accounts(settings, found)
-    rows = [row for account in accounts for row in account["balances"]]
-    since_ms = min((row["curve"][0].at_ms for row in rows), default=now_ms)  # all curves span the same time
-    for row in rows:
-        row["curve"] = thinned(row["curve"], since_ms=since_ms, until_ms=now_ms)
     providers = [
         provider_line(name, overview.failing[name], overview.overdue[name], now_ms)
         for name in settings.provider_by_name
@@ -138,13 +177,14 @@ def document(settings: Settings, found: Found) -> Line:
             {**error, "reason": _said(error["reason"])} for error in line["errors"][:MOST_ERRORS]
         ]
     providers.sort(key=lambda line: not any(error["todo"] for error in line["errors"]))
+    names = dict.fromkeys((*overview.waiting, *found.recorded.subscriptions))
     subscriptions = sorted(
-        (_subscription(settings, name, overview, now_ms) for name in overview.waiting),
-        key=lambda line: SUBSCRIPTION_STATES.index(line["state"]),
+        (_subscription(settings, name, found) for name in names),
+        key=lambda line: (SUBSCRIPTION_STATES.index(line["state"]), line["record"] not in _NOT_IN_FORCE),
     )
-    return {
+    seen = {
         "now_ms": now_ms,
-        "curves": {"since_ms": since_ms, "until_ms": now_ms},
+        "since_ms": min((account["since_ms"] for account in accounts), default=now_ms),
         "accounts": {
             "shown": accounts,
             "left_out": max(0, len(settings.account_by_name) - len(accounts)),
@@ -153,12 +193,80 @@ def document(settings: Settings, found: Found) -> Line:
         },
         "providers": _first(MOST_PROVIDERS, providers),
         "subscriptions": _first(MOST_SUBSCRIPTIONS, subscriptions),
+        "workers": _first(MOST_WORKERS, [_worker(one, now_ms) for one in found.workers]),
+        "server": server_line(*found.server) if found.server else None,
+        "directory": {
+            **{f"{kind}s": found.recorded.count(kind) for kind in ("account", "subscription")},
+            **{state: found.recorded.count(None, state) for state in (*_NOT_IN_FORCE, "shadowed")},
+        },
         "events": [*_events(found)],
     }
+    return {**seen, "health": health(seen, subscriptions)}
+
+
+_NOT_IN_FORCE = {"unverified": "unverified", "locked": "locked", "unfit": "not valid here"}
+"""States of a record of the API that keep it from its work."""
+
+
+def health(seen: Line, subscriptions: Sequence[Line]) -> Line:
+    """Say what is not as it should be, in the sense of `status`: first what fails, then what waits, then what
+    was not read yet."""
+    accounts = seen["accounts"]
+    problems = Counter(problem for account in accounts["shown"] for problem in account["problems"])
+    states = Counter(line["state"] for line in subscriptions)
+    least = "at least " if accounts["left_out"] else ""
+    unread = sum(
+        {"never read", "failing"} & {*one["problems"]} == {"never read"} for one in accounts["shown"]
+    )
+    providers, server, directory = seen["providers"]["shown"], seen["server"], seen["directory"]
+    counted = [
+        ("failing", least, problems["quarantined"], "account", "quarantined"),
+        ("failing", "", accounts["stale"], "account", "stale"),
+        ("failing", "", accounts["failing"], "account", "failing"),
+        ("failing", "", states["paused"], "subscription", "paused"),
+        ("failing", "", states["failing"], "subscription", "failing"),
+        ("failing", "", sum(line["late_s"] > 0 for line in providers), "provider", "polled late"),
+        ("waiting", "", states["backing off"], "subscription", "backing off"),
+        ("waiting", "", states["delayed"], "subscription", "delayed"),
+        ("waiting", "", sum(line["dead"] for line in subscriptions), "dead letter", ""),
+        ("waiting", least, problems["suspect"], "account", "suspect"),
+        *(
+            ("waiting", "", directory[state], "record", f"of the API {word}")
+            for state, word in _NOT_IN_FORCE.items()
+        ),
+        ("unread", least, unread, "account", "not read yet"),
+    ]
+    told = [
+        ("failing", f"{line['provider']}: {error['error_class']}: {error['reason']}")
+        for line in providers
+        for error in line["errors"]
+        if error["todo"]
+    ]
+    told += [
+        (state, f"{least_of}{many(count, noun)} {what}".rstrip())
+        for state, least_of, count, noun, what in counted
+        if count
+    ]
+    told += [("waiting", f"Redis: {warning}") for warning in (server["warnings"] if server else ())]
+    told.sort(key=lambda one: _HEALTH.index(one[0]))
+    return {
+        "state": told[0][0] if told else "well",
+        "problems": [{"state": state, "text": text} for state, text in told],
+    }
+
+
+_HEALTH = ("failing", "waiting", "unread", "well")
 
 
 def _first(most: int, lines: Sequence[Line]) -> Line:
     return {"shown": lines[:most], "left_out": max(0, len(lines) - most)}
+
+
+def _worker(presence: Presence, now_ms: int) -> Line:
+    return {
+        name: printable(value) if isinstance(value, str) else value
+        for name, value in worker_line(presence, now_ms).items()
+    }
 
 
 def _accounts(settings: Settings, found: Found) -> list[Line]:
@@ -189,19 +297,43 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
             row["curve"] = curve(total, moves, since_ms=found.since_ms)
             rows.append(row)
         left -= len(rows)
+        since_ms = min((row["curve"][0].at_ms for row in rows), default=found.now_ms)
+        for row in rows:  # of one account, they span the same time
+            row["curve"] = thinned(row["curve"], since_ms=since_ms, until_ms=found.now_ms)
         line["reason"] = _said(line["reason"])
-        lines.append({**line, "balances": rows, "left_out": len(entries) - len(rows)})
-    return sorted(lines, key=lambda line: not {*line["problems"]} - _PASSING)
+        left_out = len(entries) - len(rows)
+        line["record"] = found.recorded.accounts.get(account.name, "file")
+        lines.append({**line, "since_ms": since_ms, "balances": rows, "left_out": left_out})
+    return sorted(lines, key=lambda line: not {*line["problems"]} & _FAILS)
 
 
-def _subscription(settings: Settings, name: str, overview: Overview, now_ms: int) -> Line:
-    breaker = overview.breakers.get(name)
-    known, waiting = settings.subscription_by_name.get(name), overview.waiting[name]
-    line = subscription_line(name, waiting, breaker, now_ms, known=known, is_configured=True)
-    return {**line, "reason": _said(line["reason"]), "place": place_of(settings, name)}
+def _subscription(settings: Settings, name: str, found: Found) -> Line:
+    breaker, waiting = found.overview.breakers.get(name), found.overview.waiting.get(name, Backlog())
+    known = settings.subscription_by_name.get(name)
+    line = subscription_line(name, waiting, breaker, found.now_ms, known=known, is_configured=True)
+    record, why, since_ms = found.recorded.subscriptions.get(name, ("file", "", None))
+    last = found.attempted.get(name)
+    return {
+        **line,
+        "reason": _said(line["reason"]),
+        "place": place_of(settings, name),
+        "record": record,
+        "record_reason": _said(why) or None,
+        "unverified_since": iso(since_ms) if since_ms else None,
+        "last_attempt": _remembered(last) if last else None,
+    }
+
+
+def _remembered(one: Attempted) -> Line:
+    said = {name: value for name, value in one._asdict().items() if name != "at_ms"}
+    return {**said, "at": iso(one.at_ms), "error": None, "answer": None}
 
 
 _STATE_BY_OUTCOME = {"delivered": "delivered", "refused": "given up"}
+_DELIVERY_STATES = ("given up", "waiting", "may wait", "gone", "delivered")
+"""What became of an event at one subscription, the worst first. Gone: it waits no longer, and whether it was
+delivered or given up is not known."""
+
 _KEPT = ("attempt", "outcome", "status", "duration_ms", "at")
 
 
@@ -213,18 +345,31 @@ def _events(found: Found) -> Iterator[Line]:
         kept = {name: _outside(line[name]) for name in _KEPT}
         kept |= {"error": _said(line["error"]), "answer": _said(line["answer"])}
         tried.setdefault(str(line["event_id"]), {}).setdefault(subscription, []).append(kept)
-    for event_id, subscription in found.owed.waiting:
-        tried.setdefault(event_id, {}).setdefault(subscription, [])
     for record in reversed(found.events):
         event_id, deliveries = str(record.content["id"]), []
-        for name, attempts in sorted(tried.get(event_id, {}).items()):
+        tries, waiting = tried.get(event_id, {}), found.owed.waiting.get(event_id, ())
+        for name in dict.fromkeys((*record.previous, *tries, *waiting)):
+            attempts = tries.get(name, [])
+            known = found.delivered.get((name, event_id))
+            # Of a smooth delivery nothing is written down: this worker may remember it.
+            if known and known.attempt == 1 and (not attempts or attempts[-1]["at"] < iso(known.at_ms)):
+                attempts = [*attempts, _remembered(known)]
             outcome = str(attempts[-1]["outcome"]) if attempts else ""
-            is_waiting = (event_id, name) in found.owed.waiting
-            state = "waiting" if is_waiting else _STATE_BY_OUTCOME.get(outcome, "unknown")
-            shown = attempts[-MOST_ATTEMPTS:]
-            deliveries.append({"subscription": name, "state": state, "attempts": shown})
-        unread = found.owed.unread_by_account.get(record.account, 0)
-        yield {**_event(record), "deliveries": deliveries, "unread_queues": unread}
+            if name in waiting:
+                state = "waiting"
+            elif outcome in _STATE_BY_OUTCOME:
+                state = _STATE_BY_OUTCOME[outcome]
+            elif (name, record.account) not in found.owed.read:
+                state = "may wait"
+            else:  # it left its queue: with no dead letter there is one way to do so
+                state = "gone" if name in found.owed.with_dead else "delivered"
+            deliveries.append({"subscription": name, "state": state, "attempts": attempts[-MOST_ATTEMPTS:]})
+        deliveries.sort(key=lambda one: (_DELIVERY_STATES.index(one["state"]), one["subscription"]))
+        yield {
+            **_event(record),
+            "deliveries": deliveries[:MOST_RECEIVERS],
+            "left_out": max(0, len(deliveries) - MOST_RECEIVERS),
+        }
 
 
 def _event(record: Record) -> Line:

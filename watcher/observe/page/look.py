@@ -4,11 +4,12 @@ import asyncio
 import re
 import time
 from base64 import b64encode
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
-from itertools import islice, product
+from itertools import islice
+from typing import get_args
 
 import orjson
 from aiohttp import web
@@ -17,14 +18,26 @@ from aiohttp.typedefs import Handler
 from watcher import __version__
 from watcher.amounts import to_atoms
 from watcher.journal.log import Record
-from watcher.observe.page.document import Found, Owed, Step, document, names_shown
+from watcher.observe.page.document import (
+    NOTHING_RECORDED,
+    Found,
+    Owed,
+    Recorded,
+    Step,
+    document,
+    names_shown,
+)
 from watcher.observe.views import Overview, OverviewReader
 from watcher.printable import printable
+from watcher.run.directory import Followed, State
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
+from watcher.store.address import safe_url
+from watcher.store.directory import KINDS
 from watcher.store.exceptions import StoreError
 from watcher.store.history import History, place
 from watcher.store.keys import Keys, shard_of
+from watcher.store.members import Workers
 from watcher.store.reader import Reader
 
 TIMEOUT_S = 4.0
@@ -34,6 +47,12 @@ _ATTEMPTS = 50
 """Of one subscription and shard, the latest."""
 
 _DIFFERS = 10
+_PLACES = 400
+"""Of attempts, with those of the latest events first."""
+
+_RECEIVERS = 50
+"""Of one event, of which attempts are looked for."""
+
 _QUEUES = 100
 _DELIVERIES = 50
 """Read of one queue; the page says so of an event that may wait further back."""
@@ -77,7 +96,7 @@ class Look:
     async def _look(self) -> None:
         settings, opened = self._worker.settings, self._worker.opened
         if opened is None:
-            self._error = "there is no contact with Redis yet"
+            self._error = "there is no contact with Redis yet: nothing is polled or delivered before there is"
             return
         if self._worker.stands_by:
             self._error = "this worker stands by until the store is in its layout: see `watcher store layout`"
@@ -88,7 +107,7 @@ class Look:
         except (StoreError, TimeoutError):
             found = None
         if found is None:
-            self._error = "Redis does not do its part"
+            self._error = "Redis does not answer: nothing is polled or delivered until it does"
             return
         # In a thread: amounts are long numbers, and there may be hundreds of them.
         self._seen = await asyncio.to_thread(lambda: orjson.dumps(document(settings, found)))
@@ -110,7 +129,7 @@ class Look:
         provider_by_account = {name: settings.account_by_name[name].provider for name in names}
         accounts = [seen async for seen in reader.read_states(provider_by_account)]
         since_ms = place(events[0].id)[0] if events else now_ms
-        places = [*product(overview.waiting, {shard_of(record.account) for record in events})]
+        places = [*islice(_places(overview, events), _PLACES)]
         tried = await asyncio.gather(
             *(reader.attempts_since(name, shard, since_ms, at_most=_ATTEMPTS) for name, shard in places)
         )
@@ -123,25 +142,60 @@ class Look:
             since_ms=recent.since_ms,
             attempts=[(name, one) for (name, _), part in zip(places, tried, strict=True) for one in part],
             owed=await _owed(reader, overview, events),
+            delivered=self._worker.counters.delivered.copy(),
+            attempted=self._worker.counters.attempted.copy(),
+            workers=await Workers(pipe, keys).read(),
+            server=(opened.health.guarantee, safe_url(settings.redis.url.get_secret_value()))
+            if opened.health.guarantee
+            else None,
+            recorded=_recorded(self._worker.followed, names, overview),
         )
 
 
-async def _owed(waiting: Reader, overview: Overview, events: Iterable[Record]) -> Owed:
-    """Find the deliveries of these events that wait, as far as their queues are read."""
-    accounts = dict.fromkeys(record.account for record in events)
-    subscriptions = [name for name, found in overview.waiting.items() if found.queues]
-    queues = product(subscriptions, accounts)
-    found, unread = set[tuple[str, str]](), Counter[str]()
+def _recorded(followed: Followed | None, accounts: Sequence[str], overview: Overview) -> Recorded:
+    """Count the records of the directory; of each subscription that is shown, and of the first of all others,
+    say what became of its own."""
+    if followed is None:
+        return NOTHING_RECORDED
+    states: tuple[State, ...] = get_args(State)
+    counts = {(str(kind), str(state)): followed.count(kind, state) for kind in KINDS for state in states}
+    found = {}
+    for name in dict.fromkeys((*overview.waiting, *followed.names("subscription", limit=MOST_RECORDS))):
+        if known := followed.get("subscription", name):
+            found[name] = (known.state, known.reason, known.unverified_since_ms)
+    shown = ((name, followed.get("account", name)) for name in accounts)
+    return Recorded(counts, {name: known.state for name, known in shown if known}, found)
+
+
+def _wanted(overview: Overview, event: Record) -> Iterable[str]:
+    """Name the subscriptions that an event was queued for; all, where an older version wrote it."""
+    return islice(event.previous or overview.waiting, _RECEIVERS)
+
+
+def _places(overview: Overview, events: Sequence[Record]) -> Iterable[tuple[str, int]]:
+    """Where attempts at these events were written down: by subscription and shard, the latest event first."""
+    return dict.fromkeys(
+        (name, shard_of(event.account)) for event in reversed(events) for name in _wanted(overview, event)
+    )
+
+
+async def _owed(reader: Reader, overview: Overview, events: Sequence[Record]) -> Owed:
+    """Find the deliveries of these events that wait, as far as their queues are read, the latest first."""
+    queues = dict.fromkeys(
+        (name, event.account) for event in reversed(events) for name in _wanted(overview, event)
+    )
+    waiting, read = defaultdict[str, set[str]](set), set[tuple[str, str]]()
     for name, account in islice(queues, _QUEUES):
         position = 0
-        async for delivery in waiting.deliveries(name, account):
+        async for delivery in reader.deliveries(name, account):
             if position == _DELIVERIES or delivery is None:  # too deep, or damaged: it may be any event
-                unread[account] += 1
                 break
-            found.add((delivery.event_id, name))
+            waiting[delivery.event_id].add(name)
             position += 1
-    unread.update(account for _, account in queues)
-    return Owed(frozenset(found), unread)
+        else:
+            read.add((name, account))
+    backlogs = await reader.waiting({name for name, _ in read})
+    return Owed(waiting, read, {name for name, found in backlogs.items() if found.dead})
 
 
 DAY_MS = 24 * 3_600_000
@@ -180,7 +234,7 @@ class Recent:
             for _ in range(_ROUNDS):
                 records, self._ends = await self._history.after(self._ends)
                 for record in records:
-                    self._steps.extend(_steps(record))
+                    self._steps.extend(steps_of(record))
                     if "id" in record.content:
                         self.events.append(record)
                 if len(records) < _PAGE:
@@ -206,7 +260,7 @@ class Recent:
         events: list[Record] = []
         count, last_ms = 0, since_ms
         async for record in self._history.in_order(ends, since_ms=since_ms, newest_first=True):
-            steps.extendleft(reversed([*_steps(record)]))
+            steps.extendleft(reversed([*steps_of(record)]))
             if "id" in record.content and len(events) < MOST_EVENTS:
                 events.append(record)
             count, last_ms = count + 1, place(record.id)[0]
@@ -219,11 +273,13 @@ class Recent:
         self.events = deque(reversed(events), MOST_EVENTS)
 
 
-def _steps(record: Record) -> Iterator[tuple[str, Step]]:
+def steps_of(record: Record) -> Iterator[tuple[str, Step]]:
     """What a record did to totals. One that cannot be read may have done anything to its account."""
     at_ms, content = place(record.id)[0], record.content
     try:
         if content["type"] == "baseline":
+            if content["whole"] is True:  # of what it does not name, too, nothing is known before
+                yield record.account, Step(at_ms, None, None)
             for asset in content["assets"]:
                 yield record.account, Step(at_ms, str(asset), None)
         elif "effect" in content.get("data", {}):
