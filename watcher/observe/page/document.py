@@ -182,6 +182,10 @@ def document(settings: Settings, found: Found) -> Line:
         (_subscription(settings, name, found) for name in names),
         key=lambda line: (SUBSCRIPTION_STATES.index(line["state"]), line["record"] not in _NOT_IN_FORCE),
     )
+    workers = [
+        {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}
+        for line in (worker_line(one, now_ms) for one in found.workers)
+    ]
     seen = {
         "now_ms": now_ms,
         "since_ms": min((account["since_ms"] for account in accounts), default=now_ms),
@@ -193,7 +197,7 @@ def document(settings: Settings, found: Found) -> Line:
         },
         "providers": _first(MOST_PROVIDERS, providers),
         "subscriptions": _first(MOST_SUBSCRIPTIONS, subscriptions),
-        "workers": _first(MOST_WORKERS, [_worker(one, now_ms) for one in found.workers]),
+        "workers": _first(MOST_WORKERS, workers),
         "server": server_line(*found.server) if found.server else None,
         "directory": {
             **{f"{kind}s": found.recorded.count(kind) for kind in ("account", "subscription")},
@@ -260,13 +264,6 @@ _HEALTH = ("failing", "waiting", "unread", "well")
 
 def _first(most: int, lines: Sequence[Line]) -> Line:
     return {"shown": lines[:most], "left_out": max(0, len(lines) - most)}
-
-
-def _worker(presence: Presence, now_ms: int) -> Line:
-    return {
-        name: printable(value) if isinstance(value, str) else value
-        for name, value in worker_line(presence, now_ms).items()
-    }
 
 
 def _accounts(settings: Settings, found: Found) -> list[Line]:

@@ -129,9 +129,14 @@ class Look:
         provider_by_account = {name: settings.account_by_name[name].provider for name in names}
         accounts = [seen async for seen in reader.read_states(provider_by_account)]
         since_ms = place(events[0].id)[0] if events else now_ms
-        places = [*islice(_places(overview, events), _PLACES)]
+        places = dict.fromkeys(
+            (name, shard_of(event.account)) for event in reversed(events) for name in _wanted(overview, event)
+        )
         tried = await asyncio.gather(
-            *(reader.attempts_since(name, shard, since_ms, at_most=_ATTEMPTS) for name, shard in places)
+            *(
+                reader.attempts_since(name, shard, since_ms, at_most=_ATTEMPTS)
+                for name, shard in islice(places, _PLACES)
+            )
         )
         return Found(
             now_ms=now_ms,
@@ -140,7 +145,7 @@ class Look:
             events=events,
             steps_by_account=recent.steps_by_account(),
             since_ms=recent.since_ms,
-            attempts=[(name, one) for (name, _), part in zip(places, tried, strict=True) for one in part],
+            attempts=[(name, one) for (name, _), part in zip(places, tried, strict=False) for one in part],
             owed=await _owed(reader, overview, events),
             delivered=self._worker.counters.delivered.copy(),
             attempted=self._worker.counters.attempted.copy(),
@@ -170,13 +175,6 @@ def _recorded(followed: Followed | None, accounts: Sequence[str], overview: Over
 def _wanted(overview: Overview, event: Record) -> Iterable[str]:
     """Name the subscriptions that an event was queued for; all, where an older version wrote it."""
     return islice(event.previous or overview.waiting, _RECEIVERS)
-
-
-def _places(overview: Overview, events: Sequence[Record]) -> Iterable[tuple[str, int]]:
-    """Where attempts at these events were written down: by subscription and shard, the latest event first."""
-    return dict.fromkeys(
-        (name, shard_of(event.account)) for event in reversed(events) for name in _wanted(overview, event)
-    )
 
 
 async def _owed(reader: Reader, overview: Overview, events: Sequence[Record]) -> Owed:
