@@ -170,7 +170,7 @@ def test_a_path_to_the_next_page_that_finds_nothing_is_doubted(
 def test_a_kind_that_is_code_is_told_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "recipes", "evm")
     assert done.code == 2
-    assert "'evm' is code, not a recipe: see watcher/providers/README.md" in done.err
+    assert "'evm' is code, not a recipe: `watcher init --provider evm` writes a section" in done.err
 
 
 def test_a_poll_that_no_worker_would_take_is_rejected_here_too(

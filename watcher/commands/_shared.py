@@ -188,7 +188,8 @@ def recipe_named(name: str) -> "Recipe":
     from watcher.providers.contract import PLACE_BY_KIND
 
     if name in PLACE_BY_KIND:
-        raise click.UsageError(f"'{name}' is code, not a recipe: see watcher/providers/README.md")
+        way = f"`watcher init --provider {name}` writes a section"
+        raise click.UsageError(f"'{name}' is code, not a recipe: {way}")
     if name not in recipes.names():
         raise Unknown("recipe", name, recipes.names())
     return recipes.recipe(name)
