@@ -1,3 +1,3 @@
 """Polls balance APIs and POSTs signed change events that reconcile."""
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"

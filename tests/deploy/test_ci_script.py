@@ -37,7 +37,9 @@ PYTHON = """\
 # Stands for python3: makes a virtual environment.
 echo "python3 $*" >> {notes}/calls
 mkdir -p "$3/bin"
-for name in pip watcher python ruff mypy; do cp {notes}/stand-in "$3/bin/$name"; done
+for name in pip watcher python ruff mypy hadolint zizmor twine cyclonedx-py; do
+    cp {notes}/stand-in "$3/bin/$name"
+done
 """
 APT_GET = """\
 #!/bin/sh
@@ -51,7 +53,8 @@ CALLS = [
     ANVIL_CALL,
     "python3 -m venv ../pack",
     "pip install -q --require-hashes -r deploy/requirements-build.txt",
-    "python -m hatchling build --target sdist --directory ../dist",
+    "pip install -q --require-hashes -r deploy/requirements-release.txt",
+    "python -m build --no-isolation --sdist --outdir ../dist .",
     "python3 -m venv .venv",
     "pip install -q .",
     "watcher demo",
@@ -62,10 +65,14 @@ CALLS = [
     "ruff check",
     "ruff format --check",
     "mypy ",
-    "python -m hatchling build --target wheel --directory ../dist",
+    "hadolint deploy/Dockerfile",
+    "zizmor --quiet --offline .github/workflows",
+    "python -m build --no-isolation --wheel --outdir ../dist .",
+    "twine check --strict ../dist/balance_watcher-1.whl ../dist/packed.tar.gz",
     "python3 -m venv ../empty",
     "pip install -q ../dist/balance_watcher-1.whl",
     "watcher demo --fast",
+    "cyclonedx-py environment --pyproject pyproject.toml -o ../sbom.json ../empty/bin/python",
     "pip install -q balance-watcher[ed25519]",
     "watcher secret new --ed25519",
 ]
@@ -259,6 +266,21 @@ def test_who_may_not_install_is_told_what_to_install(checkout: Checkout) -> None
         "The tests need more programs. As root, on Debian: apt-get install lnav redis-server\n"
     )
     assert not (checkout.notes / "calls").exists()
+
+
+def test_the_image_is_built_and_tried_where_a_daemon_answers(checkout: Checkout) -> None:
+    assert "The image is not built: no Docker daemon answers here." in checkout.ci().stdout
+    checkout.program("docker", STAND_IN.format(notes=checkout.notes))
+    (checkout.notes / "calls").unlink()
+    assert checkout.ci().returncode == 0
+    assert [call for call in checkout.calls() if call.startswith("docker")] == [
+        "docker info",
+        "docker build --quiet --file deploy/Dockerfile --tag balance-watcher:ci .",
+        "docker run --rm --init balance-watcher:ci demo --fast",
+    ]
+    (checkout.notes / "calls").unlink()
+    assert checkout.ci(fails="docker info").returncode == 0
+    assert [call for call in checkout.calls() if call.startswith("docker")] == ["docker info"]
 
 
 def test_a_file_that_the_packed_source_lacks_is_named(checkout: Checkout) -> None:

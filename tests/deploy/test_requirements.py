@@ -13,7 +13,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-RUNTIME, BUILD = ROOT / "deploy" / "requirements.txt", ROOT / "deploy" / "requirements-build.txt"
+RUNTIME, BUILD, RELEASE = (
+    ROOT / "deploy" / f"requirements{which}.txt" for which in ("", "-build", "-release")
+)
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKED = re.compile(
@@ -27,17 +29,17 @@ def locked(path: Path) -> dict[str, re.Match[str]]:
 
 
 def asked_for(path: Path) -> list[Requirement]:
-    """What pyproject.toml asks for: to run, with ed25519, or to build."""
+    """What pyproject.toml asks for: to run, with ed25519, to build, or to make and check a release."""
     project = PROJECT["project"]
-    texts = (
-        [*project["dependencies"], *project["optional-dependencies"]["ed25519"]]
-        if path == RUNTIME
-        else PROJECT["build-system"]["requires"]
-    )
-    return [Requirement(text) for text in texts]
+    texts_by_path = {
+        RUNTIME: [*project["dependencies"], *project["optional-dependencies"]["ed25519"]],
+        BUILD: PROJECT["build-system"]["requires"],
+        RELEASE: PROJECT["dependency-groups"]["release"],
+    }
+    return [Requirement(text) for text in texts_by_path[path]]
 
 
-every_list = pytest.mark.parametrize("path", [RUNTIME, BUILD], ids=lambda path: path.stem)
+every_list = pytest.mark.parametrize("path", [RUNTIME, BUILD, RELEASE], ids=lambda path: path.stem)
 
 
 @every_list
@@ -85,6 +87,12 @@ def test_nothing_is_pinned_that_nobody_needs() -> None:
     pinned = locked(RUNTIME).items()
     here = {name for name, pin in pinned if not pin["marker"] or Marker(pin["marker"]).evaluate()}
     assert here - seen == set(), f"nothing needs these (Python {sys.version})"
+
+
+def test_what_a_release_needs_can_be_installed_beside_what_builds_it() -> None:
+    versions = [{name: pin["version"] for name, pin in locked(path).items()} for path in (BUILD, RELEASE)]
+    both = versions[0].keys() & versions[1].keys()
+    assert {name: versions[0][name] for name in both} == {name: versions[1][name] for name in both}
 
 
 def test_compiled_packages_have_hashes_for_many_machines() -> None:

@@ -1,6 +1,8 @@
 """What runs in the forge's CI is what runs here: .ci/run, with each Python that the package promises."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from watcher import __version__
+
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CI: dict[Any, Any] = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
 ON = CI[True]  # YAML 1.1 reads `on` as a truth value
+RELEASE = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_every_python_that_is_promised_is_tested() -> None:
@@ -39,3 +45,82 @@ def test_no_action_can_change_under_us_and_none_may_write(path: Path) -> None:
         assert job["timeout-minutes"] <= 60
         for step in job["steps"]:
             assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", step.get("uses", "a/b@" + "0" * 40))
+
+
+def commands_of(job: str) -> list[str]:
+    return [step["run"] for step in RELEASE["jobs"][job]["steps"] if "run" in step]
+
+
+def test_a_release_is_a_tag_of_a_version_and_nothing_else_starts_it() -> None:
+    assert RELEASE[True] == {"push": {"tags": ["v[0-9]+.[0-9]+.[0-9]+"]}}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__), "a tag can name it"
+
+
+def test_nothing_is_published_before_all_is_tested_packed_and_attested() -> None:
+    needs = {name: job.get("needs") for name, job in RELEASE["jobs"].items()}
+    assert needs == {
+        "test": None,
+        "pack": "test",
+        "attest": "pack",
+        "publish": "attest",
+        "announce": "publish",
+    }
+    assert commands_of("test")[-1].endswith(" .ci/run")
+
+
+def test_each_job_of_a_release_may_do_its_own_part_and_no_key_is_kept() -> None:
+    jobs = RELEASE["jobs"]
+    assert {name: job["permissions"] for name, job in jobs.items() if "permissions" in job} == {
+        "attest": {"attestations": "write", "id-token": "write"},
+        "publish": {"id-token": "write"},
+        "announce": {"contents": "write"},
+    }
+    assert jobs["publish"]["environment"] == "pypi"
+    assert "secrets." not in (ROOT / ".github/workflows/release.yml").read_text()
+
+
+def test_what_is_released_was_packed_and_checked_as_ci_does() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    packed = commands_of("pack")
+    for line in ("build --no-isolation", "twine check --strict", "cyclonedx-py environment"):
+        assert line in script
+        assert any(line in command for command in packed)
+    (installed,) = (command for command in packed if command.startswith("python -m pip"))
+    assert "--require-hashes" in installed
+
+
+@pytest.mark.parametrize(
+    ("heading", "is_released"),
+    [
+        ("## [0.2.0] - 2026-12-01", True),
+        ("## [0.2.0] - unreleased", False),
+        ("## [0.2.1] - 2026-12-01", False),
+    ],
+)
+def test_a_tag_is_refused_unless_it_is_the_version_and_the_changelog_has_its_date(
+    tmp_path: Path, heading: str, *, is_released: bool
+) -> None:
+    (judged,) = (command for command in commands_of("pack") if "CHANGELOG.md" in command)
+    (tmp_path / "CHANGELOG.md").write_text(f"{heading}\n")
+    (tmp_path / "watcher.py").write_text('__version__ = "0.2.0"\n')
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nexit 0\n")
+    git.chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    done = {
+        tag: subprocess.run(
+            ["bash", "-ec", judged],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "GITHUB_REF_NAME": tag, "GITHUB_SHA": "0"},
+            check=False,
+            timeout=20,
+        ).returncode
+        for tag in ("v0.2.0", "v0.2.1")
+    }
+    assert done == {"v0.2.0": 0 if is_released else 1, "v0.2.1": 1}
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    heading = re.search(r"^## \[(.*)\] - (unreleased|\d{4}-\d{2}-\d{2})$", CHANGELOG, re.MULTILINE)
+    assert heading
+    assert heading[1] == __version__
