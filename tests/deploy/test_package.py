@@ -25,7 +25,7 @@ def installed_by_name(text: str) -> list[Requirement]:
 def texts_for_users() -> Iterator[str]:
     for place in ("watcher", "deploy", ".ci", "README.md", "CHANGELOG.md"):
         for path in (ROOT / place, *(ROOT / place).rglob("*")):
-            if path.is_file() and path.suffix != ".pyc":
+            if path.is_file() and path.suffix not in (".pyc", ".webp", ".png"):
                 yield path.read_text()
 
 
