@@ -189,6 +189,10 @@ NO_REQUESTS = {
     "TLS": ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "TLS"),
     "HTTP/0.9": ("GET /livez\r\n\r\n", "not HTTP/1.1"),
     "HTTP/1.1 without a Host": ("GET /livez HTTP/1.1\r\n\r\n", "one Host"),
+    "two types of content": (
+        "GET /livez HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n",
+        "one Content-Type at most",
+    ),
     "line feeds alone": ("GET /livez HTTP/1.0\n\n", "CR LF"),
 }
 

@@ -93,20 +93,25 @@ async def test_an_account_is_put_shown_changed_and_deleted(rig: Rig) -> None:
 async def test_edits_are_guarded_by_tags(rig: Rig) -> None:
     async with a_worker(rig) as (_, api):
 
-        async def put(interval: str, **headers: str) -> int:
+        async def answer(interval: str, **headers: str) -> Said:
             named = [(name.replace("_", "-"), value) for name, value in headers.items()]
-            body = {**BOB, "interval": interval}
-            return (await ask(api, "PUT", "/accounts/bob", body, headers=named)).status
+            return await ask(api, "PUT", "/accounts/bob", {**BOB, "interval": interval}, headers=named)
 
+        async def put(interval: str, **headers: str) -> int:
+            return (await answer(interval, **headers)).status
+
+        assert (await answer("1m", if_match="*")).data["detail"] == "account bob is not there"
         assert await put("1m", if_match="*") == 412
         assert await put("1m", if_match='"1"') == 412
         assert await put("1m", if_none_match="*") == 201
+        assert (await answer("2m", if_none_match="*")).data["detail"] == "account bob is there already"
         assert await put("2m", if_none_match="*") == 412
         tag = (await ask(api, "GET", "/accounts/bob")).headers["etag"]
         assert await put("2m", if_none_match=f'"1", {tag}') == 412
         assert await put("2m", if_match=f"W/{tag}") == 412, "weak tags never match"
         assert await put("2m", if_match=f'"1", {tag}') == 200
-        assert await put("3m", if_match=tag) == 412, "it is another version now"
+        late = await answer("3m", if_match=tag)
+        assert (late.status, late.data["detail"]) == (412, "account bob is there in another version")
         assert await put("3m", if_match="*") == 200
         for odd in ("1", '"1', '"1" "2"', "**", ""):
             assert await put("4m", if_match=odd) == 400, odd

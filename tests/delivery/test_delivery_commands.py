@@ -197,6 +197,9 @@ def test_advice_is_for_what_an_attempt_really_says() -> None:
         "look at the receiver"
     )
     assert ping._advice(Attempt(Answer.REJECTED, 0, status=101)) == "it is no webhook receiver"
+    for status, begin in ((429, "it takes no more"), (500, "the service itself"), (418, "look at the subs")):
+        refused = Attempt(Answer.REJECTED, 0, status=status)
+        assert ping._advice(refused, is_signed=False).startswith(begin)
 
 
 # what all of them share

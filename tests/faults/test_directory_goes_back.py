@@ -58,7 +58,7 @@ async def a_holder(server: RealServer, namespace: str) -> AsyncIterator[Followed
         async with running(store.pipe):
             directory = Directory(store.pipe, store.keys)
             idle = cast(Any, Idle(file))
-            yield Followed(directory, idle, Neighbours(), file, now_ms=lambda: 1)
+            yield Followed(directory, idle, Neighbours(), now_ms=lambda: 1)
 
 
 class Client:
@@ -133,7 +133,7 @@ async def test_whatever_a_store_loses_its_workers_write_again_and_delete_nothing
             earlier = server.directory / "earlier"
             await programs.write(200, is_followed=False)
             for holder in (asked, other):
-                await holder.begin()
+                await holder.begin(a_file(namespace))
             for loss in ("last seconds", "everything", "its file", "last seconds"):
                 shutil.copytree(kept, earlier)
                 # What only the worker that was asked knows is given again by that one alone.

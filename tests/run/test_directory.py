@@ -49,7 +49,7 @@ class Bench:
         return self.store.schedule.now_ms() + self.late_ms
 
     async def begin(self) -> None:
-        await self.followed.begin()
+        await self.followed.begin(self.file)
         await self.lay_beside(self.file)
 
     async def lay_beside(self, file: Settings) -> None:
@@ -103,7 +103,7 @@ async def bench(redis_client: Redis, namespace: str) -> AsyncIterator[Bench]:
     directory, agreement = Directory(store.pipe, store.keys, kept_changes=3), Agreed()
     configured = Configured(file, store.schedule, StoreHealth(), Counters(), agreement)  # type: ignore[arg-type]
     async with configured:
-        followed = Followed(directory, configured, neighbours, file, now_ms=lambda: staged.now_ms())
+        followed = Followed(directory, configured, neighbours, now_ms=lambda: staged.now_ms())
         staged = Bench(store, configured, followed, Programs(directory, namespace), neighbours, file)
         yield staged
 
@@ -115,7 +115,9 @@ def said(lines: list[Any]) -> list[tuple[str, int]]:
 async def test_what_programs_added_is_in_force_beside_the_file(bench: Bench) -> None:
     await bench.put_account("alice", interval="5s")
     await bench.put_subscription("hook", accounts=["alice"])
-    await bench.begin()
+    with capture_logs() as lines:
+        await bench.begin()
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == []
     assert bench.accounts == ["alice", "treasury"]
     assert bench.targets == ["hook", OPS]
     assert bench.configured.interest.listeners("alice") == (OPS, "hook")

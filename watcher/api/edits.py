@@ -308,10 +308,10 @@ def _status(edit: Edited | BodyRefused | EditRefused) -> int:
     return 422 if isinstance(edit, BodyRefused) else _STATUS_BY_REASON[edit.why]
 
 
-def _detail(refused: BodyRefused | EditRefused) -> str:
+def _detail(refused: BodyRefused | EditRefused, part: str = "body") -> str:
     if isinstance(refused, EditRefused):
         return printable(str(refused), 500)
-    return f"{many(len(refused.findings), 'mistake')} in the body"
+    return f"{many(len(refused.findings), 'mistake')} in the {part}"
 
 
 def _errors(refused: BodyRefused | EditRefused) -> list[dict[str, str]]:
@@ -324,7 +324,7 @@ def _line(number: int, table: Table, edit: Edited | BodyRefused | EditRefused) -
     line = {"line": number, "name": _text(table.get("name")), "status": _status(edit)}
     if isinstance(edit, Edited):
         return {**line, "change": edit.change, "version": edit.version}
-    return {**line, "detail": _detail(edit), "errors": _errors(edit)}
+    return {**line, "detail": _detail(edit, "line"), "errors": _errors(edit)}
 
 
 def _text(value: object) -> str | None:

@@ -79,7 +79,7 @@ async def body_of(
     if not request.body_exists and is_optional:
         return b""
     if request.content_type not in types:
-        raise Problem(415, f"say what the body is: `Content-Type: {' or '.join(types)}`")
+        raise Problem(415, f"say what the body is: `Content-Type: {'` or `'.join(types)}`")
     body = bytearray()
     if (request.content_length or 0) <= limit:
         try:
@@ -122,8 +122,8 @@ def query_of(request: web.Request, *names: str) -> dict[str, str]:
     """Read the query, each of these names at most once, and no others. Raises Problem: 400."""
     for name in request.query:
         if name not in names:
-            known = ", ".join(names) or "nothing"
-            raise Problem(400, f"'{printable(name, 80)}' cannot be asked for here, but {known}")
+            known = f", known are {', '.join(names)}" if names else ", there is none"
+            raise Problem(400, f"no parameter here is called '{printable(name, 80)}'{known}")
         if len(request.query.getall(name)) > 1:
             raise Problem(400, f"{name}: must be given once")
     return dict(request.query)

@@ -84,7 +84,7 @@ _NO_REQUEST = (
     (b"\r\n", "it begins with an empty line, as version 2 of the PROXY protocol does: switch that off"),
     (b"PRI * HTTP/2", "it speaks HTTP/2: have it use HTTP/1.1 for this backend"),
 )
-_NO_HTTP = "it is not HTTP/1.1: that has one Host, and lines that end in CR LF"
+_NO_HTTP = "it is not HTTP/1.1: that has one Host, one Content-Type at most, and lines that end in CR LF"
 _TOO_LONG = f"its head is longer than {HEAD_BYTES} bytes: fewer cookies"
 _ABSOLUTE = re.compile(r"https?://([!-.0-~]{1,256})(?:/|\Z)")
 _NO_ACCESS_LOG = logging.Logger("access", logging.CRITICAL)

@@ -41,7 +41,11 @@ _BY_ERROR = (
 )
 _ANY_ERROR = "look at the receiver, and at what stands before it; a port that speaks TLS wants https://"
 _ANY_MESSAGE = "look at the subscription's url and format, and at what the service says"
-_BAD_REQUEST = 400
+_MESSAGE_BY_STATUS = {
+    429: "it takes no more for now: ping again in a minute; a worker waits as long as it says",
+}
+_SERVICE_FAILS = "the service itself fails: ping again in a minute; a worker tries again on its schedule"
+_BAD_REQUEST, _ANY_FAILURE = 400, 500
 _BY_KIND = {
     4: "look into the receiver's log: the request did not please it",
     5: "look into the receiver's log: it failed while it took the event",
@@ -129,5 +133,6 @@ def _advice(attempt: "Attempt", *, is_signed: bool = True) -> str:
     if attempt.status == _BAD_REQUEST and "https" in attempt.excerpt.lower():
         return "its port speaks TLS, as it says: write https:// in the subscription's url"
     if not is_signed:
-        return _ANY_MESSAGE
+        any_message = _SERVICE_FAILS if attempt.status >= _ANY_FAILURE else _ANY_MESSAGE
+        return _MESSAGE_BY_STATUS.get(attempt.status, any_message)
     return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")

@@ -229,6 +229,8 @@ class NoObject(ValueError):
 def json_object(text: str) -> dict[str, Any]:
     """Read one JSON object: each name once, no NaN, UTF-8 throughout. Raises NoObject, which quotes nothing
     but a name."""
+    if not text.strip():
+        raise NoObject("is empty: must be one JSON object")
     try:
         text.encode()
         orjson.loads(text)  # stricter than what reads it below: no NaN, no lone surrogate, no endless number

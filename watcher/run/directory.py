@@ -218,7 +218,6 @@ class Followed:
         directory: Directory,
         configured: Configured,
         neighbours: Neighbours,
-        file: Settings,
         *,
         now_ms: Callable[[], int],
     ) -> None:
@@ -231,7 +230,7 @@ class Followed:
         neighbours.look_again = self.look_again
         self._configured = configured
         self._directory = directory
-        self._judge = Judge(file)
+        self._judge = Judge(configured.settings)
         self._now_ms = now_ms
         self._lock = asyncio.Lock()
         self._looks = 0
@@ -316,9 +315,10 @@ class Followed:
         late_s = time.monotonic() - self._looked_at
         return late_s if late_s > _LATE_S else 0.0
 
-    async def begin(self) -> None:
-        """Read all records."""
+    async def begin(self, file: Settings) -> None:
+        """Read all records, and judge them beside this file."""
         async with self._lock:
+            self._judge = Judge(file)
             self._is_read = False
             for shard in range(SHARDS):
                 self._heads[shard] = await self._read(shard, None)

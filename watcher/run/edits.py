@@ -352,7 +352,8 @@ class Editor:
             why = "is defined by the configuration file, which wins: change it there"
             raise EditRefused("read_only", f"{kind} {name} {why}")
         if not match(record.edited if record else None):
-            found = "is there in another version" if record else "is not there"
+            there = "is there already" if match(None) else "is there in another version"
+            found = there if record else "is not there"
             raise EditRefused("precondition", f"{kind} {name} {found}")
 
     def _opened(self, name: str, record: Record | None) -> tuple[Record, Content]:

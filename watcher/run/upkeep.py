@@ -134,9 +134,7 @@ class Upkeep:
         self._agreement = agreement
         keys = Keys(configured.settings.redis.namespace)
         directory = Directory(schedule.pipe, keys)
-        self.followed = Followed(
-            directory, configured, agreement.neighbours, configured.settings, now_ms=schedule.now_ms
-        )
+        self.followed = Followed(directory, configured, agreement.neighbours, now_ms=schedule.now_ms)
         self.verification = Verification(schedule, keys, send=configured.send, note=self._note_verified)
         self._directory = directory
         self._roster = Roster(schedule.pipe, keys)
@@ -300,7 +298,7 @@ class Upkeep:
         """Compare the file with those of other workers, read the directory, and put the accounts of both on
         the schedule; returns what is in force."""
         await self._agreement.begin(file)
-        await self.followed.begin()
+        await self.followed.begin(file)
         in_force = await self.followed.lay_beside(file)
         await self._enrol(file)
         self._file = file
