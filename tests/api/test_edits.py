@@ -17,15 +17,17 @@ from tests.support import fuzzing
 from tests.support.api import OPERATORS, Api, Said, an_api_of
 from tests.support.builders import SECRET
 from tests.support.directory import with_key
-from tests.support.rig import ALICE, MK, Rig, a_rig
+from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
 from tests.support.scraped import get
 from tests.support.stores import a_store
 from watcher.api import access
 from watcher.api.openapi import OPERATIONS
 from watcher.receive import check_secrets
 from watcher.receiver import Fail
-from watcher.run import verification
+from watcher.run import directory, verification
 from watcher.run.worker import Worker
+from watcher.store.keys import Keys
+from watcher.store.reader import Reader
 
 BOB = {"provider": "loopring", "account_id": 10111}
 
@@ -352,6 +354,52 @@ async def test_a_ping_says_what_came_of_it_and_verifies_a_url_that_takes_it(
         assert (limited.status, int(limited.headers["retry-after"]) > 1) == (429, True)
         assert (await ask(api, "POST", "/subscriptions/none/ping")).status == 404
         assert (await ask(api, "POST", "/subscriptions/ops/ping")).status in (200, 429)
+
+
+async def test_a_subscription_that_was_deleted_leaves_nothing_to_the_next_one_of_its_name(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+        rig.receiver.fail = Fail(410, times=10**6)
+        body = {"url": rig.receiver.url, "secrets": [SECRET], "accounts": ["treasury"]}
+        assert (await ask(api, "PUT", "/subscriptions/new", body)).status == 201
+
+        async def owed() -> list[Any]:
+            found: list[Any] = (await ask(api, "GET", "/subscriptions/new/deliveries")).data["items"]
+            return found
+
+        async with asyncio.timeout(10):
+            for amount in range(1, 1000):
+                rig.sandbox.world.credit(TREASURY, "ETH", amount)
+                if len(await owed()) > 2:
+                    break
+                await asyncio.sleep(0.02)
+        await ask(api, "POST", "/subscriptions/new/pause")
+        assert (await ask(api, "DELETE", "/subscriptions/new")).status == 204
+        await ask(api, "PUT", "/subscriptions/new", {**body, "accounts": ["alice"]})
+        assert await owed() == []
+        shown = (await ask(api, "GET", "/subscriptions/new")).data
+        assert (shown["state"], shown["status"]["state"]) == ("unverified", "healthy")
+        rig.receiver.fail = None
+
+
+async def test_what_waits_for_a_subscription_that_was_deleted_is_taken_away(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "FOLLOWED_S", 0)
+    async with a_worker(rig) as (worker, api):
+        rig.receiver.fail = Fail(410, times=10**6)
+        body = {"url": rig.receiver.url, "secrets": [SECRET], "accounts": ["treasury"]}
+        await ask(api, "PUT", "/subscriptions/new", body)
+        rig.sandbox.world.credit(TREASURY, "ETH", 5)
+        async with asyncio.timeout(10):
+            while not (await api.get("/subscriptions/new/deliveries")).data["items"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await ask(api, "DELETE", "/subscriptions/new")
+        assert worker.opened
+        reader = Reader(worker.opened.schedule.pipe, Keys(rig.settings.redis.namespace))
+        async with asyncio.timeout(10):
+            while "new" in await reader.owed_subscriptions():  # noqa: ASYNC110 - a worker takes it away
+                await asyncio.sleep(0.02)
+        rig.receiver.fail = None
 
 
 async def test_the_document_names_what_there_is_and_nothing_else(rig: Rig) -> None:

@@ -45,12 +45,19 @@ class InForce:
         self.names: dict[Source, str] = {("loopring", "accountId 9"): "treasury"}
         self.followed = 0
         self.lost = list[Write]()
+        self.leaving, self.forgotten = list[str](), list[str]()
 
     def defines(self, kind: Kind, name: str) -> bool:
         return name in self.file[kind]
 
     def holder(self, source: Source) -> str | None:
         return self.names.get(source)
+
+    def leave(self, name: str) -> None:
+        self.leaving.append(name)
+
+    async def forget(self, name: str) -> None:
+        self.forgotten.append(name)
 
     async def follow_now(self) -> None:
         self.followed += 1

@@ -131,7 +131,7 @@ class World:
     async def give_up(self, subscription: str, *, has_memory: bool) -> None:
         """Keep few deliveries, as the keeper does."""
         keeper = Keeper(self.store.pipe, self.store.keys, "w", TIGHT)
-        await keeper.give_up(subscription, range(SHARDS), 3, has_memory=has_memory)
+        await keeper.give_up(subscription, range(SHARDS), 3, "backlog full" if has_memory else "memory full")
 
     async def forget(self, account: str) -> None:
         """Take an account out of the configuration, and put it back when it is forgotten."""

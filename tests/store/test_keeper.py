@@ -131,10 +131,28 @@ async def test_more_than_one_call_takes_is_given_up_over_several(
 
 
 @every_engine
+async def test_nothing_is_left_of_a_subscription_that_was_deleted(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace, bounds=Bounds(log=1))
+    await store.fill(*some_deliveries(*range(1, 500)))
+    await store.fill(*some_deliveries(1, 2), account=OTHER)
+    await store.fill(a_delivery(1), subscription="audit")
+    await a_keeper(store).look({OPS: 300})  # what is beyond it becomes dead letters
+    assert await store.stream(store.keys.dead(SHARD, OPS))
+    await a_keeper(store).discard(OPS)
+    assert await store.stream(store.keys.dead(SHARD, OPS)) == []
+    assert await waiting(store, ACCOUNT, OTHER) == [[], []]
+    assert await Reader(store.pipe, store.keys).owed_subscriptions() == ["audit"]
+    assert {*await store.bodies()} == {b"evt_1 1"}
+    assert await flaws(store.pipe, store.keys) == []
+
+
+@every_engine
 async def test_without_memory_only_names_are_kept(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace, bounds=Bounds(log=1))
     await store.fill(*some_deliveries(1, 2, 3))
-    assert await a_keeper(store).give_up(OPS, [SHARD], 1, has_memory=False) == 2
+    assert await a_keeper(store).give_up(OPS, [SHARD], 1, "memory full") == 2
     assert await store.stream(store.keys.dead(SHARD, OPS)) == []
     assert await store.stream(store.keys.given_up(SHARD)) == [
         {

@@ -1,5 +1,6 @@
 """`watcher accounts`: lists and shows accounts, removes one that came through the API, has one begin anew."""
 
+import asyncio
 import secrets
 import socket
 from contextlib import suppress
@@ -122,7 +123,9 @@ async def remove_command(*, look: "Look", is_sure: bool, name: str) -> None:
 
 async def remove(look: "Look", kind: "Kind", name: str, *, is_sure: bool, question: str) -> None:
     """Remove what came through the API. Raises Unknown; of the file's, says where it stands."""
+    from watcher.run.directory import FOLLOWED_S
     from watcher.store.directory import Directory
+    from watcher.store.keeper import Keeper
 
     async with opened(look) as found:
         names = [one for other, one in found.records if other == kind]
@@ -133,7 +136,12 @@ async def remove(look: "Look", kind: "Kind", name: str, *, is_sure: bool, questi
             raise Unknown(f"{kind} of the API", name, names)
         if not is_sure:
             click.confirm(question, abort=True, err=True)
-        await Directory(found.store.pipe, found.store.keys).delete(kind, name, is_shadowed=origin == "file")
+        pipe, keys = found.store.pipe, found.store.keys
+        await Directory(pipe, keys).delete(kind, name, is_shadowed=origin == "file")
+        if kind == "subscription" and origin != "file":
+            await asyncio.sleep(FOLLOWED_S)
+            if await Directory(pipe, keys).get(kind, name) is None:
+                await Keeper(pipe, keys, "").discard(name)
     rest = f"; the one in {look.path} goes on" if origin == "file" else ""
     click.echo(f"{name}: removed{rest}")
 

@@ -201,6 +201,12 @@ class Beside:
         """Name the account that polls a source, or is to."""
         return self.names.get(source)
 
+    def leave(self, name: str) -> None:
+        """Nothing is deleted by an import."""
+
+    async def forget(self, name: str) -> None:
+        """What is kept for a subscription is what the import brings back."""
+
     async def follow_now(self) -> None:
         """Workers follow; this only writes."""
 

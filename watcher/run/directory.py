@@ -35,10 +35,17 @@ from watcher.settings import (
     secrets_of_subscription,
 )
 from watcher.store.directory import KINDS, Change, Directory, Kind, Record, Write, version_of
+from watcher.store.keeper import Keeper
 from watcher.store.keys import SHARDS, shard_of
 
 FOLLOW_S = 1.0
 """How often a worker looks at what changed."""
+
+FOLLOWED_S = 3.0
+"""After an edit, until all workers go by it."""
+
+_FRESH_MS = 10_000
+"""What another worker was told to delete so long ago it has taken away with all that waited."""
 
 _DELETED = 10_000
 """Deletions that are remembered, in case the store forgets them."""
@@ -220,7 +227,10 @@ class Followed:
         neighbours: Neighbours,
         *,
         now_ms: Callable[[], int],
+        keeper: Keeper | None = None,
     ) -> None:
+        self._keeper = keeper
+        self._leaving: dict[str, float] = {}
         self._locked_accounts = set[str]()
         self._unverified = set[str]()
         self._wishes: dict[str, Wishes] = {}
@@ -383,6 +393,30 @@ class Followed:
         if not self._older:
             log.info("directory.resealed", records=self._resealed)
             self._resealed = 0
+
+    def leave(self, name: str) -> None:
+        """Take away what is kept for a subscription that was deleted, once no worker queues an event for
+        it."""
+        self._leaving[name] = time.monotonic() + FOLLOWED_S
+
+    async def take_away(self) -> None:
+        """Take away what is kept for subscriptions that are to leave, unless there are others of their
+        names by now."""
+        for name, at in [*self._leaving.items()]:
+            if time.monotonic() >= at:
+                if self._keeper and name not in self._configured.interest.names:
+                    await self._keeper.discard(name)
+                del self._leaving[name]
+
+    async def forget(self, name: str) -> None:
+        """Take away what is kept for a subscription that was deleted just now, by whichever worker, before
+        there is another one of this name."""
+        await self.follow_now()
+        gone = self._deleted.get(("subscription", name))
+        is_fresh = gone is not None and self._now_ms() - gone.written // 1000 < _FRESH_MS
+        if self._keeper and (name in self._leaving or is_fresh):
+            await self._keeper.discard(name)
+            self._leaving.pop(name, None)
 
     async def look_again(self) -> bool:
         """Take over what was added just now; False where that is under way anyhow, or a reload is."""

@@ -103,6 +103,14 @@ class InForce(Protocol):
     async def follow_now(self) -> None:
         """Take over what was just written, instead of within a second."""
 
+    def leave(self, name: str) -> None:
+        """Take away what is kept for a subscription that was deleted, once no worker queues an event for
+        it."""
+
+    async def forget(self, name: str) -> None:
+        """Take away what is kept for a subscription that was deleted just now, before there is another one of
+        this name."""
+
 
 def place_of(url: str) -> str:
     """Name who is talked to at a URL: another scheme, host or port is another receiver."""
@@ -226,6 +234,7 @@ class Editor:
                 return None, Edited(name, record.edited, "unchanged")
             token = None
             if not record and kept is None:
+                await self._in_force.forget(name)
                 token, hashed = _new_token()
                 content["tokens"] = [{"hash": hashed, "until_ms": None}]
             known = place_of(before["settings"]["url"]) if record else before["verified"]
@@ -298,7 +307,8 @@ class Editor:
         return (await self._edit("subscription", name, decide, by)).change == "verified"
 
     async def delete(self, kind: Kind, name: str, *, by: str, match: Match = anything) -> None:
-        """Delete an account or a subscription: as if it were taken out of the file."""
+        """Delete an account, as if it were taken out of the file; or a subscription, with what waits for
+        it."""
         has_looked_again = False
         for _ in range(_TRIES):
             try:
@@ -311,6 +321,8 @@ class Editor:
                 expected = record.version if record else 0
             deleted = await self._directory.delete(kind, name, expected=expected)
             if deleted.outcome == "done":
+                if kind == "subscription":
+                    self._in_force.leave(name)
                 await self._tell(kind, [Edited(name, deleted.version, "deleted")], by)
                 return
             if deleted.outcome == "missing":

@@ -134,7 +134,9 @@ class Upkeep:
         self._agreement = agreement
         keys = Keys(configured.settings.redis.namespace)
         directory = Directory(schedule.pipe, keys)
-        self.followed = Followed(directory, configured, agreement.neighbours, now_ms=schedule.now_ms)
+        self.followed = Followed(
+            directory, configured, agreement.neighbours, now_ms=schedule.now_ms, keeper=keeper
+        )
         self.verification = Verification(schedule, keys, send=configured.send, note=self._note_verified)
         self._directory = directory
         self._roster = Roster(schedule.pipe, keys)
@@ -342,6 +344,7 @@ class Upkeep:
         """Take over what has changed in the directory."""
         await self.followed.follow()
         await self._follow_moved()
+        await self.followed.take_away()
 
     async def _verify(self) -> None:
         """Ping what has not answered yet."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -20,7 +20,8 @@ from watcher.store.keys import SHARDS, Keys
 from watcher.store.layout import read_meta
 from watcher.store.members import provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
-from watcher.store.queues import BOUNDS, DEAD_PER_SUBSCRIPTION, Bounds, take_lease
+from watcher.store.queues import BOUNDS, DEAD_PER_SUBSCRIPTION, Bounds, Breakers, Queues, take_lease
+from watcher.store.schedule import Schedule
 
 _SHORTEN = load_script("shorten")
 _FREE = load_script("free")
@@ -63,6 +64,8 @@ them alone for so many times as long."""
 
 
 T = TypeVar("T")
+
+Reason = Literal["backlog full", "memory full", "deleted"]
 
 
 class Overflow(NamedTuple):
@@ -157,16 +160,39 @@ class Keeper:
             await self._correct(backlogs)
         return Kept(found, reliefs)
 
-    async def give_up(self, name: str, shards: Sequence[int], most: int, *, has_memory: bool = True) -> int:
+    async def discard(self, name: str) -> None:
+        """Take away what is kept for a subscription that was deleted: what waits for it, dead letters,
+        attempts, and what its breaker knows. What is given up leaves its name only."""
+        keys = self._keys
+        with suppress(DamagedKey):  # which the audit of the store names
+            while await self.give_up(name, range(SHARDS), 0, "deleted"):
+                pass
+            for part, stream in (("dead", keys.dead), ("attempts", keys.attempts)):
+                for shard in range(SHARDS):
+                    kinds = (keys.nothing, keys.bodies, keys.sizes, keys.given_up)
+                    of_shard = [stream(shard, name), *(kind(shard) for kind in kinds)]
+                    gone = _FREED
+                    while gone == _FREED:
+                        gone = await self._pipe.script(_FREE, of_shard, part, _FREED, name, self._bounds.dead)
+            await Breakers(self._pipe, keys).resume(name)
+            schedule = Schedule(self._pipe)
+            await schedule.read_clock()
+            for shard in range(SHARDS):  # which takes what has no queue left out of the index
+                await Queues(schedule, keys).claim(name, shard, lease_ms=1, at_most=0)
+        self._measure_at.pop(name, None)
+
+    async def give_up(
+        self, name: str, shards: Sequence[int], most: int, reason: Reason = "backlog full"
+    ) -> int:
         """Give up the oldest deliveries of the longest queues of a subscription until `most` wait in these
-        shards, or for as long as it may take; returns how many. They become dead letters, or, where there is
-        no memory for these, leave their names only."""
+        shards, or for as long as it may take; returns how many. They become dead letters where the `reason`
+        is that too many waited, else they leave their names only."""
         began_at, keys = time.monotonic(), self._keys
         queues = [queue for shard in shards for queue in await self._queues(name, shard)]
         self._measure_at[name] = began_at + (1 + _SHARE) * (time.monotonic() - began_at)
         stays = shared_out([queue.length for queue in queues], most)
         longer = [one for one in zip(queues, stays, strict=True) if one[0].length > one[1]]
-        reason, letters = ("backlog full", DEAD_PER_SUBSCRIPTION) if has_memory else ("memory full", 0)
+        letters = DEAD_PER_SUBSCRIPTION if reason == "backlog full" else 0
         given_up = 0
         for shard, of_shard in groupby(longer, key=lambda one: one[0].shard):
             shared = [keys.queues(shard, name), keys.tries(shard, name), keys.dead(shard, name)]
@@ -254,7 +280,7 @@ class Keeper:
             most = max(LEAST_BACKLOG, count - max(LEAST_BACKLOG, count // 10))
             waiting[name] = most
             with suppress(DamagedKey):
-                relief.deliveries[name] += await self.give_up(name, shards, most, has_memory=False)
+                relief.deliveries[name] += await self.give_up(name, shards, most, "memory full")
             if await is_enough():
                 return relief
         if (await memory_of(server))[0] > _FULL * limit:
