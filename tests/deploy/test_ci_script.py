@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.observe.browser import AXE_PACKAGE
 from tests.support.nodes import ANVIL
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +50,10 @@ echo "apt-get $*" >> {notes}/calls
 for program in {tools}; do ln -sf /bin/true {bin}/$program; done
 """
 ANVIL_CALL = f"npm install --silent --no-audit --no-fund --prefix ../anvil {ANVIL}"
+AXE_CALL = f"npm install --silent --no-audit --no-fund --prefix ../axe {AXE_PACKAGE}"
 CALLS = [
     ANVIL_CALL,
+    AXE_CALL,
     "python3 -m venv ../pack",
     "pip install -q --require-hashes -r deploy/requirements-build.txt",
     "pip install -q --require-hashes -r deploy/requirements-release.txt",

@@ -15,6 +15,17 @@ from aiohttp import ClientSession, ClientWebSocketResponse
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 
+AXE_PACKAGE = "axe-core@4.14.1"
+AXE = next(
+    (
+        path
+        for folder in (".tools", "../axe")
+        if (path := Path(folder, "node_modules", "axe-core", "axe.min.js").absolute()).exists()
+    ),
+    None,
+)
+"""What inspects the accessibility of a page: of npm, where it is installed."""
+
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -56,7 +67,9 @@ class Browser:
         await self.call("Page.navigate", url=url)
 
     async def value(self, expression: str) -> Any:
-        said = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        said = await self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in said, said
         return said["result"].get("value")
 
