@@ -484,7 +484,7 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("sh", "watcher init"): starts_a_user,
     ("toml", ""): loads,
     ("sh", "watcher sandbox"): serves_and_receives,
-    ("python", 'read(), "whsec_'): takes_and_prints,
+    ("python", 'SECRET = "whsec_'): takes_and_prints,
     ("python", "SEEN"): takes_what_is_genuine,
     ("python", "Journal("): pulls,
     ("javascript", "standardwebhooks"): is_javascript,
@@ -567,7 +567,7 @@ def is_ours(words: list[str]) -> bool:
 def test_a_command_in_the_text_exists_with_its_options(line: str) -> None:
     command: click.Command = group
     rest = line.split()
-    while isinstance(command, click.Group) and rest:
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         with click.Context(command) as context:
             found = command.get_command(context, rest.pop(0))
         assert found, line
