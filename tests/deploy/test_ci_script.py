@@ -286,6 +286,14 @@ def test_the_image_is_built_and_tried_where_a_daemon_answers(checkout: Checkout)
     assert [call for call in checkout.calls() if call.startswith("docker")] == ["docker info"]
 
 
+def test_a_demo_that_comes_late_to_its_verdict_is_tried_once_more_and_then_fails(checkout: Checkout) -> None:
+    script = checkout.root / ".ci" / "run"
+    script.write_text(script.read_text().replace("most_s=30", "most_s=-1"))
+    done = checkout.ci()
+    assert (done.returncode, checkout.calls().count("watcher demo")) == (1, 2)
+    assert re.search(r"^The demo came to its verdict after \d s, which is more than -1\.$", done.stdout, re.M)
+
+
 def test_a_file_that_the_packed_source_lacks_is_named(checkout: Checkout) -> None:
     stand_in = STAND_IN.replace("--transform", "--exclude LICENSE --transform")
     checkout.program("stand-in", stand_in.format(notes=checkout.notes), checkout.notes)
