@@ -3,13 +3,14 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from io import BytesIO
 from random import Random
 from typing import Any
 
 import pytest
+from aiohttp import ClientError
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
@@ -20,12 +21,14 @@ from tests.support.directory import with_key
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
 from tests.support.scraped import get
 from tests.support.stores import a_store
-from watcher.api import access
+from watcher.api import access, server
+from watcher.api.edits import LINES
 from watcher.api.openapi import OPERATIONS
 from watcher.receive import check_secrets
 from watcher.receiver import Fail
 from watcher.run import directory, verification
 from watcher.run.worker import Worker
+from watcher.store.directory import Directory, Write, Written
 from watcher.store.keys import Keys
 from watcher.store.reader import Reader
 
@@ -354,6 +357,26 @@ async def test_a_ping_says_what_came_of_it_and_verifies_a_url_that_takes_it(
         assert (limited.status, int(limited.headers["retry-after"]) > 1) == (429, True)
         assert (await ask(api, "POST", "/subscriptions/none/ping")).status == 404
         assert (await ask(api, "POST", "/subscriptions/ops/ping")).status in (200, 429)
+
+
+async def test_an_edit_that_its_request_did_not_wait_for_is_told_of(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_all = Directory.put_all
+
+    async def slow(self: Directory, writes: Sequence[Write]) -> list[Written]:
+        written = await put_all(self, writes)
+        await asyncio.sleep(0.5)
+        return written
+
+    async with a_worker(rig) as (_, api):
+        monkeypatch.setattr(server, "REQUEST_S", 0.2)
+        monkeypatch.setattr(Directory, "put_all", slow)
+        with capture_logs() as lines:
+            with suppress(ClientError):  # it is told that it took too long, or cut off
+                line = json.dumps({**BOB, "name": "bob"}).encode()
+                await api.ask("POST", "/accounts:batch", data=line, headers={"content-type": LINES[0]})
+            await until(lambda: [line for line in lines if line["event"] == "directory.changed"])
 
 
 async def test_a_subscription_that_was_deleted_leaves_nothing_to_the_next_one_of_its_name(rig: Rig) -> None:

@@ -101,6 +101,8 @@ async def test_a_method_that_would_change_something_is_refused(port: int, method
         "GET /livez HTTP/1.1\nHost: localhost\nHost: evil.example",
         "GET /livez HTTP/1.1\r\nHost: local\rhost",
         "CONNECT localhost:80 HTTP/1.1",
+        "GET /livez HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked",
         "\x16\x03\x01\x02\x00\x01",
     ],
 )

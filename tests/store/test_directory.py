@@ -353,6 +353,26 @@ async def test_of_two_readers_that_write_again_the_one_that_holds_the_later_writ
     assert (await place.held(edited))[0].sealed == b"of a client"
 
 
+async def test_an_edit_on_a_server_whose_clock_is_behind_is_the_later_write_all_the_same(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    name = NEIGHBOURS[0]
+    await place.put(name)
+    (record,) = await place.held(name)
+    ahead = record._replace(written=record.written + 10**9)
+    await place.lose_after(0)
+    assert await place.directory.write_again(0, [ahead]) == 1
+    await place.put(name, b"of a client")
+    (edited,) = await place.held(name)
+    assert edited.written > ahead.written
+    assert await place.directory.write_again(0, [ahead]) == 0
+    head = await place.head()
+    await place.delete(name)
+    (deletion,) = (await place.directory.changes(SHARD, head)).changed
+    assert (deletion.record, deletion.written > edited.written) == (None, True)
+
+
 async def test_what_was_written_since_a_store_went_back_stays(redis_client: Redis, namespace: str) -> None:
     place = a_place(redis_client, namespace)
     one, other = NEIGHBOURS[:2]

@@ -6,10 +6,10 @@ Refuses to show a secret or a token again: only the answer to the request that m
 import asyncio
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import orjson
 from aiohttp import web
@@ -47,6 +47,8 @@ LINES = ("application/jsonl", "application/x-ndjson")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _TAG = re.compile(r'\s*(W/)?"([!#-~]*)"\s*(?:,|\Z)')
+
+T = TypeVar("T")
 
 _STATUS_BY_REASON: Mapping[str, int] = {
     "read_only": 409,
@@ -98,15 +100,15 @@ class Edits:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._under_way = set[asyncio.Task[Any]]()
 
     async def put_account(self, request: web.Request) -> web.Response:
         """Add an account, or change it."""
         query_of(request)
         table = _table(await body_of(request), request)
         with _refusals():
-            edited = await self._editor().put_account(
-                table, by=request[CALLER].name, match=_match_of(request)
-            )
+            by, match = request[CALLER].name, _match_of(request)
+            edited = await self._whole(self._editor().put_account(table, by=by, match=match))
         return _answer(edited, request)
 
     async def put_accounts(self, request: web.Request) -> web.Response:
@@ -125,7 +127,8 @@ class Edits:
                 table_by_place[place] = read_table(line, named=None)
             except BodyRefused as refused:
                 found[place] = refused
-        edits = await self._editor().put_accounts([*table_by_place.values()], by=request[CALLER].name)
+        tables, by = [*table_by_place.values()], request[CALLER].name
+        edits = await self._whole(self._editor().put_accounts(tables, by=by))
         for place, edit in zip(table_by_place, edits, strict=True):
             found[place] = edit
         said = (
@@ -141,7 +144,7 @@ class Edits:
         table = _table(await body_of(request), request)
         with _refusals():
             by, match = request[CALLER].name, _match_of(request)
-            edited = await self._editor().put_subscription(table, by=by, match=match)
+            edited = await self._whole(self._editor().put_subscription(table, by=by, match=match))
         return _answer(edited, request)
 
     async def delete_account(self, request: web.Request) -> web.Response:
@@ -154,7 +157,8 @@ class Edits:
         await _nothing_else(request)
         with _refusals():
             by, match = request[CALLER].name, _match_of(request)
-            await self._editor().delete(kind, _name(kind, request), by=by, match=match)
+            name = _name(kind, request)
+            await self._whole(self._editor().delete(kind, name, by=by, match=match))
         return web.Response(status=204)
 
     async def renew_secret(self, request: web.Request) -> web.Response:
@@ -162,7 +166,7 @@ class Edits:
         await _nothing_else(request)
         with _refusals():
             name = _name("subscription", request)
-            edited = await self._editor().renew_secret(name, by=request[CALLER].name)
+            edited = await self._whole(self._editor().renew_secret(name, by=request[CALLER].name))
         return _answer(edited, request)
 
     async def renew_token(self, request: web.Request) -> web.Response:
@@ -170,7 +174,7 @@ class Edits:
         await _nothing_else(request)
         with _refusals():
             name = _name("subscription", request)
-            edited = await self._editor().renew_token(name, by=request[CALLER].name)
+            edited = await self._whole(self._editor().renew_token(name, by=request[CALLER].name))
         return _answer(edited, request)
 
     async def poll(self, request: web.Request) -> web.Response:
@@ -247,6 +251,17 @@ class Edits:
                 "duration_ms": attempt.duration_ms,
             }
         )
+
+    async def _whole(self, edit: Coroutine[Any, Any, T]) -> T:
+        """Let an edit come to its end though its request is out of time: what is written is told of, too."""
+        task = asyncio.create_task(edit)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody asks for it
+            raise
 
     def _editor(self) -> Editor:
         """Raises Problem where nothing can be sealed."""

@@ -294,6 +294,9 @@ def _flaw(request: web.Request, headers: Mapping[str, str]) -> tuple[int, str] |
         return 400, _NO_HTTP
     if sum(len(name) + len(value) + 4 for name, value in request.raw_headers) > HEAD_BYTES:
         return 431, _TOO_LONG
+    coding = headers.get("transfer-encoding", "chunked").lower()
+    if coding != "chunked" or ("transfer-encoding" in headers and request.version < HttpVersion11):
+        return 400, "its Transfer-Encoding is not read here: a proxy may see another end of the body"
     if len(headers) < len(request.headers) and len(request.headers.getall("authorization", ())) > 1:
         return 400, "it has two tokens"
     return None

@@ -35,6 +35,7 @@ for at = 3, #ARGV, 5 do
   else
     there = version
     redis.call('HDEL', KEYS[kind], name)
+    if written == '' and written_of(record) >= version then written = string.format('%d', written_of(record) + 1) end
     if written == '' then
       note_change(changes, kept, version, first, kind, name)
     else

@@ -43,7 +43,11 @@ for at = 5 + providers, #ARGV, 7 do
   else
     there = version
     local text = string.format('%d', version)
-    redis.call('HSET', KEYS[kind], name, text .. ' ' .. (edited == '' and text or edited) .. body)
+    if edited == '' then edited = text end
+    if written_of(record) >= version and string.sub(rule, 1, 1) ~= '<' then -- it is the later one all the same
+      edited = edited .. ' ' .. string.format('%d', written_of(record) + 1)
+    end
+    redis.call('HSET', KEYS[kind], name, text .. ' ' .. edited .. body)
     note_change(changes, kept, version, first, kind, name)
     version = version + 1
     if place > 0 then
