@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-INSTALLS = re.compile(r"\bpip3? install (?:-\S+ )*(?P<what>'[^']+'|[\w./-]+)")
+INSTALLS = re.compile(r"\b(?:pip[3x]? install|uvx --from) (?:-\S+ )*(?P<what>'[^']+'|[\w./-]+)")
 
 
 def installed_by_name(text: str) -> list[Requirement]:
@@ -37,6 +37,8 @@ def test_the_package_is_not_the_one_that_is_called_watcher_on_pypi() -> None:
 def test_what_a_text_has_its_reader_install_is_found() -> None:
     text = "pip install -q --upgrade watcher, pip install 'watcher[ed25519]', pip install . or ../it.whl"
     assert [str(found) for found in installed_by_name(text)] == ["watcher", "watcher[ed25519]"]
+    others = "pipx install watcher; uvx --from watcher watcher demo"
+    assert [str(found) for found in installed_by_name(others)] == ["watcher", "watcher"]
 
 
 def test_no_text_installs_the_package_of_somebody_else() -> None:
