@@ -162,11 +162,10 @@ async def test_a_receiver_that_lost_its_database_in_the_middle_of_it_all_reconci
             await worker.kill()
             worker = await scene.start_worker(api_port=receiver.api_port)
             await worker.logged("worker.started")
+        await worker.logged("delivery.dead")  # it did not arrive, and is pulled
         await scene.provider.rest()
         scene.provider.move_all()
         await receiver.until_it_agrees(within_s=30)
-        refused = [line for one in scene.workers for line in one.lines("delivery.dead")]
-        assert refused, "some events did not arrive, and were pulled"
         taken = receiver.events()
         await receiver.lose_all()
         await receiver.start()
