@@ -1,5 +1,6 @@
 """Tables fit the terminal they are shown on, and an amount that is cut is never shown as another one."""
 
+import io
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from watcher.commands._table import (
     Column,
     Display,
     Fails,
+    Progress,
     Table,
     Waits,
     amount_text,
@@ -188,3 +190,50 @@ def test_a_hundred_thousand_rows_are_shown_in_parts_and_in_no_time(
             table.say(rows)
     assert time.process_time() - first < 2, "200,000 a minute"
     assert len(re.findall("because", capsys.readouterr().out)) == 10_000
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("waits_s", "is_shown"), [(0.5, False), (1.5, True)])
+def test_long_work_says_how_far_it_is_and_how_long_the_rest_takes(
+    monkeypatch: pytest.MonkeyPatch, waits_s: float, *, is_shown: bool
+) -> None:
+    terminal, now = Terminal(), [100.0]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    with Progress("auditing", 4) as progress:
+        progress.done()
+        now[0] += waits_s
+        progress.done(2)
+    shown = terminal.getvalue()
+    assert bool(shown) is is_shown
+    if is_shown:
+        assert re.search(r"\rauditing  \[#+-+\]   75%  00:00:0\d", shown)
+        assert re.search(r"\rauditing  \[#+\]  100%.*\n", shown)
+        assert shown.endswith("\n")
+        assert shown.count("\n") == 1
+
+
+def test_work_that_fails_leaves_its_progress_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def fail() -> None:
+        with Progress("auditing", 4, is_long=True) as progress:
+            progress.done()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert "100%" not in terminal.getvalue()
+    assert terminal.getvalue().endswith("\n")
+
+
+def test_no_progress_is_shown_but_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("auditing", 4, is_long=True) as progress:
+        progress.done()
+    assert capsys.readouterr().err == ""

@@ -5,6 +5,7 @@ Refuses to show text from outside as it came: control characters are escaped.
 
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -221,6 +222,9 @@ _MOST_DECIMALS, _LONGEST_AMOUNT = 8, 31
 """Of an amount for the eye: decimals that say something, and characters in all."""
 
 _GAP = "  "
+
+
+_SHOWN_AFTER_S = 1.0
 
 
 class Fails(str):
@@ -454,3 +458,39 @@ def display_options(function: Callable[..., Any], *, has_times: bool = True) -> 
 
     local = click.option("--local", "is_local", is_flag=True, help="Times of this machine's zone, not UTC.")
     return local(command) if has_times else command
+
+
+class Progress:
+    """How far long work is, and an estimate of the rest, on stderr where that is a terminal: once the work
+    has taken a second, or at once where it is known to be long."""
+
+    def __init__(self, label: str, length: int, *, is_long: bool = False) -> None:
+        self._bar: Any = click.progressbar(length=length, label=label, file=sys.stderr, hidden=True)
+        self._is_wanted = sys.stderr.isatty() and length > 0
+        self._show_at = time.monotonic() + (0 if is_long else _SHOWN_AFTER_S)
+        self.done(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self.reach(self._bar.length)
+        self._end()
+
+    def reach(self, position: int) -> None:
+        """Take that all up to a position is done; what was done before is done once and for all."""
+        self.done(max(0, position - self._bar.pos))
+
+    def done(self, steps: int = 1) -> None:
+        """Take that so many steps more are done."""
+        if self._is_wanted and self._bar.hidden and time.monotonic() >= self._show_at:
+            self._bar.hidden = False
+        self._bar.update(steps)
+        if self._bar.pos >= self._bar.length:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._bar.hidden:
+            self._bar.render_finish()
+        self._bar.hidden, self._is_wanted = True, False

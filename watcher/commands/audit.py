@@ -4,7 +4,6 @@
 Refuses to fix what disagrees, and to hold up a worker: commits made meanwhile are left out.
 """
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -13,7 +12,16 @@ from typing import TYPE_CHECKING
 import click
 
 from watcher.commands._shared import in_a_loop, look_options, names_like, names_of
-from watcher.commands._table import Column, Display, Fails, display_options, known, say_json, say_next
+from watcher.commands._table import (
+    Column,
+    Display,
+    Fails,
+    Progress,
+    display_options,
+    known,
+    say_json,
+    say_next,
+)
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
@@ -28,9 +36,6 @@ _COLUMNS = (Column("account"), Column("verdict", "whole"), Column("because", "pr
 _MOST_FINDINGS = 5
 """Findings printed for people per account, or of each kind: one missing record may put every later one out of
 place."""
-
-_MANY_ACCOUNTS = 1000
-"""Accounts from which on an audit takes long enough to show its progress."""
 
 
 @click.command("audit", short_help="Prove that events and state add up.")
@@ -67,11 +72,8 @@ async def command(
         return await _audit_store(look.settings, is_json=is_json)
     settings = await known(look)
     names = names_like("account of the configuration", settings.account_by_name, account)
-    is_hidden = len(names) < _MANY_ACCOUNTS or not sys.stderr.isatty()
-    with click.progressbar(
-        length=len(names), label="auditing", file=sys.stderr, hidden=is_hidden
-    ) as progress:
-        verdicts = await _audit(settings, names, done=progress.update)
+    with Progress("auditing", len(names)) as progress:
+        verdicts = await _audit(settings, names, done=progress.done)
     if is_json:
         lines = [_as_json(name, verdicts[name]) for name in names]
         click.echo("".join(f"{line}\n" for line in lines), nl=False)
@@ -155,10 +157,10 @@ async def _audit_store(settings: "Settings", *, is_json: bool) -> int:
         audit = StoreAudit(store.pipe, store.keys, settings.subscription_by_name)
         if names := await audit.names():
             parts.append(names)
-        hidden = not sys.stderr.isatty()
-        with click.progressbar(range(SHARDS), label="auditing", file=sys.stderr, hidden=hidden) as shards:
-            for shard in shards:
+        with Progress("auditing", SHARDS) as progress:
+            for shard in range(SHARDS):
                 parts += [await audit.of_shard(shard)]
+                progress.done()
     if is_json:
         for part in parts:
             counts = {name: value for name, value in asdict(part).items() if name != "flaws"}

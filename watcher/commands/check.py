@@ -4,7 +4,6 @@ Refuses to connect to any provider, subscriber or Redis without --connect, and t
 """
 
 import json
-import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -104,12 +103,12 @@ def _try(settings: "Settings", *, is_json: bool) -> int:
     import asyncio
 
     from watcher import preflight
+    from watcher.commands._table import Progress
     from watcher.printable import printable, without_secrets
 
     found = preflight.trials(settings)
-    is_hidden = not sys.stderr.isatty()
-    with click.progressbar(length=len(found), label="trying", file=sys.stderr, hidden=is_hidden) as progress:
-        lines = asyncio.run(preflight.try_all(found, done=lambda: progress.update(1)))
+    with Progress("trying", len(found), is_long=True) as progress:
+        lines = asyncio.run(preflight.try_all(found, done=progress.done))
     for line in lines:
         if is_json:
             click.echo(json.dumps(line._asdict()))

@@ -21,7 +21,7 @@ from watcher.commands._shared import (
     load_or_exit,
     print_findings,
 )
-from watcher.commands._table import NoKey, say_next
+from watcher.commands._table import NoKey, Progress, say_next
 from watcher.fields import Name
 from watcher.printable import many, printable
 from watcher.settings import Section
@@ -282,12 +282,7 @@ async def _write(given: Given, in_force: Beside, store: "OpenStore") -> "tuple[C
         else:
             refusals.append(printable(f"{kind} {name}: {made}", 500))
 
-    with click.progressbar(
-        length=len(given.accounts) + len(given.subscriptions),
-        label="importing",
-        file=sys.stderr,
-        hidden=not sys.stderr.isatty(),
-    ) as progress:
+    with Progress("importing", len(given.accounts) + len(given.subscriptions)) as progress:
         # First who hears of it: a baseline is an event for whom asked for it.
         for entry in given.subscriptions:
             table = {**entry.table}
@@ -311,9 +306,9 @@ async def _write(given: Given, in_force: Beside, store: "OpenStore") -> "tuple[C
                 made = refused
             note("subscription", name, made)
             unaware += isinstance(made, Edited) and made.change == "created" and not kept["tokens"]
-            progress.update(1)
+            progress.done()
         for some in in_parts([dict(entry.table) for entry in given.accounts], _AT_ONCE):
             for table, made in zip(some, await editor.put_accounts(some, by=_BY), strict=True):
                 note("account", table["name"], made)
-            progress.update(len(some))
+            progress.done(len(some))
     return counts, refusals, unaware

@@ -14,7 +14,7 @@ from watcher.commands._shared import (
     since_ms,
     since_option,
 )
-from watcher.commands._table import opened, say_json, say_next
+from watcher.commands._table import Progress, opened, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def command(
     unknown name; 69 Redis cannot be reached; 78 the configuration is not valid.
     """
     from watcher.config.loading import Look
-    from watcher.delivery.resend import Wish, send_again
+    from watcher.delivery.resend import Wish, send_again, steps_of
     from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
@@ -81,7 +81,8 @@ async def command(
         wanted = [*read.targets.values()] if subscription is None else [read.target(subscription)]
         now_ms = await Reader(store.pipe, store.keys).now_ms()
         wish = Wish(event_id, is_dead, since_ms(moment, now_ms), is_preview)
-        found = await send_again(store.pipe, store.keys, wanted, wish)
+        with Progress("counting" if is_preview else "queuing", steps_of(wish, wanted)) as progress:
+            found = await send_again(store.pipe, store.keys, wanted, wish, done=progress.done)
         breakers = await Breakers(store.pipe, store.keys).read()
     paused = {name for name, breaker in breakers.items() if breaker.paused_at_ms}
     for resent in found:

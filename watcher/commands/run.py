@@ -5,6 +5,9 @@ from pathlib import Path
 import click
 
 from watcher.commands._shared import config_option, given_by, load_or_exit, token_given, token_option
+from watcher.commands._table import Progress
+
+_PERCENT = 100
 
 
 @click.command("run", short_help="Poll, compare and deliver.")
@@ -86,4 +89,12 @@ def command(
     from watcher.service.serve import serve  # heavy
 
     exposure = Exposure(at, token, has_page=has_page, has_api=has_api, heartbeat_file=heartbeat_file)
-    return serve(loaded, config_path, once=once, is_watching=is_watching, exposure=exposure)
+    progress = Progress("putting accounts on the schedule", _PERCENT)
+    return serve(
+        loaded,
+        config_path,
+        once=once,
+        is_watching=is_watching,
+        exposure=exposure,
+        on_enrolling=lambda part, parts: progress.reach(_PERCENT * part // parts),
+    )

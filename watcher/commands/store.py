@@ -4,7 +4,6 @@ import asyncio
 import os
 import secrets
 import socket
-import sys
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from watcher.commands._shared import in_a_loop, look_options
 from watcher.commands._table import (
     Column,
     Display,
+    Progress,
     Waits,
     age_text,
     display_options,
@@ -101,10 +101,9 @@ async def _move(look: "Look", store: "OpenStore", to: int) -> None:
     )
     if (await layout.read()).wanted != to:
         await layout.want(to)
-    is_hidden = not sys.stderr.isatty()
-    with click.progressbar(length=SHARDS, label=f"to layout {to}", file=sys.stderr, hidden=is_hidden) as bar:
+    with Progress(f"to layout {to}", SHARDS, is_long=True) as progress:
         beside = [asyncio.create_task(each) for each in (store.pipe.run(), store.pipe.run())]  # ended below
-        beside.append(asyncio.create_task(_follow(bar, store, layout)))
+        beside.append(asyncio.create_task(_follow(progress, store, layout)))
         try:
             while not ((numbers := await layout.read()).rests and numbers.at == to):
                 if numbers.rests and numbers.wanted != to:
@@ -123,10 +122,9 @@ async def _move(look: "Look", store: "OpenStore", to: int) -> None:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
-        bar.update(SHARDS - bar.pos)
 
 
-async def _follow(bar: Any, store: "OpenStore", layout: "Layout") -> None:
+async def _follow(progress: Progress, store: "OpenStore", layout: "Layout") -> None:
     """Show how many shards are moved, whichever process does so."""
     from watcher.store.exceptions import StoreError
     from watcher.store.move import read_progress
@@ -136,7 +134,7 @@ async def _follow(bar: Any, store: "OpenStore", layout: "Layout") -> None:
         with suppress(StoreError):  # which the mover meets as well
             turn = (await layout.read()).turn
             shards = await read_progress(store.pipe, store.keys)
-            bar.update(sum(one.is_done and one.turn == turn for one in shards) - bar.pos)
+            progress.reach(sum(one.is_done and one.turn == turn for one in shards))
 
 
 def _waiting(numbers: "Numbers", waits_for: "Sequence[Presence]") -> str:

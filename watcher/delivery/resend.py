@@ -1,7 +1,7 @@
 """Sends again: dead letters, or events of the log, with the ids and bytes of the first time."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -154,13 +154,23 @@ class Wish(NamedTuple):
     is_preview: bool = False
 
 
+def steps_of(wish: Wish, subscriptions: Sequence[SubscriptionSettings]) -> int:
+    """Count the steps that sending again takes at most: an event that is no dead letter is in the log."""
+    return SHARDS * len(subscriptions) * (2 if wish.event_id else 1)
+
+
 async def send_again(
-    pipe: Pipe, keys: Keys, subscriptions: Sequence[SubscriptionSettings], wish: Wish
+    pipe: Pipe,
+    keys: Keys,
+    subscriptions: Sequence[SubscriptionSettings],
+    wish: Wish,
+    *,
+    done: Callable[[], object] = lambda: None,
 ) -> list[Resent]:
     """Send again what is wished for, from dead letters or else from the log; of one event, gives the
-    subscriptions that get it. Raises as Resend does."""
+    subscriptions that get it. `done` is called after each step. Raises as Resend does."""
     now_ms = await Reader(pipe, keys).now_ms()
-    resend = Resend(pipe, keys, is_preview=wish.is_preview)
+    resend = Resend(pipe, keys, is_preview=wish.is_preview, done=done)
     found = []
     if wish.is_dead or wish.event_id:
         found = [
@@ -180,7 +190,10 @@ class Resend:
     """Queues deliveries again in one namespace, or only counts them (`is_preview`). Raises StoreError, and
     LayoutAwaited where the store is moved to another layout meanwhile."""
 
-    def __init__(self, pipe: Pipe, keys: Keys, *, is_preview: bool) -> None:
+    def __init__(
+        self, pipe: Pipe, keys: Keys, *, is_preview: bool, done: Callable[[], object] = lambda: None
+    ) -> None:
+        self._done = done
         self._queues = Queues(Schedule(pipe), keys)
         self._reader = Reader(pipe, keys)
         self._history = History(pipe, keys)
@@ -211,6 +224,7 @@ class Resend:
                     await self._put(resent, account, part)
                 if event_id is None:
                     resent.unreadable += sum(letter.delivery is None for letter in page)
+            self._done()
         return resent
 
     async def events(
@@ -237,6 +251,7 @@ class Resend:
             for account, deliveries in waiting.items():
                 await self._put(resent, account, deliveries)
             resent.unreadable += 0 if event_id else replay.damaged  # they are none of one event's business
+            self._done()
         return resent
 
     async def _put(self, resent: Resent, account: str, found: Sequence[Delivery | DeadLetter]) -> None:

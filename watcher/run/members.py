@@ -242,7 +242,9 @@ class Enrolment:
         *,
         has_neighbours: Callable[[], bool] = lambda: False,
         beside: Callable[[], Mapping[str, Sequence[str]]] = dict,
+        done: Callable[[int, int], object] = lambda part, parts: None,
     ) -> None:
+        self._done = done
         self._has_neighbours = has_neighbours
         self._beside = beside
         self._of_file, self._list = accounts
@@ -284,7 +286,7 @@ class Enrolment:
             for provider in {**self._of_file, **beside}
         }
         enrolled = await self._roster.enroll(
-            names, now_ms=self._schedule.now_ms(), remove=not self._owes_removal
+            names, now_ms=self._schedule.now_ms(), remove=not self._owes_removal, done=self._done
         )
         if gone := enrolled.gone:
             log.warning(

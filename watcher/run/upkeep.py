@@ -121,6 +121,7 @@ class Upkeep:
         present: Present,
         agreement: Agreement,
         keeper: Keeper,
+        on_enrolling: Callable[[int, int], object] = lambda part, parts: None,
     ) -> None:
         self._file: Settings | None = None
         self.loop = configured.loop
@@ -144,6 +145,7 @@ class Upkeep:
         self._names = Names(configured)
         self._enrolment: Enrolment | None = None
         self._in_hand: set[str] = set()
+        self._on_enrolling = on_enrolling
 
     @property
     def chores(self) -> Sequence[tuple[float, str, Callable[[], Awaitable[None]]]]:
@@ -314,6 +316,7 @@ class Upkeep:
             self._present,
             has_neighbours=lambda: self._agreement.has_neighbours,
             beside=self.followed.accounts_by_provider,
+            done=self._on_enrolling,
         )
         await self._enrolment.begin()
 

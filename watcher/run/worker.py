@@ -61,7 +61,8 @@ class Worker:
     """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside.
 
     `dropped_lines` says how many log lines were lost; `on_started` is called once the worker claims work, or
-    stands by until the store is in its layout.
+    stands by until the store is in its layout; `on_enrolling` after each part of an enrolment, with which it
+    was, and of how many.
     `opened` is None while the store is not open. `has_read_all`: whether a run of `once` has read every
     account but those that another worker had in hand, and one of them at least. `file` is what the
     configuration file says, `followed` the directory, `verification` pings; both are None while the store is
@@ -75,6 +76,7 @@ class Worker:
         name: str,
         dropped_lines: Callable[[], int] = lambda: 0,
         on_started: Callable[[], object] = lambda: None,
+        on_enrolling: Callable[[int, int], object] = lambda part, parts: None,
     ) -> None:
         self.file = settings
         self.name = name
@@ -88,7 +90,7 @@ class Worker:
         self.configured: Configured | None = None
         self.followed: Followed | None = None
         self.verification: Verification | None = None
-        self._on_started = on_started
+        self._on_started, self._on_enrolling = on_started, on_enrolling
         self._has_begun = self._stands_by = False
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
@@ -205,7 +207,7 @@ class Worker:
         self.agreement = Agreement(present, Configurations(schedule.pipe, keys), now_ms=schedule.now_ms)
         configured = Configured(self.file, schedule, health, self.counters, self.agreement, bounds)
         keeper = Keeper(schedule.pipe, keys, self.name, bounds)
-        upkeep = Upkeep(configured, schedule, health, present, self.agreement, keeper)
+        upkeep = Upkeep(configured, schedule, health, present, self.agreement, keeper, self._on_enrolling)
         self.configured, self.followed = configured, upkeep.followed
         self.verification = upkeep.verification
         async with configured, asyncio.TaskGroup() as background:

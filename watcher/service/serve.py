@@ -97,8 +97,10 @@ def serve(
     once: bool = False,
     is_watching: bool = False,
     exposure: Exposure = Exposure(),  # noqa: B008  # frozen
+    on_enrolling: Callable[[int, int], object] = lambda part, parts: None,
 ) -> int:
-    """Run one worker to its end; returns the exit code. `is_watching`: reload whenever a file is edited."""
+    """Run one worker to its end; returns the exit code. `is_watching`: reload whenever a file is edited;
+    `on_enrolling` as for Worker."""
     hide([exposure.token or ""])
     settings = loaded.settings
     writer = configure(
@@ -111,7 +113,11 @@ def serve(
         _tell_loaded(loaded)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             worker = Worker(
-                settings, name=worker_name(), dropped_lines=lambda: writer.dropped, on_started=notify_ready
+                settings,
+                name=worker_name(),
+                dropped_lines=lambda: writer.dropped,
+                on_started=notify_ready,
+                on_enrolling=on_enrolling,
             )
             files = FileWatch(loaded.files)
             return runner.run(serve_worker(worker, path, files, exposure, once=once, is_watching=is_watching))

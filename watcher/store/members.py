@@ -315,9 +315,15 @@ class Roster:
         return bool(await self._pipe.command("HSET", self._keys.meta(), "enrolled", roster))
 
     async def enroll(
-        self, accounts_by_provider: Mapping[str, Collection[str]], *, now_ms: int, remove: bool = True
+        self,
+        accounts_by_provider: Mapping[str, Collection[str]],
+        *,
+        now_ms: int,
+        remove: bool = True,
+        done: Callable[[int, int], object] = lambda part, parts: None,
     ) -> Enrolled:
-        """Make new accounts due now, and `remove` the ones that are gone."""
+        """Make new accounts due now, and `remove` the ones that are gone. `done` hears after each part which
+        it was, and of how many."""
         providers = await self._providers(accounts_by_provider)
         configured = {name: await _by_shard(accounts_by_provider.get(name, ())) for name in providers}
 
@@ -333,7 +339,7 @@ class Roster:
                     await self._pipe.command("ZREM", key, *group)
         added = removed = 0
         gone: list[str] = []
-        for provider, by_shard in configured.items():
+        for place, (provider, by_shard) in enumerate(configured.items()):
             for shard in range(SHARDS):
                 wanted = {name.encode() async for name in slowly(by_shard[shard])}
                 with suppress(BadState), damage_named():  # its poll reports the damage
@@ -343,6 +349,7 @@ class Roster:
                         left = sorted(known - wanted)
                         count, names = await self._remove(shard, provider, left, is_configured, now_ms)
                         removed, gone = removed + count, gone + names
+                done(place * SHARDS + shard + 1, SHARDS * len(configured))
         return Enrolled(added, removed, tuple(gone))
 
     async def forget(self, now_ms: int) -> int:
