@@ -213,7 +213,7 @@ def test_long_work_says_how_far_it_is_and_how_long_the_rest_takes(
     assert bool(shown) is is_shown
     if is_shown:
         assert re.search(r"auditing  \[#+-+\]   75%  00:00:0\d", shown)
-        assert re.search(r"\rauditing  \[#+\]  100%.*\n", shown)
+        assert re.search(r"auditing  \[#+\]  100%.*\n", shown)
         assert shown.endswith("\n")
         assert shown.count("\n") == 1
 
