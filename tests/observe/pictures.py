@@ -54,7 +54,7 @@ HELD: Mapping[str, Totals] = {
     "payouts": {"USDC": "12900.5", "DAI": "4400.118822000000000001"},
     "market-maker": {"ETH": "310.75", "LRC": "1250000.0731", "PEPE": "981246113500.221"},
     "cold-storage": {"ETH": "12000", "WBTC": "240.00000001"},
-    "fees": {"LRC": "0.000000004417", "USDC": "118.44"},
+    "fees": {"LRC": "84.000000000000000001", "USDC": "118.44"},
 }
 LIVELY = ("hot-wallet", "payouts", "market-maker", "fees")
 

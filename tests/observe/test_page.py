@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from tests.observe.browser import PROGRAM, Browser, a_browser
 from tests.support.builders import a_balance, a_row, a_snapshot, an_account
+from tests.support.directory import Programs, with_key
 from tests.support.rig import Rig, a_rig
 from tests.support.scraped import get, said
 from tests.support.servers import real_server
@@ -29,9 +30,12 @@ from watcher.observe.page import document, look
 from watcher.observe.page.look import Look, routes
 from watcher.receiver import Fail
 from watcher.run.worker import Opened, Worker
+from watcher.sealing import new_key
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.client import connect
+from watcher.store.directory import Directory
 from watcher.store.health import StoreHealth
+from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.queues import Breakers
 
@@ -208,6 +212,35 @@ async def delivered(worker: Worker, count: int = 1) -> Any:
                     return delivery
 
 
+async def test_it_tells_what_programs_added_and_what_keeps_it_from_its_work(rig: Rig) -> None:
+    rig.sandbox.world.open_account(10112, ETH="1")
+    async with rig.worker(with_key(rig.settings)) as worker:
+        async with asyncio.timeout(20):
+            while not worker.has_begun or worker.followed is None or worker.opened is None:  # noqa: ASYNC110 - it has no signal
+                await asyncio.sleep(0.01)
+        namespace = rig.settings.redis.namespace
+        directory = Directory(worker.opened.schedule.pipe, Keys(namespace))
+        ours, others = Programs(directory, namespace), Programs(directory, namespace, new_key())
+        await ours.put_account("carol", "loopring", account_id=10112)
+        await ours.put_account("treasury", "loopring", account_id=10112)
+        await ours.put_subscription("customer", "https://hooks.example.com/in", is_verified=False)
+        await ours.put_subscription("ops", "https://hooks.example.com/in")
+        await others.put_subscription("sealed", "https://hooks.example.com/in")
+        await worker.followed.follow_now()
+        seen = (await told(worker))["seen"]
+    record_by_account = {one["account"]: one["record"] for one in seen["accounts"]["shown"]}
+    assert record_by_account == {"treasury": "shadowed", "alice": "file", "carol": "in_force"}
+    shown = {one["subscription"]: one for one in seen["subscriptions"]["shown"]}
+    records = {name: one["record"] for name, one in shown.items()}
+    assert records == {"customer": "unverified", "ops": "shadowed", "sealed": "locked"}
+    assert "key" in shown["sealed"]["record_reason"]
+    counts = {"accounts": 2, "subscriptions": 3, "unverified": 1, "locked": 1, "unfit": 0, "shadowed": 2}
+    assert seen["directory"] == counts
+    assert {"1 record of the API unverified", "1 record of the API locked"} <= {
+        one["text"] for one in seen["health"]["problems"]
+    }
+
+
 async def test_of_an_event_deep_in_a_queue_it_says_that_it_was_not_looked_for(rig: Rig) -> None:
     async with some_books(rig, "treasury", "alice") as (books, worker):
         at_ms = books.schedule.now_ms() - 90 * MINUTE_MS
@@ -353,6 +386,15 @@ async def test_in_a_browser_hostile_text_shows_as_text_and_nothing_runs(rig: Rig
             assert await browser.value("document.querySelectorAll('img').length") == 0
             assert await browser.value("document.documentElement.scrollWidth <= 360")
             assert await browser.value("document.querySelectorAll('svg path').length") == 6
+            for grouping in ("asset", "provider", "account"):
+                one = f"const one = document.getElementById('grouping'); one.value = '{grouping}';"
+                await browser.value(f"(() => {{ {one} one.dispatchEvent(new Event('change')); }})()")
+                await browser.until("document.querySelectorAll('.balance').length === 3")
+                await browser.value("document.querySelector('.balance button').click()")
+                await browser.until("document.getElementById('detail').open")
+                assert await browser.value("document.querySelectorAll('img').length") == 0
+                assert await browser.value("document.documentElement.scrollWidth <= 360")
+                await browser.value("document.getElementById('detail').close()")
             await opened(browser)
             worker.opened = None
             await browser.until("!document.getElementById('alarm').hidden")

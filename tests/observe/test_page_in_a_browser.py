@@ -210,7 +210,7 @@ async def test_an_exact_amount_and_its_course_are_a_key_away() -> None:
         assert done.endswith(" ms → ops")
         worker.opened = None
         await browser.until(
-            "document.getElementById('state').textContent === 'not known: Redis cannot be read'"
+            "document.getElementById('state').textContent === 'unknown: Redis cannot be read'"
         )
         assert "What is below was read" in await browser.value("document.getElementById('alarm').textContent")
         assert browser.complaints == []

@@ -53,6 +53,9 @@ _PLACES = 400
 _RECEIVERS = 50
 """Of one event, of which attempts are looked for."""
 
+_LOOKED_AT = 1_000
+"""Subscriptions of the directory, for those that are not in force."""
+
 _QUEUES = 100
 _DELIVERIES = 50
 """Read of one queue; the page says so of an event that may wait further back."""
@@ -165,7 +168,9 @@ def _recorded(followed: Followed | None, accounts: Sequence[str], overview: Over
     states: tuple[State, ...] = get_args(State)
     counts = {(str(kind), str(state)): followed.count(kind, state) for kind in KINDS for state in states}
     found = {}
-    for name in dict.fromkeys((*overview.waiting, *followed.names("subscription", limit=MOST_RECORDS))):
+    is_any_at_rest = followed.count("subscription", "locked", "unfit")
+    others = followed.names("subscription", limit=_LOOKED_AT) if is_any_at_rest else ()
+    for name in dict.fromkeys((*overview.waiting, *others)):
         if known := followed.get("subscription", name):
             found[name] = (known.state, known.reason, known.unverified_since_ms)
     shown = ((name, followed.get("account", name)) for name in accounts)
