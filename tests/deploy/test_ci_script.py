@@ -75,7 +75,7 @@ CALLS = [
     "python3 -m venv ../empty",
     "pip install -q ../dist/balance_watcher-1.whl",
     "watcher demo --fast",
-    "cyclonedx-py environment --pyproject pyproject.toml -o ../sbom.json ../empty/bin/python",
+    "cyclonedx-py environment -o ../sbom.json ../empty/bin/python",
     "pip install -q balance-watcher[ed25519]",
     "watcher secret new --ed25519",
 ]
