@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 
 from tests.support.builders import SECRET, a_subscription, an_account
 from tests.support.stores import a_store
+from watcher.config import bodies
 from watcher.config.bodies import BodyRefused
 from watcher.config.sections import Providers, Source
 from watcher.delivery.signing import new_ed25519, new_secret
@@ -286,6 +288,31 @@ async def test_all_findings_of_a_body_come_at_once_those_about_others_too(place:
     with pytest.raises(BodyRefused) as caught:
         await place.editor.put_account({**ACCOUNT, "account_id": 9, "interval": "0s"}, by="operator")
     assert {found.key for found in caught.value.findings} == {"", "/interval"}
+
+
+async def test_a_large_body_is_checked_while_all_else_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_main = list[bool]()
+
+    def subscription(*arguments: Any) -> Any:
+        is_main.append(current_thread() is main_thread())
+        return bodies.subscription_of(*arguments)
+
+    def account(*arguments: Any) -> Any:
+        is_main.append(current_thread() is main_thread())
+        return bodies.account_of(*arguments)
+
+    monkeypatch.setattr(edits, "subscription_of", subscription)
+    monkeypatch.setattr(edits, "account_of", account)
+    await place.put()
+    await place.put(accounts=[f"a{number}" for number in range(500)])
+    with pytest.raises(BodyRefused):
+        await place.put(events=["deposit.cleard"] * 500)
+    await place.editor.put_account(dict(ACCOUNT), by="operator")
+    with pytest.raises(BodyRefused):
+        await place.editor.put_account({**ACCOUNT, **dict.fromkeys(map(str, range(500)))}, by="operator")
+    assert is_main == [True, False, False, True, False]
 
 
 async def test_each_account_of_many_is_written_or_refused_by_itself(place: Place) -> None:

@@ -131,12 +131,11 @@ class Edits:
         edits = await self._whole(self._editor().put_accounts(tables, by=by))
         for place, edit in zip(table_by_place, edits, strict=True):
             found[place] = edit
-        said = (
-            _line(number, table_by_place.get(number - 1, {}), edit)
-            for number, edit in enumerate(found, 1)
-            if edit is not None
-        )
-        return web.Response(body=b"".join(orjson.dumps(one) + b"\n" for one in said), content_type=LINES[0])
+        said = bytearray()
+        async for number, said_of in slowly(enumerate(found, 1), _LINES_AT_ONCE):
+            assert said_of is not None
+            said += orjson.dumps(_line(number, table_by_place.get(number - 1, {}), said_of)) + b"\n"
+        return web.Response(body=bytes(said), content_type=LINES[0])
 
     async def put_subscription(self, request: web.Request) -> web.Response:
         """Add a subscription, or change it."""

@@ -163,12 +163,13 @@ def check_list(entry: Entry, name: str, flaw_of: Callable[[str], str | None], fi
     values = entry.table.get(name)
     if not isinstance(values, list):
         return
+    first_by_value: dict[str, int] = {}
     for index, value in enumerate(values):
         if not isinstance(value, str):
             continue
         flaw = flaw_of(value)
-        if not flaw and value in values[:index]:
-            flaw = f"is the same as {name}[{values.index(value)}]"
+        if (first := first_by_value.setdefault(value, index)) < index and not flaw:
+            flaw = f"is the same as {name}[{first}]"
         if flaw:
             findings.mistake(entry.finding((name, index), flaw))
 

@@ -4,10 +4,11 @@ What is written was checked with the models and words of `check`. Refuses to tou
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from secrets import token_urlsafe
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from yarl import URL
 
@@ -41,6 +42,11 @@ _TRIES = 10
 
 _AT_ONCE = 50
 """Bodies checked before anything else goes on: a few milliseconds."""
+
+_LARGE = 2_000
+"""Characters of a body that is checked in a thread: 64 KiB with a mistake in every word take a second."""
+
+T = TypeVar("T")
 
 Match = Callable[[int | None], bool]
 """Says whether an edit may be made on what is there: a version as `Edited` has it, or None for nothing."""
@@ -156,7 +162,7 @@ class Editor:
                     try:
                         if isinstance(record, BaseException):
                             raise record
-                        step = self._account(tables[place], record, match, by, taken)
+                        step = await self._account(tables[place], record, match, by, taken)
                         if isinstance(step, Edited):
                             found[place] = step
                         else:
@@ -173,7 +179,7 @@ class Editor:
         await self._tell("account", [one for one in edits if isinstance(one, Edited)], by)
         return edits
 
-    def _account(
+    async def _account(
         self,
         table: Table,
         record: Record | None,
@@ -187,7 +193,7 @@ class Editor:
             return taken.get(source) or self._in_force.holder(source)
 
         self._check("account", str(table.get("name")), record, match)
-        account, source = account_of(table, self._in_force.providers, holder)
+        account, source = await _checked(table, account_of, self._in_force.providers, holder)
         listeners = len(self._in_force.interest.listeners(account.name))
         if listeners > MOST_OF_AN_ACCOUNT:
             text = f"{listeners:,} subscriptions are for it, {MOST_OF_AN_ACCOUNT:,} at most can be"
@@ -218,8 +224,9 @@ class Editor:
             is_given = "secrets" in table or not _is_signed(table)
             made = () if is_given or signed else (new_secret(),)
             in_force = self._in_force.settings
-            subscription = subscription_of(
+            subscription = await _checked(
                 table if is_given else {**table, "secrets": [*signed, *made]},
+                subscription_of,
                 Policy.of(in_force.egress),
                 in_force.subscription_by_name,
             )
@@ -415,6 +422,13 @@ _NOTHING: Content = {
     "verified": None,
     "unverified_since_ms": None,
 }
+
+
+async def _checked(table: Table, check: Callable[..., T], *arguments: object) -> T:
+    """Check a body; deliveries go on meanwhile, however much is wrong with it."""
+    if len(json.dumps(table, default=str)) < _LARGE:
+        return check(table, *arguments)
+    return await asyncio.to_thread(check, table, *arguments)
 
 
 def _is_signed(table: Mapping[str, Any]) -> bool:
