@@ -1,7 +1,6 @@
 """The catalogue of log lines: every event name that `watcher` logs, with its level and its fields.
 
-Names and fields are documented and stable: a test compares them with what the code says, both ways.
-Refuses to log: it is data.
+Names and fields are documented and stable: a test compares them with what the code logs, both ways.
 """
 
 from collections.abc import Mapping
@@ -10,20 +9,20 @@ from typing import Literal, NamedTuple
 Level = Literal["debug", "info", "warning", "error"]
 
 FIELD_MEANINGS: Mapping[str, str] = {
-    "account": "name of the account; of a delivery of subscription.paused, of the paused subscription",
+    "account": "name of the account; in a delivery of subscription.paused, name of the paused subscription",
     "accounts": "how many accounts",
     "added": "how many are new",
     "address": "where metrics and probes are served",
-    "affected": "which of our own names this is about",
+    "affected": "which part of watcher it is about",
     "answer": "how the receiver's answer begins: at most 200 characters, control characters escaped",
     "asset": "id of the asset",
     "assets": "how many assets",
     "attempt": "number of this attempt, from 1",
-    "attempts": "how many noted attempts",
-    "by": "who wanted it: a user at a host, or the name of a token",
+    "attempts": "how many recorded attempts",
+    "by": "who did it: a user at a host, or the name of a token",
     "bytes": "how many bytes were cut off the end of the file",
-    "change": "what became of it: created, changed, deleted, or what of it is new: secret, token, verified",
-    "changed": "how many are there still, and differ",
+    "change": "what was done: created, changed, deleted, or which part is new: secret, token, verified",
+    "changed": "how many are in both, and differ",
     "changes": "how many changes were found, each one an event (in a heartbeat: since the last one)",
     "copy": "path of the copy of the file as it was",
     "dead_letters": "how many dead letters",
@@ -45,23 +44,23 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "lag_ms": "from the commit of the event to its delivery, or how late the event loop is",
     "last_event_id": "id of the last event that went in the same message",
     "layout": "number of the layout of the store: 2 is that of this version, 1 that of version 0.1",
-    "library": "which library spoke",
+    "library": "name of the library",
     "limit_bytes": "bytes that Redis may take, its maxmemory",
     "lines": "how many log lines",
-    "message": "what it said",
+    "message": "what the library logged",
     "mistakes": "how many mistakes were found",
     "name": "name of the account or subscription",
-    "names": "a few of them: +new, -gone, or the name of one, of one that differs with its keys",
+    "names": "a few of the names: +new, -removed, or the name alone; of one that differs, with its keys",
     "next_ms": "how long until the next try",
     "our_bytes": "about how many bytes are watcher's",
-    "pause_in_ms": "how long until a subscription is paused that goes on failing",
+    "pause_in_ms": "how long until the subscription is paused, if it goes on failing",
     "pending_confirmation": "how many changes wait for their other half",
     "per_second": "attempts that may begin in a second, over all workers",
     "persistence": "how Redis keeps its data: its appendfsync, aof, snapshots, none or hidden",
     "polls": "how many polls since the last heartbeat",
     "provider": "name of the provider",
     "providers": "how many providers",
-    "reason": "why, in a short text of ours",
+    "reason": "why, in a few words",
     "reasons": "the first few mistakes: file, line and what is wrong",
     "records": "how many records: of the log, or of the directory",
     "rejected": "how many polls were rejected since the last heartbeat",
@@ -76,20 +75,20 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "status": "HTTP status of the answer",
     "subscription": "name of the subscription",
     "subscriptions": "how many subscriptions",
-    "times": "how many times in a row, so far (of a successful poll: were rejected before it)",
-    "token": "whose token is shown: `operator`, or `subscription NAME`; null for none that is known",
+    "times": "how many times in a row so far (of a successful poll: how many were rejected before it)",
+    "token": "whose token it carried: `operator`, or `subscription NAME`; null for none that is known",
     "unchanged": "whether the snapshot equals the last one",
     "used_bytes": "bytes that Redis takes, as it counts them against its limit",
     "version": "version of watcher",
     "worker": "name of this worker",
-    "workers": "a few of the workers that are waited for, each with its version",
+    "workers": "a few of the workers that this one waits for, each with its version",
 }
 
 
 class Line(NamedTuple):
-    """One event name: its level, the fact it states, the fields it may carry (each where it is known).
+    """One event name: its level, the fact that it states, and the fields that it may carry.
 
-    Where it has nothing new it is logged at the level debug instead. A failure that lasts is logged when it
+    A line that says nothing new has the level debug. A failure that lasts is logged when it
     begins, an hour later, then once a day, and when it is over: `log.Throttle`.
     """
 
@@ -126,12 +125,12 @@ EVENTS: Mapping[str, Line] = {
     "worker.stopped": Line("info", "A worker has given back its leases and ends.", ("worker", "duration_ms")),
     "worker.cut_off": Line(
         "warning",
-        "The time to drain ran out; what was under way is tried again elsewhere when its lease ends.",
+        "The time to drain ran out; another worker repeats the unfinished work when its lease ends.",
         ("worker", "in_flight"),
     ),
     "poll.left": Line(
         "info",
-        "`watcher run --once` found an account in the hand of another worker, and left it to that one.",
+        "`watcher run --once` left an account to another worker, which was polling it.",
         ("account", "provider"),
     ),
     "worker.heartbeat": Line(
@@ -144,22 +143,23 @@ EVENTS: Mapping[str, Line] = {
     ),
     "loop.lagged": Line(
         "warning",
-        "Something held the event loop up, so leases may have run out.",
+        "Something blocked the event loop of the worker, so leases may have run out.",
         ("worker", "lag_ms", *_LASTS),
     ),
-    "loop.recovered": Line("info", "Nothing has held the event loop up for a minute.", ("worker", *_LASTS)),
+    "loop.recovered": Line("info", "Nothing has blocked the event loop for a minute.", ("worker", *_LASTS)),
     "lease.lost": Line(
         "info",
-        "A lease ran out before the work was done; its result was discarded, and another worker does it.",
+        "A lease ran out before the work was done; the result was discarded, and another worker repeats "
+        "the work.",
         ("account", "subscription", "reason"),
     ),
     "clock.skewed": Line(
         "warning",
-        "This machine's clock is not that of Redis; receivers refuse signatures that are 5 minutes off.",
+        "The clocks of this machine and of Redis differ; receivers reject signatures that are 5 minutes off.",
         ("worker", "skew_ms", *_LASTS),
     ),
     "clock.recovered": Line(
-        "info", "This machine's clock agrees with that of Redis again.", ("worker", "skew_ms", *_LASTS)
+        "info", "The clocks of this machine and of Redis agree again.", ("worker", "skew_ms", *_LASTS)
     ),
     "configuration.loaded": Line(
         "info",
@@ -168,52 +168,56 @@ EVENTS: Mapping[str, Line] = {
     ),
     "configuration.changed": Line(
         "info",
-        "What a reload changed in one section: how much, and a few names.",
+        "A reload changed one section: how many entries, and a few of their names.",
         ("section", "added", "removed", "changed", "names"),
     ),
     "configuration.doubtful": Line(
-        "warning", "Something in the configuration is allowed but hardly meant.", ("reason",)
+        "warning", "Something in the configuration is allowed, but is probably a mistake.", ("reason",)
     ),
     "directory.followed": Line(
         "info",
-        "Accounts and subscriptions that programs added, changed or deleted were taken over: how many, since "
-        "the last such line.",
+        "The worker applied what programs added, changed or deleted: how many accounts and "
+        "subscriptions since the last such line.",
         ("accounts", "subscriptions"),
     ),
     "directory.shadowed": Line(
         "warning",
-        "The configuration file has accounts or subscriptions of the same names as records of the directory, "
-        "and wins: the records rest.",
+        "The configuration file and the directory have accounts or subscriptions of the same name. The "
+        "file wins; the records of the directory are not used.",
         ("records", "names", "reason"),
     ),
     "directory.locked": Line(
         "warning",
-        "Records of the directory that this worker cannot use; it leaves them to workers that can.",
+        "This worker cannot use some records of the directory, and leaves them to workers that can.",
         ("records", "names", "reason"),
     ),
     "directory.resealed": Line(
         "info",
-        "No record that this worker can open needs an older key of [api] any more: so many were sealed anew.",
+        "This worker encrypted these records again, with the first key of [api]; no record that it can "
+        "open needs an older key any more.",
         ("records",),
     ),
     "directory.restored": Line(
         "warning",
-        "Redis has lost what programs had added: this worker has written it again.",
+        "Redis lost what programs had added, and this worker wrote it again.",
         ("records",),
     ),
     "configuration.refused": Line(
         "error",
-        "A reload found mistakes; the configuration before it stays. `watcher check` lists all of them.",
+        "A reload found mistakes, so the configuration before it stays in force. `watcher check` lists "
+        "all of them.",
         ("mistakes", "reasons"),
     ),
     "configuration.differs": Line(
         "warning",
-        "Another worker of the namespace has another provider, account or URL under the same name; of each, "
-        "one side is inactive.",
+        "Another worker of the namespace has a different provider, account or URL under the same name; "
+        "for each of them, one of the two workers is inactive.",
         ("worker", "names", "changed", "inactive", "accounts", *_LASTS),
     ),
     "configuration.agrees": Line(
-        "info", "No other worker has another provider, account or URL under the same name any more.", _LASTS
+        "info",
+        "No other worker has a different provider, account or URL under the same name any more.",
+        _LASTS,
     ),
     "listener.started": Line("info", "Metrics and probes are served over HTTP.", ("address",)),
     "listener.refused": Line(
@@ -223,24 +227,24 @@ EVENTS: Mapping[str, Line] = {
     ),
     "api.refused": Line(
         "warning",
-        "A request under /v1 was refused: `token` says whose it shows, if any, and `reason` why. Each kind "
-        "at most once an hour.",
+        "A request under /v1 was refused: `reason` says why, and `token` whose token it carried, if "
+        "any. Each kind at most once an hour.",
         ("status", "reason", "token", *_LASTS),
     ),
     "store.guarantee": Line(
         "info",
-        "What this Redis promises: at the start, and whenever it has changed.",
+        "What this Redis guarantees. Logged at the start, and whenever it changes.",
         ("server", "persistence", "eviction", "guarantee"),
     ),
     "store.weak": Line(
         "warning",
-        "Redis is set up so that a promise of ours does not hold, or promises less than it did.",
+        "The settings of Redis break one of watcher's guarantees, or Redis guarantees less than before.",
         ("server", "reason"),
     ),
     "store.repaired": Line(
         "warning",
-        "The embedded server's append-only file ended in what no server reads, as after a power loss: that "
-        "was cut off, and a copy was kept.",
+        "The append-only file of the embedded server had an unreadable end, as after a power loss. The "
+        "end was cut off, and a copy of the file was kept.",
         ("file", "bytes", "copy", "reason"),
     ),
     "store.unreachable": Line(
@@ -248,48 +252,53 @@ EVENTS: Mapping[str, Line] = {
     ),
     "store.refusing": Line(
         "error",
-        "Redis answers with errors: writes (memory, disk, a replica), credentials, rights, quotas; or it is "
-        "set up so that nothing may be committed to it.",
+        "Redis answers with errors (memory, disk, a replica, credentials, rights, a quota), or its "
+        "settings do not allow a worker to commit.",
         ("reason", "next_ms", *_LASTS),
     ),
     "store.relieved": Line(
         "warning",
-        "Redis was 85 % full (`used` of `limit`, in bytes): so many of the oldest log records and attempts "
-        "were taken away, then dead letters, then deliveries of the largest backlog, until it was 80 % full.",
+        "Redis was 85 % full (`used_bytes` of `limit_bytes`). A worker removed the oldest log records "
+        "and attempts, then dead letters, then deliveries of the largest backlog, until it was 80 % "
+        "full: so many of each.",
         ("used_bytes", "limit_bytes", "records", "attempts", "dead_letters", "deliveries"),
     ),
     "store.full": Line(
         "error",
-        "Redis is 85 % full, and there is nothing left to give up; about `ours` bytes of it are watcher's.",
+        "Redis is 85 % full, and nothing is left that a worker may remove; about `our_bytes` of it are "
+        "watcher's.",
         ("used_bytes", "limit_bytes", "our_bytes", *_LASTS),
     ),
-    "store.recovered": Line("info", "Redis does its part again.", _LASTS),
+    "store.recovered": Line("info", "Redis can be used again.", _LASTS),
     "layout.awaited": Line(
         "info",
-        "The store is not in this version's layout, or is to leave it: this worker stands by. Said when it "
-        "begins to wait, and once a minute.",
+        "This worker stands by, because the store is not in the layout of this version, or is to leave "
+        "it. Logged when the wait begins, and once a minute.",
         ("worker", "layout", "reason", "workers", "duration_ms"),
     ),
     "layout.moved": Line(
         "info",
-        "This worker has brought the move of the store to another layout to its end; of how much, in all.",
+        "This worker finished the move of the store to another layout: how much was moved in all.",
         ("worker", "layout", "accounts", "records", "dead_letters", "deliveries", "duration_ms"),
     ),
     "directory.changed": Line(
         "info",
-        "A client of the API, or a command, changed what is polled or delivered: the audit of all changes.",
+        "A client of the API or a command changed an account or a subscription. These lines are the "
+        "audit trail.",
         ("kind", "name", "change", "by"),
     ),
     "accounts.removed": Line(
         "warning",
-        "Accounts are not configured any more; if the file was cut short, put it back within ten minutes.",
+        "Accounts are no longer configured; if the file was cut short, restore it within ten minutes.",
         ("accounts", "names", "reason"),
     ),
     "accounts.forgotten": Line(
-        "info", "The states of accounts are gone that were removed ten minutes ago.", ("accounts",)
+        "info", "The state of accounts that were removed ten minutes ago was deleted.", ("accounts",)
     ),
     "state.lost": Line(
-        "error", "Redis has lost its state; accounts get new baselines, no events.", ("accounts",)
+        "error",
+        "Redis lost its state: accounts get new baselines, and no events of what changed.",
+        ("accounts",),
     ),
     "account.baseline": Line(
         "info",
@@ -298,17 +307,17 @@ EVENTS: Mapping[str, Line] = {
     ),
     "account.stale": Line(
         "warning",
-        "No successful poll for three intervals and the time-out; 20 accounts or more are one line.",
+        "No successful poll for three intervals and the time-out. 20 accounts or more share one line.",
         ("account", "accounts", "provider", "reason", "duration_ms"),
     ),
     "account.recovered": Line(
         "info",
-        "Successful polls in time of an account that was stale, or one that was quarantined.",
+        "An account that was stale, or quarantined, is polled successfully and in time again.",
         ("account", "accounts", "provider", *_LASTS),
     ),
     "account.quarantined": Line(
         "error",
-        "The state of this account cannot be read; it alone is left out.",
+        "The state of this account in Redis cannot be read; the workers skip this account only.",
         ("account", "reason", *_LASTS),
     ),
     "poll.finished": Line(
@@ -318,22 +327,22 @@ EVENTS: Mapping[str, Line] = {
     ),
     "poll.rejected": Line(
         "info",
-        "A poll was rejected: the account's state and its time stay.",
+        "A poll was rejected: the account keeps its state, and the time of that state.",
         (*_POLL, "error_class", "reason", "status", "next_ms", "times"),
     ),
     "poll.discarded": Line(
         "info",
-        "A successful answer came too late or during a stop, and was not used.",
+        "A successful answer came too late, or during a stop, and was not used.",
         (*_POLL, "reason", "times"),
     ),
     "event.created": Line(
         "info",
-        "A change was committed and is owed to the subscriptions that match.",
+        "A change was committed as an event, and queued for the subscriptions that match.",
         ("account", "provider", "asset", "event_id", "event_type", "sequence", "subscriptions"),
     ),
     "account.suspect": Line(
         "info",
-        "A full listing suddenly names nothing: that counts only after a minute of successful polls.",
+        "A full listing suddenly names no asset: that counts only after a minute of successful polls.",
         ("account", "provider", "assets"),
     ),
     "asset.suspect": Line(
@@ -343,94 +352,101 @@ EVENTS: Mapping[str, Line] = {
     ),
     "subscription.overflowed": Line(
         "warning",
-        "More deliveries waited than `max_backlog`, or than Redis had memory for: the oldest of its longest "
-        "queues were given up, and became dead letters where there is memory for these. Said at once, then "
-        "every five minutes of what has come together.",
+        "More deliveries waited than `max_backlog` allows, or than Redis had memory for. The oldest of "
+        "the longest queues were given up, and became dead letters where there was memory for these. "
+        "Logged at once, then every five minutes with the sum.",
         ("subscription", "deliveries", "reason"),
     ),
     "delivery.delivered": Line(
         "info",
-        "A subscriber took it; where a message held several, it says how many, and is about the first one.",
+        "A receiver took the delivery. If a message held several, `deliveries` says how many, and the "
+        "line is about the first one.",
         (*_DELIVERY, *_TOGETHER, "lag_ms"),
     ),
     "delivery.retried": Line(
         "info",
-        "An attempt failed; the next one is due.",
+        "An attempt failed; the next one is due in `next_ms`.",
         (*_DELIVERY, *_TOGETHER, "reason", "next_ms", "answer"),
     ),
     "delivery.dead": Line(
         "warning",
-        "The last attempt failed: the delivery is a dead letter, kept, and the queue goes on.",
+        "The last attempt failed: the delivery is kept as a dead letter, and its queue goes on.",
         (*_DELIVERY, "reason", "answer"),
     ),
     "subscription.failing": Line(
         "warning",
-        "A subscription's circuit breaker opened, or stays open for longer; if it goes on so, it is paused.",
+        "The circuit breaker of a subscription opened, or stays open for longer. If it does not close, "
+        "the subscription is paused.",
         ("subscription", "reason", "next_ms", "pause_in_ms", *_LASTS),
     ),
     "subscription.recovered": Line(
         "info",
-        "A subscription's circuit breaker closed: it takes events again.",
+        "The circuit breaker of a subscription closed: its receiver takes events again.",
         ("subscription", "duration_ms"),
     ),
     "subscription.rate_limited": Line(
         "warning",
-        "A subscriber takes fewer requests than it gets. Nothing is sent for as long as it asks (`next_ms`), "
-        "then so many attempts a second over all workers, and more with each second.",
+        "A receiver takes fewer requests than it gets. All workers together send nothing for `next_ms`, "
+        "then `per_second` attempts a second, and more with each second.",
         ("subscription", "reason", "per_second", "next_ms"),
     ),
     "subscription.paused": Line(
         "warning",
-        "A subscription gets no more attempts until it is resumed; its events are kept. Said by the worker "
-        "that paused it or reported it, and by each that finds it so at its start.",
+        "A subscription gets no more attempts until it is resumed; its events are kept. Logged by the "
+        "worker that paused it or reported the pause, and by each worker that starts while it is "
+        "paused.",
         ("subscription", "reason"),
     ),
     "subscription.resumed": Line(
         "info",
-        "A subscription that was paused, or whose circuit breaker was open, is delivered to again: by hand, "
-        "or for its new URL.",
+        "A subscription that was paused, or whose circuit breaker was open, gets its events again: an "
+        "operator resumed it, or it has a new URL.",
         ("subscription",),
     ),
     "subscription.verified": Line(
         "info",
-        "The URL of a subscription that a client made answered a ping: from now on it gets its events.",
+        "The URL of a subscription that came through the API answered a ping: the subscription gets its "
+        "events from now on.",
         ("subscription", "duration_ms"),
     ),
     "subscription.unverified": Line(
         "warning",
-        "The URL of a subscription that a client made did not answer a ping with 2xx: its events wait. Said "
-        "once, then seldom, while it is pinged again; without `next_ms` a day has passed, and it is pinged "
-        "only if a client asks for it.",
+        "The URL of a subscription that came through the API did not answer a ping with 2xx, so its "
+        "events wait. Logged once, then rarely, while workers ping it again; without `next_ms` a day "
+        "has passed, and they ping it only when a client asks.",
         ("subscription", "reason", "attempt", "next_ms"),
     ),
     "provider.unavailable": Line(
         "warning",
-        "A provider fails for all its accounts; one account at a time asks it from now on.",
+        "A provider fails for all its accounts; from now on workers ask it for one account at a time.",
         ("provider", "error_class", "reason", "status", *_LASTS),
     ),
     "provider.refusing": Line(
         "error",
-        "A provider refuses what only a person can fix: a wrong key, an account that is not there.",
+        "A provider rejects what only a person can fix: a wrong key, or an account that it does not know.",
         ("provider", "error_class", "reason", "status", "account", "accounts", *_LASTS),
     ),
     "provider.recovered": Line(
         "info",
-        "A provider answers again; with a `reason`: what it refused for that, it takes again.",
+        "A provider answers again. With a `reason`: it accepts again what it rejected for that reason.",
         ("provider", "reason", *_LASTS),
     ),
     "resolver.changed": Line(
         "info",
-        "Names are looked up by another resolv.conf or hosts file; what failed on one is tried again.",
+        "The worker looks up names with another resolv.conf or hosts file, and tries again what failed "
+        "on a name.",
         ("providers", "subscriptions"),
     ),
-    "library.warned": Line("warning", "A library that we use logged a warning.", ("library", "message")),
-    "library.failed": Line(
-        "error", "A library that we use logged an error.", ("library", "message", "exception")
+    "library.warned": Line(
+        "warning", "A library that watcher uses logged a warning.", ("library", "message")
     ),
-    "log.dropped": Line("warning", "Log lines were lost because they were not read in time.", ("lines",)),
+    "library.failed": Line(
+        "error", "A library that watcher uses logged an error.", ("library", "message", "exception")
+    ),
+    "log.dropped": Line("warning", "Log lines were lost, because they were not read in time.", ("lines",)),
     "bug": Line(
         "error",
-        "Something that was not planned; please report it with the traceback.",
+        "A bug in watcher. Please report it with the traceback.",
         ("affected", "account", "subscription", "exception", "times"),
     ),
 }
