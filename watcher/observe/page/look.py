@@ -46,6 +46,9 @@ FRESH_S = 2.0
 _ATTEMPTS = 50
 """Of one subscription and shard, the latest."""
 
+_LARGE = 20_000
+"""Bytes of an answer that are worth compressing: a thousand accounts are a megabyte."""
+
 _DIFFERS = 10
 _PLACES = 400
 """Of attempts, with those of the latest events first."""
@@ -303,7 +306,11 @@ def routes(worker: Worker) -> Mapping[str, Handler]:
         return web.Response(text=html, content_type="text/html", headers=policy)
 
     async def show_json(_: web.Request) -> web.Response:
-        return web.Response(body=await look.json(), content_type="application/json")
+        body = await look.json()
+        answer = web.Response(body=body, content_type="application/json", zlib_executor_size=_LARGE)
+        if len(body) > _LARGE:
+            answer.enable_compression()  # in a thread, and as the client says it can
+        return answer
 
     return {"/": show, "/page.json": show_json}
 
