@@ -8,7 +8,8 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Container, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Literal, NamedTuple
@@ -22,8 +23,10 @@ from watcher.printable import many, printable
 from watcher.providers.contract import ErrorClass, Rejected, provider_class
 from watcher.providers.declared import HttpSettings
 from watcher.providers.http import ProviderClient
-from watcher.settings import AccountSettings, ProviderSettings, RedisSettings, Settings, SubscriptionSettings
+from watcher.sealing import Keyring, Unopened
+from watcher.settings import AccountSettings, ProviderSettings, Settings, SubscriptionSettings
 from watcher.store.address import safe_url
+from watcher.store.directory import Directory, Record
 from watcher.store.embedded import find_engine, is_made
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import guarantee_of_all, missing_rights
@@ -32,7 +35,7 @@ from watcher.store.reader import Reader
 from watcher.tls_flaws import CANNOT_CONNECT, HUNG_UP, cannot_connect, tls_flaw
 
 Verdict = Literal["ok", "warning", "failed"]
-Kind = Literal["redis", "rights", "accounts", "provider", "clock", "subscription"]
+Kind = Literal["redis", "rights", "directory", "accounts", "provider", "clock", "subscription"]
 
 
 class Tried(NamedTuple):
@@ -51,9 +54,10 @@ _SLOW_MS = 100
 """A commit waits for one round trip; at so much, a worker commits a few hundred polls a second at best."""
 
 
-async def try_server(settings: RedisSettings, accounts: Container[str]) -> AsyncIterator[Tried]:
-    """Say whether the server can be used, and, if it answers, what its user may do, and whether accounts are
-    polled that are not among these."""
+async def try_server(file: Settings) -> AsyncIterator[Tried]:
+    """Say whether the server can be used, and, if it answers, what its user may do, whether what came through
+    the API opens, and whether accounts are polled that came neither through it nor with the file."""
+    settings = file.redis
     url = settings.url.get_secret_value()
     name = safe_url(url)
     try:
@@ -79,8 +83,14 @@ async def try_server(settings: RedisSettings, accounts: Container[str]) -> Async
             yield may
             if may.verdict != "ok":
                 return
+            directory, records = Directory(store.pipe, store.keys), list[Record]()
+            if any((await directory.counts()).values()):
+                records = [record async for held in directory.read_all() for record in held.records]
+            if records:
+                yield _opened(file, name, records)
+            known = {one.name for one in records if one.kind == "account"} | file.account_by_name.keys()
             scheduled = await Reader(store.pipe, store.keys).scheduled()
-            gone = sorted(account for account in scheduled if account not in accounts)
+            gone = sorted(scheduled.keys() - known)
             if gone:
                 names = ", ".join(gone[:_MOST_NAMES]) + (", …" if len(gone) > _MOST_NAMES else "")
                 text = f"polled now, and not in this file: {many(len(gone), 'account')} ({names})"
@@ -90,6 +100,25 @@ async def try_server(settings: RedisSettings, accounts: Container[str]) -> Async
         yield Tried(
             "redis", name, "failed", str(error), "fix redis.url or the server: until then no worker starts"
         )
+
+
+def _opened(file: Settings, name: str, records: Sequence[Record]) -> Tried:
+    """Say whether the file's keys open what came through the API."""
+    reasons = Counter[str]()
+    if file.api:
+        keyring = Keyring([key.get_secret_value() for key in file.api.secret_key], file.redis.namespace)
+        for one in records:
+            try:
+                keyring.open(one.kind, one.name, one.plain, one.sealed)
+            except Unopened as error:
+                reasons[str(error)] += 1
+    else:
+        reasons["this file has no [api] secret_key"] = len(records)
+    if not reasons:
+        return Tried("directory", name, "ok", f"the key opens {many(len(records), 'record')} of the API")
+    locked = f"{reasons.total():,} of {many(len(records), 'record')} of the API cannot be opened"
+    todo = "put the key that sealed them into [api] secret_key: without it a worker leaves them to others"
+    return Tried("directory", name, "warning", f"{locked}: {'; '.join(reasons)}", todo)
 
 
 async def _may(store: OpenStore, name: str) -> Tried:
@@ -103,6 +132,9 @@ async def _may(store: OpenStore, name: str) -> Tried:
         return Tried("rights", name, "failed", text, _ACL)
     return Tried("rights", name, "ok", f"its user may do what watcher does, on {where}")
 
+
+_ALIKE_S = 2
+"""Seconds: a Date has whole ones, and many servers write it once a second."""
 
 _SKEWED_S = 30
 _FAR_OFF_S = 300
@@ -119,9 +151,14 @@ _TODO: dict[ErrorClass, str] = {
 _DECLARED = "; then save an answer: watcher check --recipe FILE --answer ANSWER.json shows what is read in it"
 
 
-async def try_provider(settings: ProviderSettings, account: AccountSettings | None) -> AsyncIterator[Tried]:
+async def try_provider(
+    settings: ProviderSettings, account: AccountSettings | None, *, has_api: bool = False
+) -> AsyncIterator[Tried]:
     """Say what came of one poll, and, if there was an answer, how far the clocks are apart."""
     name = settings.name
+    if account is None and has_api:
+        yield Tried("provider", name, "ok", "not tried, as no account of the file names it")
+        return
     if account is None:
         yield Tried("provider", name, "warning", "not polled", "no account names it: add one, or remove it")
         return
@@ -157,6 +194,8 @@ def clock(name: str, date: str, here: datetime) -> Tried:
         return Tried("clock", name, "warning", "its Date cannot be read", "compare the clocks by hand")
     apart_s = (here - (there if there.tzinfo else there.replace(tzinfo=UTC))).total_seconds()
     text = f"this machine's clock is {abs(apart_s):.0f} s {'ahead of' if apart_s > 0 else 'behind'} its Date"
+    if abs(apart_s) < _ALIKE_S:
+        return Tried("clock", name, "ok", "this machine's clock agrees with its Date")
     if abs(apart_s) < _SKEWED_S:
         return Tried("clock", name, "ok", text)
     verdict: Verdict = "failed" if abs(apart_s) >= _FAR_OFF_S else "warning"
@@ -207,11 +246,16 @@ def trials(settings: Settings, *, limit_s: float = LIMIT_S) -> list[Trial]:
     """List what there is to try: the server, each provider by its first account, each subscriber."""
     policy = Policy.of(settings.egress)
     first = {account.provider: account for account in reversed(settings.account_by_name.values())}
-    found = [Trial("redis", "redis", limit_s, lambda: try_server(settings.redis, settings.account_by_name))]
+    found = [Trial("redis", "redis", limit_s, lambda: try_server(settings))]
     for name, provider in settings.provider_by_name.items():
         patience_s = limit_s + provider.timeout.total_seconds()
         found.append(
-            Trial("provider", name, patience_s, lambda p=provider: try_provider(p, first.get(p.name)))  # type: ignore[misc]
+            Trial(
+                "provider",
+                name,
+                patience_s,
+                lambda p=provider: try_provider(p, first.get(p.name), has_api=settings.api is not None),  # type: ignore[misc]
+            )
         )
     for name, subscription in settings.subscription_by_name.items():
         found.append(Trial("subscription", name, limit_s, lambda s=subscription: _alone(s, policy)))  # type: ignore[misc]

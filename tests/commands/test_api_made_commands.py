@@ -387,11 +387,14 @@ def test_status_counts_what_came_through_the_api_and_what_is_to_be_known_of_it(p
     (new,) = (one for one in place.run("subscriptions", "--json").objects if one["subscription"] == "new")
     assert (new["record"], new["unverified_since"]) == ("unverified", "1970-01-01T00:00:00.001Z")
     assert new["url"] == "https://canary.example.com"
-    assert "unverified since 1970" in place.run("subscriptions").out
+    assert "unverified since 1970" in (listed := place.run("subscriptions").out)
+    assert "answered a ping; `watcher ping new` says what it answers\n" in listed
+    assert "new: unverified: nothing waits" in (status := place.run("status").out)
+    assert " of 3 as they should be" in status.partition("\nsubscriptions")[2]
     place.configure(lambda text: text.replace(f'"{KEY}"', f'["{OTHER}", "{KEY}"]'))
     assert said()[0]["older_key"] == 4
     place.configure(lambda text: text.replace(f'["{OTHER}", "{KEY}"]', f'"{OTHER}"'))
-    assert (said()[0]["locked"], said()[0]["unverified"]) == (2, 0)
+    assert (said()[0]["locked"], said()[0]["unverified"]) == (3, 0), "an account, and both subscriptions"
     assert "its record of the API is locked: it was sealed with a key" in place.run("subscriptions").out
     place.configure(lambda text: text.partition("[api]")[0])
     assert said()[0]["locked"] is None

@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 from yarl import URL
 
 from tests.support.builders import SECRET
+from tests.support.directory import Programs, with_key
 from tests.support.program import COMMAND, environment, watcher
 from tests.support.provider_staging import (
     declared_account,
@@ -40,8 +41,10 @@ from watcher.commands.check import command
 from watcher.delivery.egress import Policy
 from watcher.preflight import Trial, Tried, clock, try_all, try_provider, try_server, try_subscriber
 from watcher.sandbox.server import Sandbox
-from watcher.settings import RedisSettings, SubscriptionSettings
+from watcher.sealing import new_key
+from watcher.settings import RedisSettings, Settings, SubscriptionSettings
 from watcher.store.client import connect
+from watcher.store.directory import Directory
 from watcher.store.guarantee import missing_rights
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
@@ -138,18 +141,51 @@ async def test_what_is_well_is_ok_and_leaves_no_trace(
         assert [key async for key in client.scan_iter(f"{namespace}:*")] == []
 
 
+def a_file(redis_url: str, namespace: str, accounts: Sequence[str]) -> Settings:
+    return Settings(
+        redis=RedisSettings(url=SecretStr(redis_url), namespace=namespace),
+        provider_by_name={"loopring": loopring_settings()},
+        account_by_name={name: loopring_account().model_copy(update={"name": name}) for name in accounts},
+        subscription_by_name={},
+    )
+
+
 async def test_accounts_that_are_polled_and_that_the_file_does_not_name_are_a_warning(
     redis_server_url: str, redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
     names = ["treasury", *(f"shop-{number}" for number in range(10))]
     await store.roster.enroll({"loopring": names}, now_ms=0)
-    settings = RedisSettings(url=SecretStr(redis_server_url), namespace=namespace)
-    (told,) = [line async for line in try_server(settings, {"treasury"}) if line.kind == "accounts"]
+    settings = a_file(redis_server_url, namespace, ["treasury"])
+    (told,) = [line async for line in try_server(settings) if line.kind == "accounts"]
     assert told.verdict == "warning"
     assert told.text.startswith("polled now, and not in this file: 10 accounts (shop-0, shop-1, ")
     assert told.text.endswith("shop-7, …)")
-    assert [line.kind async for line in try_server(settings, {*names})] == ["redis", "rights"]
+    whole = a_file(redis_server_url, namespace, names)
+    assert [line.kind async for line in try_server(whole)] == ["redis", "rights"]
+
+
+async def test_what_came_through_the_api_is_not_missed_in_the_file_and_has_to_open(
+    redis_server_url: str, redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.roster.enroll({"loopring": ["alice"]}, now_ms=0)
+    await Programs(Directory(store.pipe, store.keys), namespace).put_account("alice", "loopring")
+    file = a_file(redis_server_url, namespace, [])
+    for settings, verdict, text in (
+        (with_key(file), "ok", "the key opens 1 record of the API"),
+        (
+            with_key(file, new_key()),
+            "warning",
+            "1 of 1 record of the API cannot be opened: it was sealed",
+        ),
+        (file, "warning", "1 of 1 record of the API cannot be opened: this file has no [api]"),
+    ):
+        told = [line async for line in try_server(settings)]
+        assert [line.kind for line in told] == ["redis", "rights", "directory"]
+        assert (told[-1].verdict, told[-1].text[: len(text)]) == (verdict, text)
+    (untried,) = [line async for line in try_provider(loopring_settings(), None, has_api=True)]
+    assert untried.verdict == "ok"
 
 
 async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_path: Path) -> None:
@@ -457,7 +493,8 @@ def test_a_clock_that_is_off_is_told(ahead_s: int, verdict: str) -> None:
     there = datetime(2026, 11, 20, 14, 3, 5, tzinfo=UTC)
     tried = clock("loopring", "Fri, 20 Nov 2026 14:03:05 GMT", there + timedelta(seconds=ahead_s))
     assert tried.verdict == verdict
-    assert f"{abs(ahead_s)} s {'ahead of' if ahead_s > 0 else 'behind'} its Date" in tried.text
+    apart = f"is {abs(ahead_s)} s {'ahead of' if ahead_s > 0 else 'behind'}" if ahead_s else "agrees with"
+    assert f"clock {apart} its Date" in tried.text
 
 
 def test_a_date_that_is_none_is_a_warning() -> None:

@@ -28,11 +28,11 @@ _MARGIN = 15
 _USUAL = {"pending confirmation"}
 """Of an account that waits for the other half of a movement: it is listed, and as it should be."""
 
-_ONLY_RETRIED = 7
+_ONLY_RETRIED = 8
 """Of a subscription some queues of which are tried again: it is listed, and as it should be."""
 
 _STATES = {
-    "unverified": "unverified: their events wait until their URLs have answered a ping",
+    "unverified": "unverified: their events wait until their URLs have answered a ping (`watcher ping NAME`)",
     "locked": "sealed with a key that is not in [api] secret_key",
     "unfit": "not valid beside this configuration: `watcher subscriptions` says why",
     "shadowed": "shadowed: the configuration has the same names, and wins",
@@ -71,6 +71,7 @@ async def command(*, look: "Look", is_json: bool) -> None:
 
 
 async def read_lines(look: "Look") -> list[_Line]:
+    from watcher.commands.subscriptions import record_of
     from watcher.observe import views
     from watcher.store.address import safe_url
     from watcher.store.exceptions import StoreError
@@ -103,6 +104,8 @@ async def read_lines(look: "Look") -> list[_Line]:
         subscriptions = await views.subscription_lines(
             reader, settings, breakers, now_ms, is_whole=look.is_whole
         )
+        for line in subscriptions:
+            line |= record_of(found.subscriptions.get(line["subscription"]))
     url = safe_url(settings.redis.url.get_secret_value())
     place = f"embedded, in {settings.redis.data_dir.absolute()}" if url == "embedded" else url
     return [
@@ -129,6 +132,13 @@ def directory_line(found: "Opened") -> _Line:
 
     states = Counter[str](known.state for known in found.subscriptions.values())
     keyring = keyring_of(found.look) if found.look.settings.api else None
+    if keyring:
+        states["locked"] += sum(
+            kind == "account"
+            and found.origin(kind, name) == "api"
+            and not (keyring.is_current(one.sealed) or keyring.is_older(one.sealed))
+            for (kind, name), one in found.records.items()
+        )
     opened = ("unverified", "locked", "unfit")
     shadowed = [f"{kind} {name}" for kind, name in found.records if found.origin(kind, name) == "file"]
     return {
@@ -172,6 +182,7 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
         unknown = "" if line["is_configured"] else "; not in the configuration"
         name, reason = printable(line["subscription"]), printable(line["reason"] or "")
         delayed = "delayed: " if line["state"] == "delayed" else ""
+        delayed = "unverified: " if line["record"] == "unverified" else delayed
         yield _entry("", f"  {name}: {delayed}{backlog_text(line, deliveries)}{unknown}")
         backing_off, pace = rest_texts(line)
         if line["paused_at"]:
@@ -248,6 +259,7 @@ def _severity(line: _Line) -> int:
         line["state"] == "paused",
         line["state"] == "failing",
         line["state"] == "backing off",
+        line["record"] == "unverified",
         line["state"] == "delayed",
         line["dead"],
         not line["is_configured"],

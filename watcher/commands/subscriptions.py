@@ -169,7 +169,9 @@ def _say(line: _Line) -> None:
         where = f"{where}  (by the API)".strip()
     if line["record"] == "unverified":
         since = f" since {line['unverified_since']}" if line["unverified_since"] else ""
-        state = f"unverified{since}: its events wait until its URL has answered a ping; {state}"
+        rest = "" if state in ("healthy", "delayed") else f"; {state}"
+        way = f"`watcher ping {printable(line['subscription'])}` says what it answers"
+        state = f"unverified{since}: its events wait until its URL has answered a ping; {way}{rest}"
     elif line["record"] in ("shadowed", "unfit", "locked") and line["record_reason"]:
         state = f"{state}; its record of the API is {line['record']}: {printable(line['record_reason'])}"
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
