@@ -207,3 +207,24 @@ def test_a_reader_of_the_help_may_leave() -> None:
         _, err = process.communicate()
         assert process.returncode == 141
         assert err == b""
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (("init", "--provider", "strip"), "no kind of provider is called 'strip'; did you mean 'stripe'?"),
+        (("init", "--provider", "xyz"), "no kind of provider is called 'xyz'; `watcher recipes` lists all"),
+        (("init", "--to", "slak"), "no destination is called 'slak'; did you mean 'slack'?"),
+        (("init", "--to", "xyz"), "no destination is called 'xyz'; there is "),
+        (("recipes", "xyz"), "no recipe is called 'xyz'; `watcher recipes` lists all"),
+        (("accounts", "lits"), "No such command 'lits'. Did you mean 'list'?"),
+        (("schema", "event"), "'event' is not one of"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_one_that_was_meant_or_where_all_are(
+    args: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 2
+    assert hint in capsys.readouterr().err

@@ -319,7 +319,10 @@ def test_events_are_chosen_by_type_account_time_and_number(run: Run, write: Writ
     nothing = run("events", "--account", "bob")
     assert (nothing.out, nothing.err) == ("", "no such event in the log\n")
     nobody = run("events", "--account", "nobody")
-    assert (nobody.code, nobody.err) == (2, "Error: no account is called 'nobody'\n")
+    assert (nobody.code, nobody.err) == (
+        2,
+        "Error: no account is called 'nobody'; `watcher accounts` lists all\n",
+    )
     assert run("events", "--account", "bob", "--json") == Ended(0, "", "")
     latest = [line.split() for line in run("events", "--limit", "3").lines]
     assert latest[1:] == [line.split() for line in run("events").lines[-3:]]

@@ -40,7 +40,8 @@ def coins(balance: str) -> dict[str, object]:
 
 
 COMMANDS = (
-    *("status", "balances", "events", "deliveries", "deliveries --attempts", "deliveries --dead"),
+    *("status", "balances", "balances --wide", "events", "events --wide --local", "history treasury"),
+    *("deliveries", "deliveries --attempts", "deliveries --dead"),
     *("subscriptions", "audit", "check", "check --show", "check --connect", "ping ops"),
     *("poll treasury alice", "poll --provider shop"),
     *("resend --since 1h --dry-run --subscription ops", "tail json"),
@@ -87,7 +88,7 @@ async def test_what_would_steer_a_terminal_comes_out_of_nothing(tmp_path: Path, 
             for command in COMMANDS:
                 await say(tmp_path, command)
     said = all_said(tmp_path)
-    for provider, command in product(("loopring", "metakeep"), ("balances", "events")):
+    for provider, command in product(("loopring", "metakeep"), ("balances --wide", "events --wide --local")):
         shown = said[f"{command}.out"].decode().splitlines()
         assert [line for line in shown if ACCOUNTS[provider] in line and "owned" in line], "told, in its way"
     assert b"owned" in said["deliveries --attempts.out"]

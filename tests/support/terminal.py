@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Thread
 from unicodedata import category
 
-_OURS = re.compile(r"\x1b\[(0|1|2|31|32|33)m|\r?\x1b\[\?25[lh]|\r(?=trying )")
-"""The colours of log lines for people, and what draws the progress of `check --connect`. Nothing else."""
+_OURS = re.compile(r"\x1b\[(0|1|2|31|32|33)m|\r?\x1b\[\?25[lh]|\r(?=(trying|auditing|counting|queuing) )")
+"""The colours of log lines for people, and what draws the progress of long work. Nothing else."""
 
 
 @contextmanager

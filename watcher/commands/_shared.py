@@ -123,7 +123,7 @@ class ListFirst(click.Group):
     """A group whose command `list` may go unsaid."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        is_said = bool(args) and (args[0] in self.commands or args[0] in ctx.help_option_names)
+        is_said = bool(args) and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
         return super().parse_args(ctx, args if is_said else ["list", *args])
 
 
@@ -171,14 +171,32 @@ def refuse_unknown(kind: str, globs: Iterable[str], known: Iterable[str]) -> Non
             raise Unknown(kind, glob, names)
 
 
+_LISTED_BY = {
+    "account": "watcher accounts",
+    "subscription": "watcher subscriptions",
+    "recipe": "watcher recipes",
+    "kind of provider": "watcher recipes",
+    "type of event": "watcher schema events",
+}
+"""Where the names of a kind are found."""
+
+_FEW = 12
+"""Names of another kind that are said."""
+
+
 class Unknown(click.ClickException):
     """Nothing of this kind has this name, or one that matches this glob."""
 
     exit_code = 2
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        close = get_close_matches(name[:200], islice(known, _MOST_CANDIDATES), n=1)
-        hint = f"; did you mean '{printable(close[0])}'?" if close else ""
+        names = [*islice(known, _MOST_CANDIDATES)]
+        close = get_close_matches(name[:200], names, n=1)
+        hint = next((f"; `{by}` lists all" for begin, by in _LISTED_BY.items() if kind.startswith(begin)), "")
+        if not hint and len(names) <= _FEW:
+            hint = f"; there is {', '.join(map(printable, names)) or 'none'}"
+        if close:
+            hint = f"; did you mean '{printable(close[0])}'?"
         super().__init__(f"no {kind} is called '{printable(name, 200)}'{hint}")
 
 
