@@ -124,3 +124,10 @@ def test_the_changelog_begins_with_this_version() -> None:
     heading = re.search(r"^## \[(.*)\] - (unreleased|\d{4}-\d{2}-\d{2})$", CHANGELOG, re.MULTILINE)
     assert heading
     assert heading[1] == __version__
+
+
+def test_the_version_that_gets_fixes_is_this_one_and_every_version_before_leads_to_its_upgrade() -> None:
+    rows = re.findall(r"^\| (\d+\.\d+) \| (.*) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    (current, says), *before = rows
+    assert (current, says) == (__version__.rpartition(".")[0], "yes")
+    assert all("deploy/UPGRADE.md#" in says for _, says in before)
