@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from tests.support.scraped import said
 from watcher.api import server
-from watcher.api.access import CALLER, PER_SECOND, Access, Address, Caller, Rates
+from watcher.api.access import CALLER, COST, PER_SECOND, Access, Address, Caller, Rates
 from watcher.api.problems import Problem, answer, body_of, cursor, page_of
 from watcher.api.server import Listener
 from watcher.store.exceptions import StoreUnreachable
@@ -404,12 +404,15 @@ def test_a_bucket_lets_a_hundred_in_at_once_and_a_hundred_a_second_after_that() 
     assert let_in == pytest.approx(PER_SECOND, abs=1)
 
 
-def test_a_long_answer_counts_as_many_requests() -> None:
+def test_an_answer_that_is_long_or_took_the_store_much_time_counts_as_many_requests() -> None:
     rates, ops = Rates(), Caller("ops")
     rates.wait_s(ops, 5.0)
     rates.charge(ops, web.Response(body=bytes(60_000)))
     rates.charge(ops, web.Response(body=bytes(4 * 2**20)))
-    left = PER_SECOND - 1 - 64
+    searched = web.Response()
+    searched[COST] = 30
+    rates.charge(ops, searched)
+    left = PER_SECOND - 1 - 64 - 30
     assert [rates.wait_s(ops, 5.0) for _ in range(left)] == [0] * left
     assert rates.wait_s(ops, 5.0) > 0
 

@@ -185,6 +185,9 @@ class Access:
         )
 
 
+COST = web.ResponseKey("cost", int)
+"""How many requests an answer counts as besides, where it took the store much time."""
+
 PER_SECOND = 100
 _MOST_CALLERS = 10_000
 
@@ -194,7 +197,8 @@ _BYTES_OF_ONE = 64 * 1024
 
 class Rates:
     """How many requests each caller may make: PER_SECOND, and as many at once after a second's rest. A long
-    answer counts as one more for each 64 KiB: to write it takes the worker's time."""
+    answer counts as one more for each 64 KiB, as to write it takes the worker's time; one that took the store
+    much time as its COST says."""
 
     def __init__(self) -> None:
         self._left: dict[Caller, tuple[float, float]] = {}  # requests, and when that was so (monotonic)
@@ -213,4 +217,5 @@ class Rates:
     def charge(self, caller: Caller, response: web.StreamResponse) -> None:
         """Count what an answer costs besides."""
         left, at = self._left.get(caller, (PER_SECOND, 0.0))
-        self._left[caller] = left - (response.content_length or 0) // _BYTES_OF_ONE, at
+        cost = (response.content_length or 0) // _BYTES_OF_ONE + response.get(COST, 0)
+        self._left[caller] = left - cost, at

@@ -15,6 +15,7 @@ import orjson
 from aiohttp import web
 
 from watcher.amounts import Conversions
+from watcher.api.access import COST
 from watcher.api.accounts import Names, Opened, opened
 from watcher.api.problems import Problem, cursor, limit_in, page_of, query_of, unknown
 from watcher.journal.events import Event, amounts_of, iso
@@ -32,6 +33,10 @@ TYPE = r"[a-z_.*?!\[\]-]{1,64}"
 """A type of events, or a glob of some. A long one takes long to read, and holds the event loop up."""
 
 _SEQUENCE = re.compile(r"0|[1-9][0-9]{0,13}")
+_OF_A_LOOK = 2
+"""Requests that a look at the log counts as which finds next to nothing: a subscription that is for little
+could keep the store busy with what others got."""
+
 _NAMES_AT_ONCE = 1000
 """Names of accounts looked at in one turn of the event loop: well below a millisecond."""
 
@@ -120,7 +125,9 @@ class _Pull:
             raise Problem(410, _GONE, oldest=oldest) from None
         items = [event.to(name).body if name else event.content + b"}" for event in page.events]
         more = {"unreadable": page.unreadable} if page.unreadable else {}
-        return _raw(items, next=_shown(page.cursor, owner, store), more=not page.is_end, **more)
+        response = _raw(items, next=_shown(page.cursor, owner, store), more=not page.is_end, **more)
+        response[COST] = _OF_A_LOOK * page.in_vain
+        return response
 
     async def _accounts_of(self, name: str, after: str, most: int, store: Opened) -> list[tuple[str, str]]:
         """Name the first of a subscription's accounts that come after a name, each with its provider."""

@@ -168,12 +168,14 @@ class Logged(NamedTuple):
 class Page(NamedTuple):
     """Some of what a reader wanted, in the order of each shard, and where it goes on. `is_end`: there was no
     more. Without that there may be, even where a page holds nothing: what is looked at is bounded, too.
-    `unreadable` counts records of events that are damaged, or have lost their body."""
+    `unreadable` counts records of events that are damaged, or have lost their body. `in_vain` counts looks, a
+    millisecond or two of the server's time each, that went through many records and found next to nothing."""
 
     events: Sequence[Logged]
     cursor: Cursor
     is_end: bool
     unreadable: int = 0
+    in_vain: int = 0
 
 
 class _Part(NamedTuple):
@@ -290,18 +292,20 @@ class History:
                 raise ValueError("a cursor of one account")
             cursor = await self._search(cursor, account)
             if cursor.search != "found":
-                return Page((), cursor, is_end=False)
-        left, most = _LOOKED_AT, max(16, 2 * limit // len(shards))
+                return Page((), cursor, is_end=False, in_vain=_LOOKED_AT // _LOOKS)
+        left, most, in_vain = _LOOKED_AT, max(16, 2 * limit // len(shards)), 0
 
         async def look(shard: int, start: Place) -> _Part:
-            nonlocal left
+            nonlocal left, in_vain
             left -= _LOOKS
-            return await self._look(
+            part = await self._look(
                 *(shard, start, account or "", subscription or ""),
                 looks=_LOOKS,
                 most=most,
                 most_bytes=PAGE_BYTES // len(shards),
             )
+            in_vain += not part.is_end and 10 * len(part.found) < most
+            return part
 
         starts = (cursor.places.get(shard, Place()) for shard in shards)
         parts = dict(zip(shards, await asyncio.gather(*map(look, shards, starts)), strict=True))
@@ -336,7 +340,7 @@ class History:
             await line_up(shard)
         is_end = not heap and all(part.is_end for part in parts.values())
         search: Search = "near" if after is None else "found"
-        return Page(events, Cursor(places, after, search), is_end, unreadable)
+        return Page(events, Cursor(places, after, search), is_end, unreadable, in_vain)
 
     async def _search(self, cursor: Cursor, account: str) -> Cursor:
         """Go a bounded part of the way to where all that an account emitted after a sequence is ahead. Raises
