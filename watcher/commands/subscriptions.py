@@ -13,20 +13,39 @@ from watcher.commands._shared import (
     subscription_named,
     sure_option,
 )
-from watcher.commands._table import age_text, backlog_text, opened, rest_texts, say_json, say_next
+from watcher.commands._table import (
+    Column,
+    Display,
+    Fails,
+    Waits,
+    age_text,
+    backlog_text,
+    display_options,
+    opened,
+    rest_texts,
+    say_json,
+    say_next,
+)
 from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
     from watcher.run.directory import Known
 
-_MARGIN = 14
+_COLUMNS = (
+    Column("subscription"),
+    Column("state", "whole"),
+    Column("to", rank=1, least=16),
+    Column("what is known", "prose", least=24),
+)
+_COLORED = {"paused": Fails, "failing": Fails, "backing off": Waits, "delayed": Waits, "unverified": Waits}
 
 _Line = dict[str, Any]
 
 
 @click.command("subscriptions", short_help="The state of subscriptions; pause, resume, remove them.")
 @look_options
+@display_options
 @json_option
 @sure_option
 @click.argument(
@@ -43,7 +62,9 @@ _Line = dict[str, Any]
     ),
 )
 @in_a_loop
-async def command(*, look: "Look", is_json: bool, is_sure: bool, action: str, name: str | None) -> None:
+async def command(
+    *, look: "Look", display: Display, is_json: bool, is_sure: bool, action: str, name: str | None
+) -> None:
     """Show the state of subscriptions, or change it.
 
     ACTION is list (the default), or show, pause, resume or remove NAME.
@@ -99,11 +120,12 @@ async def command(*, look: "Look", is_json: bool, is_sure: bool, action: str, na
         }
     if not (lines or is_json):
         click.echo("no subscription is known here", err=True)
-    for line in lines:
-        if is_json:
+    if is_json:
+        for line in lines:
             say_json(line)
-        else:
-            _say(line)
+    else:
+        with display.table(*_COLUMNS) as table:
+            table.say([_cells(line, display) for line in lines])
     say_next("watcher deliveries")
 
 
@@ -150,13 +172,13 @@ def record_of(known: "Known | None") -> _Line:
     }
 
 
-def _say(line: _Line) -> None:
+def _cells(line: _Line, display: Display) -> list[str]:
     backing_off, pace = rest_texts(line)
     reason = printable(line["reason"] or "")
     if line["paused_at"]:
-        state = f"paused since {line['paused_at']}: {reason}"
+        state = f"paused since {display.time(line['paused_at'])}: {reason}"
     elif line["failing_since"]:
-        since = f"since {line['failing_since']} ({age_text(1000 * line['failing_s'])})"
+        since = f"since {display.time(line['failing_since'])} ({age_text(1000 * line['failing_s'])})"
         state = f"failing {since}, circuit breaker {line['breaker']}{backing_off}: {reason}"
     elif backing_off or pace:
         name = "" if line["state"] == "backing off" else line["state"]
@@ -168,13 +190,13 @@ def _say(line: _Line) -> None:
     if line["origin"] == "api":
         where = f"{where}  (by the API)".strip()
     if line["record"] == "unverified":
-        since = f" since {line['unverified_since']}" if line["unverified_since"] else ""
+        since = f" since {display.time(line['unverified_since'])}" if line["unverified_since"] else ""
         rest = "" if state in ("healthy", "delayed") else f"; {state}"
         way = f"`watcher ping {printable(line['subscription'])}` says what it answers"
         state = f"unverified{since}: its events wait until its URL has answered a ping; {way}{rest}"
     elif line["record"] in ("shadowed", "unfit", "locked") and line["record_reason"]:
         state = f"{state}; its record of the API is {line['record']}: {printable(line['record_reason'])}"
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
-    click.echo(f"{printable(line['subscription']):<{_MARGIN}}{where}".rstrip())
-    click.echo(f"{'':<{_MARGIN}}{state}")
-    click.echo(f"{'':<{_MARGIN}}{backlog}")
+    word = "unverified" if line["record"] == "unverified" and line["state"] == "healthy" else line["state"]
+    about = "; ".join((backlog,) if state == word else (state.removeprefix(f"{word}: "), backlog))
+    return [printable(line["subscription"]), _COLORED.get(word, str)(word), where, about]
