@@ -113,7 +113,7 @@ class Look:
         except (StoreError, TimeoutError):
             found = None
         if found is None:
-            self._error = "Redis does not answer: nothing is polled or delivered until it does"
+            self._error = "Redis does not answer in time: while it does not, nothing is polled or delivered"
             return
         # In a thread: amounts are long numbers, and there may be hundreds of them.
         self._seen = await asyncio.to_thread(lambda: orjson.dumps(document(settings, found)))
