@@ -217,7 +217,12 @@ def health(seen: Line, subscriptions: Sequence[Line]) -> Line:
     was not read yet."""
     accounts = seen["accounts"]
     problems = Counter(problem for account in accounts["shown"] for problem in account["problems"])
-    states = Counter(line["state"] for line in subscriptions)
+    # What waits for a URL to answer is no delay.
+    states = Counter(
+        line["state"]
+        for line in subscriptions
+        if (line["record"], line["state"]) != ("unverified", "delayed")
+    )
     least = "at least " if accounts["left_out"] else ""
     unread = sum(
         {"never read", "failing"} & {*one["problems"]} == {"never read"} for one in accounts["shown"]
