@@ -173,6 +173,19 @@ async def test_a_subscription_begins_with_balances_and_goes_on_with_what_came_af
             assert behind[-1]["data"]["sequence"] == there["sequence"]
 
 
+async def test_balances_of_a_subscription_that_names_its_accounts_come_page_by_page(rig: Rig) -> None:
+    named = ("treasury", "nobody", "alice")
+    subscribed(rig, a_subscription("ops", f"{rig.receiver.url}ops", accounts=named))
+    async with rig.worker() as worker, an_api(worker) as api:
+        path, token, pages = "/subscriptions/ops/balances", TOKENS["ops"], list[list[str]]()
+        query: dict[str, Any] = {}
+        while not pages or query["after"]:
+            seen = (await api.get(path, token, limit=1, **query)).data
+            pages.append([item["account"]["name"] for item in seen["items"]])
+            query = {"after": seen["next"]}
+        assert pages == [["alice"], ["treasury"]]
+
+
 async def test_a_subscription_sees_its_own_accounts_assets_and_types_whatever_it_asks(rig: Rig) -> None:
     subscribed(rig, *some(rig))
     async with rig.worker() as worker, an_api(worker) as api:

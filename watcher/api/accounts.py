@@ -22,6 +22,9 @@ from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.reader import Reader
 
+AT_ONCE = 20
+"""Of a list: a millisecond, in each of some requests at the same time."""
+
 _ENTRIES_AT_ONCE = 50
 """Assets of an account: a millisecond or two."""
 
@@ -108,7 +111,7 @@ class Accounts:
         """A page of them, by name."""
         asked, store = page_of(request), opened(self._worker)
         names = await self._names.after(store, asked.after, asked.limit + 1)
-        found = [described("account", name, store) async for name in slowly(names[: asked.limit], 100)]
+        found = [described("account", name, store) async for name in slowly(names[: asked.limit], AT_ONCE)]
         return answer(page(names, [one for one in found if one], asked.limit))
 
     async def show(self, request: web.Request) -> web.Response:

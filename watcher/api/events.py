@@ -9,6 +9,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from fnmatch import translate
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -18,8 +19,9 @@ from watcher.amounts import Conversions
 from watcher.api.access import COST
 from watcher.api.accounts import Names, Opened, opened
 from watcher.api.problems import Problem, cursor, limit_in, page_of, query_of, unknown
+from watcher.config.tables import is_glob
 from watcher.journal.events import Event, amounts_of, iso
-from watcher.journal.interest import Interest
+from watcher.journal.interest import Interest, Wishes
 from watcher.run.worker import Worker
 from watcher.sealing import Keyring, Unopened
 from watcher.snapshot import Asset
@@ -81,7 +83,7 @@ class _Pull:
         page, store = page_of(request), opened(self._worker)
         name = _known_in(request, store)
         end = await History(store.pipe, store.keys).end()  # before any state is read: nothing falls between
-        names = await self._accounts_of(name, page.after, page.limit + 1, store)
+        names, turns = await self._accounts_of(name, page.after, page.limit + 1, store)
         provider_by_account = dict(names[: page.limit])
         items, size = list[bytes](), 0
         async for seen in store.reader.read_states(provider_by_account):
@@ -90,7 +92,9 @@ class _Pull:
             if size > PAGE_BYTES:
                 break
         next_after = cursor(names[len(items) - 1][0]) if len(items) < len(names) else None
-        return _raw(items, next=next_after, events=_shown(end, name, store))
+        response = _raw(items, next=next_after, events=_shown(end, name, store))
+        response[COST] = turns
+        return response
 
     async def _events(
         self, store: Opened, asked: dict[str, str], name: str | None, *, is_own: bool
@@ -129,15 +133,23 @@ class _Pull:
         response[COST] = _OF_A_LOOK * page.in_vain
         return response
 
-    async def _accounts_of(self, name: str, after: str, most: int, store: Opened) -> list[tuple[str, str]]:
-        """Name the first of a subscription's accounts that come after a name, each with its provider."""
-        found: list[tuple[str, str]] = []
+    async def _accounts_of(
+        self, name: str, after: str, most: int, store: Opened
+    ) -> tuple[list[tuple[str, str]], int]:
+        """Name the first of a subscription's accounts that come after a name, each with its provider; says,
+        too, in how many turns of the event loop all accounts were gone through, for one that has globs."""
+        found, turns = list[tuple[str, str]](), 0
+        if (wanted := _named_by(name, store)) is not None:
+            known = store.followed.settings.account_by_name
+            some = islice((one for one in sorted(wanted) if one > after and one in known), most)
+            return [(one, known[one].provider) for one in some], turns
         while len(found) < most and (names := await self._accounts.after(store, after, _NAMES_AT_ONCE)):
             after, known = names[-1], store.followed.settings.account_by_name
             listeners = store.followed.interest.listeners
             found += [(one, known[one].provider) for one in names if one in known and name in listeners(one)]
+            turns += 1
             await asyncio.sleep(0)
-        return found[:most]
+        return found[:most], turns
 
 
 def _known_in(request: web.Request, store: Opened) -> str:
@@ -146,6 +158,14 @@ def _known_in(request: web.Request, store: Opened) -> str:
     if name not in store.followed.interest.names:
         raise unknown("subscription", name)
     return name
+
+
+def _named_by(subscription: str, store: Opened) -> set[str] | None:
+    """Return the accounts that a subscription names; None if it has globs, as most have."""
+    wishes: Wishes | None = store.followed.settings.subscription_by_name.get(subscription)
+    known = store.followed.get("subscription", subscription)
+    wishes = wishes or (known.wishes if known else None)
+    return None if wishes is None or any(map(is_glob, wishes.accounts)) else {*wishes.accounts}
 
 
 def _start(after: str, owner: str | None, store: Opened) -> Cursor:

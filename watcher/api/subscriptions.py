@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from watcher.api.accounts import Names, Opened, described, etag, opened
+from watcher.api.accounts import AT_ONCE, Names, Opened, described, etag, opened
 from watcher.api.problems import Problem, answer, limit_in, page, page_of, query_of, unknown
 from watcher.observe.views import letter_line, subscription_line, waiting_line
 from watcher.pause import slowly
@@ -33,7 +33,9 @@ class Subscriptions:
         """A page of them, by name."""
         asked, store = page_of(request), opened(self._worker)
         names = await self._names.after(store, asked.after, asked.limit + 1)
-        found = [described("subscription", name, store) async for name in slowly(names[: asked.limit], 100)]
+        found = [
+            described("subscription", name, store) async for name in slowly(names[: asked.limit], AT_ONCE)
+        ]
         return answer(page(names, [one for one in found if one], asked.limit))
 
     async def show(self, request: web.Request) -> web.Response:
