@@ -307,6 +307,21 @@ async def test_a_store_that_lost_the_directory_is_given_it_again(bench: Bench) -
     assert await bench.programs.directory.counts() == {"account": 1, "subscription": 1}
 
 
+async def test_what_is_deleted_right_after_a_loss_is_gone_for_the_worker_that_gave_it_back(
+    bench: Bench,
+) -> None:
+    await bench.begin()
+    await bench.put_subscription("hook")
+    await bench.followed.follow()
+    await bench.lose()
+    await bench.followed.follow()  # and has not looked yet what it gave back
+    assert (await bench.programs.directory.delete("subscription", "hook")).outcome == "done"
+    for _ in range(2):
+        await bench.followed.follow()
+    assert (bench.targets, bench.followed.names("subscription")) == ([OPS], [])
+    assert await bench.programs.directory.counts() == {"account": 0, "subscription": 0}
+
+
 async def test_what_an_older_key_sealed_is_sealed_anew_and_opens_without_it(bench: Bench) -> None:
     await bench.begin()
     await bench.put_account("alice")

@@ -65,6 +65,9 @@ _RESEALED_AT_ONCE = 250
 _KEPT_AT_ONCE = 2_000
 """Records after which what was made of them is looked through for garbage no more."""
 
+_NO_CHANGE = "0-0"
+"""Before the first change of a shard that has lost all: then each change since is one to be followed."""
+
 _MOST_NAMES = 8
 
 _SAY_S = 10.0
@@ -481,14 +484,15 @@ class Followed:
             found = await self._directory.changes(shard, self._heads[shard])
             await self._take_in(found.changed)
             head = await self._read(shard, found.lost_after) if found.is_behind else found.head
-            if found.lost_after is not None:
-                await self._write_again(shard, found.lost_after)
+            if found.lost_after is not None and await self._write_again(shard, found.lost_after):
+                head = head or _NO_CHANGE  # what was written just now, and by others since, comes after it
             self._heads[shard] = head  # what others do about the same loss is among the next changes
             await self._take_over()
             if not found.more:
                 return
 
-    async def _write_again(self, shard: int, lost_after: int) -> None:
+    async def _write_again(self, shard: int, lost_after: int) -> bool:
+        """Give back what this worker holds of a shard and the store has lost; says whether it holds any."""
         records = [
             known.record
             for kind in KINDS
@@ -497,6 +501,7 @@ class Followed:
         ]
         deleted = [one for one in self._deleted.values() if shard_of(one.name) == shard]
         await self._give_back(lost_after, records, deleted)
+        return bool(records)
 
     async def _read(self, shard: int, lost_after: int | None) -> str:
         """Read a shard anew; returns its last change. What it lacks was deleted, if the store has not lost
