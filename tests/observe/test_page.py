@@ -399,6 +399,7 @@ async def test_in_a_browser_hostile_text_shows_as_text_and_nothing_runs(rig: Rig
                 await browser.value("document.getElementById('detail').close()")
             await opened(browser)
             worker.opened = None
+            await browser.value("look()")
             await browser.until("!document.getElementById('alarm').hidden")
             assert "contact with Redis" in await browser.value("document.getElementById('alarm').textContent")
             assert HOSTILE in await browser.value("document.body.textContent")
@@ -419,6 +420,7 @@ async def test_in_a_browser_nothing_is_called_well_or_done_that_was_not_looked_a
         await books.live(
             [a_snapshot(ETH=str(number)) for number in range(1, 62)], at_ms=now_ms - 60 * MINUTE_MS
         )
+        await browser.value("look()")
         await browser.until("document.querySelectorAll('.event').length === 10")
         await browser.value("document.getElementById('all-events').click()")
         await browser.until("document.querySelectorAll('.event').length === 50")

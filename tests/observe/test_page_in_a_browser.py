@@ -8,6 +8,7 @@ import pytest
 
 from tests.observe.browser import AXE, PROGRAM, Browser, a_browser
 from tests.observe.pictures import HELD, a_days_page, held, many_accounts
+from watcher.observe.page import look
 
 pytestmark = [
     pytest.mark.slow,
@@ -183,7 +184,8 @@ async def pressed(browser: Browser, key: str, code: int) -> None:
         await browser.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
 
 
-async def test_an_exact_amount_and_its_course_are_a_key_away() -> None:
+async def test_an_exact_amount_and_its_course_are_a_key_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "FRESH_S", 0.0)
     async with a_days_page() as (port, worker), a_browser() as browser:
         await opened(browser, port, width=1280, height=900)
         assert (
@@ -218,6 +220,7 @@ async def test_an_exact_amount_and_its_course_are_a_key_away() -> None:
         assert done.startswith("✓ 200, ")
         assert done.endswith(" ms → ops")
         worker.opened = None
+        await browser.value("look()")
         await browser.until(
             "document.getElementById('state').textContent === 'unknown: Redis cannot be read'"
         )
@@ -226,20 +229,18 @@ async def test_an_exact_amount_and_its_course_are_a_key_away() -> None:
 
 
 @pytest.mark.skipif(AXE is None, reason="axe-core of npm is not there: see tests/README.md")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_an_inspection_of_its_accessibility_finds_nothing(scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1280)])
+async def test_an_inspection_of_its_accessibility_finds_nothing(scheme: str, width: int) -> None:
     assert AXE
     axe = await asyncio.to_thread(AXE.read_text, "utf-8")
     async with a_days_page() as (port, _), a_browser() as browser:
-        for width in (390, 1280):
-            await opened(browser, port, width=width, height=900, scheme=scheme)
-            await browser.call("Runtime.evaluate", expression=axe)
-            for opens in ("#nothing", ".event summary", ".balance button"):
-                await browser.value(f"document.querySelector({opens!r})?.click()")
-                violations, passes = await browser.value(INSPECT)
-                assert violations == [], (width, opens)
-                assert passes > 10
-            await browser.value("document.getElementById('detail').close()")
+        await opened(browser, port, width=width, height=900, scheme=scheme)
+        await browser.call("Runtime.evaluate", expression=axe)
+        for opens in ("#nothing", ".event summary", ".balance button"):
+            await browser.value(f"document.querySelector({opens!r})?.click()")
+            violations, passes = await browser.value(INSPECT)
+            assert violations == [], opens
+            assert passes > 10
 
 
 INSPECT = """
