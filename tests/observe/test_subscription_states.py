@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from tests.support.builders import a_subscription
 from tests.support.scraped import parsed
-from tests.support.stores import Store, a_delivery, a_store, fail, pause
+from tests.support.stores import MINUTE_MS, Store, a_delivery, a_store, fail, pause
 from watcher.commands.status import as_text, read_lines
 from watcher.config.loading import Look as Configuration
 from watcher.observe.metrics import Metrics
@@ -41,7 +41,8 @@ async def staged(store: Store) -> None:
         await store.fill(a_delivery(now_ms - age_ms, previous=None, subscription=name), subscription=name)
     breakers = Breakers(store.pipe, store.keys)
     for name, rest_ms in (("held", 60_000), ("briefly", 3_000)):
-        held = Breaker(reason="status 429", held_until_ms=now_ms + rest_ms)
+        paced = Breaker(reason="status 429", pace_per_s=30.0, pace_at_ms=now_ms + MINUTE_MS)
+        held = paced._replace(held_until_ms=now_ms + rest_ms)
         await breakers.change(name, lambda _, __, held=held: held)  # type: ignore[misc]  # one of each
     await fail(breakers, "open", "status 503", open_ms=60_000)
     await pause(breakers, "off", "by hand")
@@ -68,6 +69,8 @@ async def worker(redis_client: Redis, redis_server_url: str, namespace: str) -> 
 
 async def test_status_metrics_and_page_agree_on_what_a_subscription_is_and_why(worker: Worker) -> None:
     status = await read_lines(Configuration(worker.settings))
+    rates = {line["subscription"]: line["per_second"] for line in status if "per_second" in line}
+    assert (rates["held"], rates["briefly"]) == (2, 30), "Discord takes two a second, whatever it bore"
     lines = {line["subscription"]: line for line in status if line["kind"] == "subscription"}
     page = json.loads(await Look(worker).json())["seen"]["subscriptions"]["shown"]
     by_page = {one["subscription"]: one for one in page}

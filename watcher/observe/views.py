@@ -19,7 +19,7 @@ from watcher.polling.cadence import patience_ms, stale_since_ms
 from watcher.printable import printable
 from watcher.providers.contract import PERMANENT, provider_class, requests_needed, todo
 from watcher.run.worker import Worker
-from watcher.settings import AccountSettings, Settings, SubscriptionSettings
+from watcher.settings import PER_SECOND_BY_FORMAT, AccountSettings, Settings, SubscriptionSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
@@ -391,6 +391,7 @@ def subscription_line(
     oldest = backlog.oldest_sequence
     is_paused = breaker is not None and breaker.paused_at_ms > 0
     until_ms = 0 if is_paused else rests_until_ms(breaker)
+    most = known and (known.requests_per_second or PER_SECOND_BY_FORMAT[known.format])
     claims = (
         is_paused,
         not is_closed(breaker),
@@ -413,7 +414,7 @@ def subscription_line(
         "failing_since": _time(breaker and breaker.since_ms),
         "paused_at": _time(breaker and breaker.paused_at_ms),
         "backing_off_s": max(0, int(until_ms) - now_ms) // 1000,
-        "per_second": round(pace, 2) if (pace := pace_per_s(breaker, now_ms)) else None,
+        "per_second": round(min(pace, most or pace), 2) if (pace := pace_per_s(breaker, now_ms)) else None,
         "reason": breaker.reason if breaker else None,
     }
 
