@@ -171,7 +171,7 @@ async def redis_client(engine: str, server_url_of: Callable[[str], str]) -> Asyn
 @pytest.fixture(autouse=True)
 def no_secrets_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test's configuration hides must not be missing from what another one reads."""
-    monkeypatch.setattr(printable, "_secrets_by_head", {})
+    monkeypatch.setattr(printable, "_secrets_by_part", {})
 
 
 @pytest.hookimpl(tryfirst=True)

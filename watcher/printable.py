@@ -27,8 +27,11 @@ _SHORTEST_SECRET = 8
 """Characters. A shorter text is no secret of ours, and hiding it would blank out ordinary words."""
 
 _WRITTEN_OUT = (PurePath, Decimal, UUID, timedelta, IPv4Address, IPv4Network, IPv6Address, IPv6Network)
-_secrets_by_head: dict[str, set[str]] = {}
-"""By their first letters: a worker may know thousands, and a text holds few of these."""
+_secrets_by_part: dict[str, set[str]] = {}
+"""By some letters of each: a worker may know thousands, and a text holds few of these."""
+
+_ALIKE = 16
+"""Secrets that share a part, such as how URLs begin: another part is looked for then."""
 
 
 def why_not_listening(error: OSError) -> str:
@@ -105,12 +108,20 @@ def hide(secrets: Iterable[str]) -> None:
     """Remember these texts; from now on no traceback and no foreign log record of this process shows them."""
     for secret in secrets:
         if len(secret) >= _SHORTEST_SECRET:
-            _secrets_by_head.setdefault(secret[:_SHORTEST_SECRET], set()).add(secret)
+            fewest: set[str] | None = None
+            for start in (*range(0, len(secret) - _SHORTEST_SECRET, 4), len(secret) - _SHORTEST_SECRET):
+                alike = _secrets_by_part.setdefault(secret[start : start + _SHORTEST_SECRET], set())
+                if fewest is None or len(alike) < len(fewest) or secret in alike:
+                    fewest = alike
+                if len(fewest) < _ALIKE or secret in fewest:
+                    break
+            assert fewest is not None
+            fewest.add(secret)
 
 
 def without_secrets(text: str) -> str:
-    heads = {text[start : start + _SHORTEST_SECRET] for start in range(len(text))} & _secrets_by_head.keys()
-    secrets = [secret for head in heads for secret in _secrets_by_head[head]]
+    parts = {text[start : start + _SHORTEST_SECRET] for start in range(len(text))} & _secrets_by_part.keys()
+    secrets = {secret for part in parts for secret in _secrets_by_part[part]}
     for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
         text = text.replace(secret, "[secret]")
     return text

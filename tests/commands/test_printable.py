@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from watcher import printable as printable_module
 from watcher.printable import hide, plain, printable, traceback_text, without_secrets
 
 any_text = st.text(st.characters(codec=None, exclude_categories=()))
@@ -129,3 +130,15 @@ def test_hidden_secrets_come_out_of_no_traceback() -> None:
     text = traceback_text(ValueError("no redis://:correct-horse-battery-staple@host, a short one"))
     assert text.endswith("ValueError: no redis://:[secret]@host, a short one")
     assert without_secrets("correct-horse!") == "[secret]!"
+
+
+def test_of_many_secrets_that_begin_and_end_alike_a_text_brings_up_few() -> None:
+    urls = [f"https://hooks.example.com/{number:05}/sendMessage" for number in range(2_000)]
+    for _ in range(2):  # as often as its record changes
+        hide(urls)
+    assert sum(map(len, printable_module._secrets_by_part.values())) == len(urls)
+    assert max(map(len, printable_module._secrets_by_part.values())) <= 20, "each answer of a receiver asks"
+    for url in urls[::100]:
+        assert without_secrets(f"no answer from {url}, https://hooks.example.com/") == (
+            "no answer from [secret], https://hooks.example.com/"
+        )
