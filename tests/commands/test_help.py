@@ -1,5 +1,6 @@
 """The help of every command says what it does, by examples that work, and how it can end."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+import watcher.commands
 from watcher.cli import COMMANDS, group, main
 
 BEGINS = re.compile(
@@ -58,6 +60,26 @@ def called(example: str) -> Iterator[list[str]]:
             call.append(word)
 
 
+def hints() -> Iterator[str]:
+    """Find every command that `next:` names, with a name in the place of what is not known yet."""
+    for path in Path(watcher.commands.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_hint = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "say_next"
+            is_hint = is_hint or (isinstance(node, ast.FunctionDef) and node.name == "next_command")
+            for text in ast.walk(node) if is_hint else ():
+                if isinstance(text, ast.JoinedStr):
+                    said = "".join(
+                        str(getattr(part, "value", "")) if isinstance(part, ast.Constant) else "ops"
+                        for part in text.values
+                    )
+                    yield from re.findall(r"watcher [^,]+", said)
+                elif isinstance(text, ast.Constant) and re.match(r"watcher \w", str(text.value)):
+                    yield from re.findall(r"watcher [^,]+", str(text.value))
+
+
+HINTS = sorted({hint.strip() for hint in hints() if not hint.endswith(" ")})
+
+
 def test_every_command_is_looked_at() -> None:
     assert {*COMMANDS, "accounts show", "store layout", "secret new"} < {*EVERY}
 
@@ -77,6 +99,32 @@ def test_a_help_names_the_exit_codes(name: str) -> None:
     assert codes == sorted(codes)
 
 
+def all_invoked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have commands read their arguments and do nothing; returns the paths of those that are called."""
+    invoked: list[str] = []
+
+    def invoke(_: click.Command, context: click.Context) -> None:
+        invoked.append(context.command_path.removeprefix("watcher").strip())
+
+    monkeypatch.setattr(click.Command, "invoke", invoke)
+    return invoked
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_a_command_that_is_named_as_the_next_one_is_taken(
+    hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invoked = all_invoked(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "accounts.jsonl").touch()
+    (call,) = called(hint.replace("/*", "/accounts.jsonl"))
+    with pytest.raises(SystemExit) as ended:
+        main(call)
+    assert ended.value.code == 0
+    assert invoked[-1].split()[0] == call[0]
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_the_examples_of_a_help_are_taken_by_the_command_itself(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,12 +132,7 @@ def test_the_examples_of_a_help_are_taken_by_the_command_itself(
     found = examples(helped(EVERY[name]))
     assert len(found) >= 2
     assert max(map(len, found)) <= 100
-    invoked: list[str] = []
-
-    def invoke(_: click.Command, context: click.Context) -> None:
-        invoked.append(context.command_path.removeprefix("watcher").strip())
-
-    monkeypatch.setattr(click.Command, "invoke", invoke)
+    invoked = all_invoked(monkeypatch)
     monkeypatch.chdir(tmp_path)
     for example in found:
         calls = [*called(example)]

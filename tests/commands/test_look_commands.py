@@ -676,6 +676,23 @@ def test_status_names_the_command_that_does_something_about_the_worst(
     assert run("status").err == f"next: {command}\n"
 
 
+@pytest.mark.parametrize("width", [40, 60])
+def test_status_fits_a_narrow_terminal_and_loses_no_word(
+    run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    async def troubled(books: Books) -> None:
+        await two_accounts(books)
+        await pause(Breakers(books.pipe, books.keys), "ops", "410 Gone, and it will not come back to us")
+
+    write(troubled)
+    whole = run("status", "--wide").out
+    monkeypatch.setattr("watcher.commands._table.terminal_width", lambda: width)
+    lines = run("status").lines
+    assert max(map(len, lines)) <= width
+    words = [word for word in whole.split() if not re.search(r"[\d/]", word)]
+    assert [word for word in " ".join(lines).split() if not re.search(r"[\d/]", word)] == words
+
+
 def test_status_says_when_nobody_polls(run: Run, write: Write) -> None:
     async def abandoned(books: Books) -> None:
         await books.enroll("treasury", "alice", "bob")

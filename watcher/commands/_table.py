@@ -239,6 +239,15 @@ class Waits(str):
     __slots__ = ()
 
 
+IN_STATE: Mapping[str, type[str]] = {
+    "paused": Fails,
+    "failing": Fails,
+    "backing off": Waits,
+    "delayed": Waits,
+    "unverified": Waits,
+}
+"""How the states of a subscription are shown."""
+
 _COLOR_BY_TYPE: Mapping[type, str] = {Fails: "red", Waits: "yellow"}
 
 
@@ -399,12 +408,17 @@ class Table:
                 elif column.kind in ("text", "amount"):
                     text = cut(text, width)
             pad = " " * max(0, width - width_of(text))
-            color = _COLOR_BY_TYPE.get(type(cell))
-            shown = click.style(text, fg=color) if color else text
+            shown = colored(text, cell)
             is_last = i == self._places[-1]
             cells.append(f"{pad}{shown}" if column.is_right else shown if is_last else f"{shown}{pad}")
         margin = " " * (self._sum(self._widths) - self._widths[self._places[-1]])
         return [_GAP.join(cells).rstrip(), *(f"{margin}{line}" for line in more)]
+
+
+def colored(text: str, cell: str) -> str:
+    """Write a text in the colour of the cell that it is of."""
+    color = _COLOR_BY_TYPE.get(type(cell))
+    return click.style(text, fg=color) if color else text
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -428,6 +442,14 @@ class Display(NamedTuple):
 
     def table(self, *columns: Column) -> Table:
         return Table(*columns, width=None if self.is_wide else terminal_width(), is_wide=self.is_wide)
+
+    def say(self, text: str, *, margin: int) -> None:
+        """Print a line that is no row: wrapped to the terminal, below where its text begins."""
+        width = None if self.is_wide else terminal_width()
+        indent = max(margin, len(text) - len(text.lstrip()))
+        first, *rest = [text[indent:]] if width is None else wrapped(text[indent:], max(20, width - indent))
+        lines = [text[:indent] + colored(first, text), *(" " * indent + colored(one, text) for one in rest)]
+        click.echo("\n".join(line.rstrip() for line in lines))
 
     def amount(self, text: str) -> str:
         return text if self.is_wide else amount_text(text)

@@ -4,14 +4,26 @@ Refuses to fill more than a screen: of many with the same problem it names a few
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from watcher.commands._shared import in_a_loop, look_options
-from watcher.commands._table import age_text, backlog_text, opened, rest_texts, say_json, say_next
+from watcher.commands._table import (
+    IN_STATE,
+    Display,
+    Fails,
+    Waits,
+    age_text,
+    backlog_text,
+    display_options,
+    opened,
+    rest_texts,
+    say_json,
+    say_next,
+)
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -25,6 +37,7 @@ _MOST_ERRORS = 3
 _WIDTH = 80
 _MARGIN = 15
 
+_WAITING = ("suspect", "pending confirmation")
 _USUAL = {"pending confirmation"}
 """Of an account that waits for the other half of a movement: it is listed, and as it should be."""
 
@@ -45,9 +58,10 @@ _Line = dict[str, Any]
 
 @click.command("status", short_help="The state of everything, on one screen.")
 @look_options
+@display_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line, with its `kind`.")
 @in_a_loop
-async def command(*, look: "Look", is_json: bool) -> None:
+async def command(*, look: "Look", display: Display, is_json: bool) -> None:
     """Show the state of everything: Redis and what it promises, workers, providers, accounts, subscriptions.
 
     Reads Redis alone: no worker need run. With --json, only accounts with problems have a line.
@@ -65,8 +79,8 @@ async def command(*, look: "Look", is_json: bool) -> None:
         for line in lines:
             say_json(line)
     else:
-        for text in as_text(lines):
-            click.echo(text.rstrip())
+        for text in as_text(lines, display.time):
+            display.say(text, margin=_MARGIN)
     say_next(next_command(lines))
 
 
@@ -151,7 +165,7 @@ def directory_line(found: "Opened") -> _Line:
     }
 
 
-def as_text(lines: Sequence[_Line]) -> Iterator[str]:
+def as_text(lines: Sequence[_Line], time: Callable[[str], str] = str) -> Iterator[str]:
     from watcher.observe.views import PROBLEMS
 
     (server,), (total,) = _of("server", lines), _of("accounts", lines)
@@ -159,10 +173,10 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
     if server["guarantee"]:
         yield _entry("", server["guarantee"])
     for warning in server["warnings"]:
-        yield _entry("", f"warning: {warning}")
+        yield _entry("", f"warning: {warning}", Waits)
     yield from _workers_text(_of("worker", lines), _of("configuration", lines))
     for line in _of("provider", lines):
-        yield from _provider_text(line)
+        yield from _provider_text(line, time)
     with_problems = _of("account", lines)
     well = total["accounts"] - sum({*line["problems"]} != _USUAL for line in with_problems)
     yield _entry("accounts", f"{well:,} of {total['accounts']:,} as they should be")
@@ -172,7 +186,8 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
             ends = accumulate(len(name) + 2 for name in names)
             most = max(1, sum(1 for _ in takewhile(lambda end: end <= room, ends)))
             more = f" and {len(names) - most:,} more" if len(names) > most else ""
-            yield _entry("", f"  {problem:<20}{len(names):>7,}  {', '.join(names[:most])}{more}")
+            says: type[str] = Waits if problem in _WAITING else Fails
+            yield _entry("", f"  {problem:<20}{len(names):>7,}  {', '.join(names[:most])}{more}", says)
     subscriptions = _of("subscription", lines)
     worst = sorted(filter(_severity, subscriptions), key=_severity)
     well = sum(_severity(line) in (0, _ONLY_RETRIED) for line in subscriptions)
@@ -183,17 +198,18 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
         name, reason = printable(line["subscription"]), printable(line["reason"] or "")
         delayed = "delayed: " if line["state"] == "delayed" else ""
         delayed = "unverified: " if line["record"] == "unverified" else delayed
-        yield _entry("", f"  {name}: {delayed}{backlog_text(line, deliveries)}{unknown}")
+        says = IN_STATE.get(line["state"], str)
+        yield _entry("", f"  {name}: {delayed}{backlog_text(line, deliveries)}{unknown}", says)
         backing_off, pace = rest_texts(line)
         if line["paused_at"]:
-            yield _entry("", f"    paused since {line['paused_at']}: {reason}")
+            yield _entry("", f"    paused since {time(line['paused_at'])}: {reason}", says)
         elif line["failing_since"]:
             breaker = f"circuit breaker {line['breaker']}{backing_off}"
-            yield _entry("", f"    failing since {line['failing_since']}, {breaker}: {reason}")
+            yield _entry("", f"    failing since {time(line['failing_since'])}, {breaker}: {reason}", says)
         elif backing_off or pace:
-            yield _entry("", f"    {f'{backing_off}{pace}'.removeprefix(', ')}: {reason}")
+            yield _entry("", f"    {f'{backing_off}{pace}'.removeprefix(', ')}: {reason}", says)
         elif delayed and reason:
-            yield _entry("", f"    failed last: {reason}")
+            yield _entry("", f"    failed last: {reason}", says)
     yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` lists all")
     for line in _of("directory", lines):
         made = f"{many(line['accounts'], 'account')} and {many(line['subscriptions'], 'subscription')}"
@@ -211,17 +227,18 @@ def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterato
         versions = sorted({printable(line["version"]) for line in run})
         yield _entry("workers", f"{len(run):,} running, version {', '.join(versions)}")
         if len({line["roster"] for line in run}) > 1:
-            yield _entry("", "  their lists of accounts differ: is a deploy under way?")
+            yield _entry("", "  their lists of accounts differ: is a deploy under way?", Waits)
         for line in differing:
             names = ", ".join(map(printable, line["names"][:_MOST_NAMES]))
             more = len(line["names"]) - _MOST_NAMES
             workers = many(len(line["workers"]), "worker")
-            yield _entry("", f"  error: {workers} with another configuration: another target for")
+            yield _entry("", f"  error: {workers} with another configuration: another target for", Fails)
             yield _entry(
                 "", f"    {names}{f' and {more:,} more' if more > 0 else ''}: of each, one side is inactive"
             )
     else:
-        yield _entry("workers", "none runs: nothing is polled and nothing delivered; start `watcher run`")
+        none = "none runs: nothing is polled and nothing delivered; start `watcher run`"
+        yield _entry("workers", none, Fails)
     for line in sorted(lines, key=lambda line: (line["runs"], line["worker"]))[:_MOST_WORKERS]:
         seen = f"seen {age_text(1000 * line['unseen_s'])} ago"
         fate = seen if line["runs"] else f"{seen}: it ended without a word, or cannot reach Redis"
@@ -232,7 +249,7 @@ def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterato
     yield from _more(lines, _MOST_WORKERS)
 
 
-def _provider_text(line: _Line) -> Iterator[str]:
+def _provider_text(line: _Line, time: Callable[[str], str]) -> Iterator[str]:
     from watcher.providers.contract import USABLE
 
     failing = f", {line['failing']:,} failing" if line["failing"] else ""
@@ -244,13 +261,14 @@ def _provider_text(line: _Line) -> Iterator[str]:
     for found in line["errors"][:_MOST_ERRORS]:
         reason = f"{printable(found['error_class'])}: {printable(found['reason'])}"
         todo = f": {printable(found['todo'])}" if found["todo"] else ""
-        yield _entry("", f"  {found['accounts']:,} {reason}, since {found['since']}{todo}")
+        yield _entry("", f"  {found['accounts']:,} {reason}, since {time(found['since'])}{todo}", Fails)
     yield from _more(line["errors"], _MOST_ERRORS)
     if needed is not None and needed > USABLE * most:
-        yield _entry("", "  too few requests for so many accounts: raise requests_per_second or intervals")
+        todo = "raise requests_per_second or intervals"
+        yield _entry("", f"  too few requests for so many accounts: {todo}", Waits)
     if line["late_s"]:
         late = age_text(1000 * line["late_s"])
-        yield _entry("", f"  the next poll is {late} late: does a worker run, and keep up?")
+        yield _entry("", f"  the next poll is {late} late: does a worker run, and keep up?", Waits)
 
 
 def _severity(line: _Line) -> int:
@@ -295,5 +313,5 @@ def _more(lines: Sequence[object], most: int, todo: str = "") -> Iterator[str]:
         yield _entry("", f"  and {len(lines) - most:,} more{todo}")
 
 
-def _entry(title: str, text: str) -> str:
-    return f"{title:<{_MARGIN}}{text}"
+def _entry(title: str, text: str, says: type[str] = str) -> str:
+    return says(f"{title:<{_MARGIN}}{text}")

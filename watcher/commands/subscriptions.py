@@ -14,10 +14,9 @@ from watcher.commands._shared import (
     sure_option,
 )
 from watcher.commands._table import (
+    IN_STATE,
     Column,
     Display,
-    Fails,
-    Waits,
     age_text,
     backlog_text,
     display_options,
@@ -38,7 +37,6 @@ _COLUMNS = (
     Column("to", rank=1, least=16),
     Column("what is known", "prose", least=24),
 )
-_COLORED = {"paused": Fails, "failing": Fails, "backing off": Waits, "delayed": Waits, "unverified": Waits}
 
 _Line = dict[str, Any]
 
@@ -199,4 +197,4 @@ def _cells(line: _Line, display: Display) -> list[str]:
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
     word = "unverified" if line["record"] == "unverified" and line["state"] == "healthy" else line["state"]
     about = "; ".join((backlog,) if state == word else (state.removeprefix(f"{word}: "), backlog))
-    return [printable(line["subscription"]), _COLORED.get(word, str)(word), where, about]
+    return [printable(line["subscription"]), IN_STATE.get(word, str)(word), where, about]
