@@ -47,7 +47,7 @@ def command(*, name: str | None, display: Display, is_json: bool) -> None:
     \b
     Examples:
       watcher recipes
-      watcher recipes bitcoin-core > watcher.toml
+      watcher recipes bitcoin-core > bitcoin-core.toml
 
     Exit codes: 0 done; 2 a mistake of use, or an unknown recipe.
     """
