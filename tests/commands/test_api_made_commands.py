@@ -194,6 +194,8 @@ def test_an_export_without_secrets_names_the_variables_that_stand_for_them(
         "DESK_SECRET  secrets of desk",
         "DESK_X_KEY  header x-key of desk",
     ]
+    said = exported(place, tmp_path / "again", "--json").objects
+    assert said[0] == {"variable": "DESK_URL", "stands_for": "url of desk"}
     assert sorted(path.name for path in folder.iterdir()) == ["accounts.jsonl", "subscriptions.toml"]
     text = "".join(path.read_text() for path in folder.iterdir())
     assert not any(one in text for one in SEALED)
@@ -286,6 +288,9 @@ def test_an_export_with_secrets_brings_a_lost_store_back_as_it_was(place: Place,
     assert settled(place.records()) == before
     again = place.run("import", *files)
     assert [line.split() for line in again.lines] == [["created", "0"], ["changed", "0"], ["unchanged", "2"]]
+    assert place.run("import", "--json", "--dry-run", *files).objects == [{"accounts": 1, "subscriptions": 1}]
+    counts = {"created": 0, "changed": 0, "unchanged": 2, "left_out": 0}
+    assert place.run("import", "--json", *files).objects == [counts]
 
 
 def test_without_state_a_subscription_waits_for_a_ping_and_gets_no_token(
@@ -429,6 +434,12 @@ def test_a_ping_and_a_resend_reach_what_came_through_the_api(place: Place) -> No
         place.put("subscription", "here", {}, {**DESK, "settings": {"url": url}})
         done = place.run("ping", "here")
         assert (done.code, len(taken)) == (0, 1), done
+        (said,) = place.run("ping", "here", "--json").objects
+        assert (said["subscription"], said["ok"], said["todo"]) == ("here", True, None)
+    (said,) = (gone := place.run("ping", "here", "--json")).objects
+    assert (gone.code, said["ok"], said["status"]) == (1, False, None)
+    assert said["error"].startswith("cannot connect")
+    assert "look whether the receiver listens" in said["todo"]
     done = place.run("resend", "--since", "2d", "--subscription", "here", "--dry-run")
     assert (done.code, "here: " in done.out) == (0, True)
     assert "no subscription is called 'her'; did you mean 'here'?" in place.run("ping", "her").err

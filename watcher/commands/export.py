@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from watcher.commands._shared import Unknown, in_a_loop, look_options
+from watcher.commands._shared import Unknown, in_a_loop, json_option, look_options
 from watcher.commands._table import NoKey, opened, say_json, say_next
 from watcher.printable import many, printable
 
@@ -67,8 +67,9 @@ class Exported(NamedTuple):
     is_flag=True,
     help="Write URLs, headers, signing secrets and hashes of tokens, too: the files are secrets then.",
 )
+@json_option
 @in_a_loop
-async def command(*, look: "Look", folder: Path, has_secrets: bool) -> int:
+async def command(*, look: "Look", folder: Path, has_secrets: bool, is_json: bool) -> int:
     """Write the accounts and subscriptions that came through the API into files: the way back after a loss of
     Redis, and to a version without the API.
 
@@ -115,7 +116,8 @@ async def command(*, look: "Look", folder: Path, has_secrets: bool) -> int:
             if has_secrets:
                 files[STATE].write(f"{json.dumps(one.state)}\n")
     for variable, what in variables.items():
-        click.echo(f"{variable}  {printable(what)}")
+        line = {"variable": variable, "stands_for": what}
+        say_json(line) if is_json else click.echo(f"{variable}  {printable(what)}")
     if variables:
         click.echo(
             "These variables have to be set where the files are used, or export with --secrets.", err=True

@@ -18,10 +18,11 @@ from watcher.commands._shared import (
     EXIT_CONFIGURATION,
     config_option,
     in_a_loop,
+    json_option,
     load_or_exit,
     print_findings,
 )
-from watcher.commands._table import NoKey, Progress, say_next
+from watcher.commands._table import NoKey, Progress, say_json, say_next
 from watcher.fields import Name
 from watcher.printable import many, printable
 from watcher.settings import Section
@@ -71,11 +72,14 @@ class Given:
 @click.command("import", short_help="Write exported accounts and subscriptions into Redis.")
 @config_option
 @click.option("--dry-run", "is_preview", is_flag=True, help="Only say what is wrong with them, if anything.")
+@json_option
 @click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path)
 )
 @in_a_loop
-async def command(*, config_path: Path | None, is_preview: bool, files: tuple[Path, ...]) -> int:
+async def command(
+    *, config_path: Path | None, is_preview: bool, is_json: bool, files: tuple[Path, ...]
+) -> int:
     """Write the accounts and subscriptions in FILES, as `watcher export` writes them, into Redis, as if they
     had come through the API: workers that run take them over within two seconds.
 
@@ -102,23 +106,27 @@ async def command(*, config_path: Path | None, is_preview: bool, files: tuple[Pa
     try:
         given = read(files, findings)
     except ConfigRefused as refused:
-        print_findings(refused.mistakes)
+        print_findings(refused.mistakes, is_json=is_json)
         return EXIT_CONFIGURATION
     async with open_to_look(settings.redis) as store:
         in_force = await Beside.read(settings, store)
         check(given, in_force, findings)
         if findings.mistakes:
-            print_findings(findings.mistakes)
+            print_findings(findings.mistakes, is_json=is_json)
             click.echo("nothing was imported", err=True)
             return EXIT_CONFIGURATION
         what = f"{many(len(given.accounts), 'account')}, {many(len(given.subscriptions), 'subscription')}"
         if is_preview:
-            click.echo(f"{what}: all of it can be imported")
+            found = {"accounts": len(given.accounts), "subscriptions": len(given.subscriptions)}
+            say_json(found) if is_json else click.echo(f"{what}: all of it can be imported")
             return 0
         counts, refusals, unaware = await _write(given, in_force, store)
     for refusal in refusals:
         click.echo(f"watcher: left out: {refusal}", err=True)
-    for change in ("created", "changed", "unchanged"):
+    changes = ("created", "changed", "unchanged")
+    if is_json:
+        say_json({**{change: counts[change] for change in changes}, "left_out": len(refusals)})
+    for change in () if is_json else changes:
         click.echo(f"{change:<10} {counts[change]:>9,}")
     if unaware:
         click.echo(

@@ -14,11 +14,12 @@ from watcher.commands._shared import (
     Unknown,
     config_option,
     in_a_loop,
+    json_option,
     load_or_exit,
     names_of,
     subscription_named,
 )
-from watcher.commands._table import opened
+from watcher.commands._table import opened, say_json
 
 if TYPE_CHECKING:
     from watcher.delivery.sink import Attempt
@@ -69,9 +70,10 @@ def _types(_context: click.Context | None, _parameter: click.Parameter | None, b
     shell_complete=_types,
     help="Send a sample of this type of event.",
 )
+@json_option
 @click.argument("name", metavar="SUBSCRIPTION", shell_complete=names_of("subscriptions"))
 @in_a_loop
-async def command(*, config_path: Path | None, type_: str, name: str) -> int:
+async def command(*, config_path: Path | None, type_: str, is_json: bool, name: str) -> int:
     """Send one sample to SUBSCRIPTION, whatever events it asks for, and say what came of it.
 
     It is signed, or a message for people, as the subscription's format says; one to PagerDuty opens an alert.
@@ -109,14 +111,21 @@ async def command(*, config_path: Path | None, type_: str, name: str) -> int:
     event = sample(type_, name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))
     async with WebhookSink(policy) as sink:
         attempt = await sink.send(target_of(subscription, policy), [event.to(name)], 1)
+    is_signed = subscription.format == "standard"
+    is_taken = attempt.answer is Answer.DELIVERED
+    todo = None if is_taken else _advice(attempt, is_signed=is_signed)
+    if is_json:
+        about = {"status": attempt.status, "error": attempt.error, "duration_ms": attempt.duration_ms}
+        answer = {"answer": attempt.excerpt or None, "todo": todo}
+        say_json({"subscription": name, "ok": is_taken, "event_id": event.id, **about, **answer})
+        return 0 if is_taken else 1
     said = attempt.error or f"answered {attempt.status}"
     click.echo(f"{name}: {said}, after {attempt.duration_ms} ms ({event.id})")
-    if attempt.answer is Answer.DELIVERED:
+    if is_taken:
         return 0
     if attempt.excerpt:
         click.echo(f"  it says: {attempt.excerpt}")
-    is_signed = subscription.format == "standard"
-    click.echo(f"  what to do: {_advice(attempt, is_signed=is_signed)}")
+    click.echo(f"  what to do: {todo}")
     return 1
 
 
