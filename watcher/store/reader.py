@@ -196,7 +196,7 @@ class Reader:
         Of a long backlog only those queues are measured that may hold the oldest delivery."""
         waiting = {name: Backlog() for name in subscriptions}
         queues_by_shard: dict[str, dict[int, int]] = {}
-        for shard, name, queues, retrying, dead, deliveries in await self._counts([*waiting]):
+        async for shard, name, queues, retrying, dead, deliveries in self._counts([*waiting]):
             waiting[name].queues += queues
             waiting[name].retrying += retrying
             waiting[name].dead += dead
@@ -367,25 +367,24 @@ class Reader:
                 found.append(Seen(name, state, damage, end.decode()))
         return found
 
-    async def _counts(self, names: Sequence[str]) -> list[tuple[int, str, int, int, int, int]]:
+    async def _counts(self, names: Sequence[str]) -> AsyncIterator[tuple[int, str, int, int, int, int]]:
         """Count what waits in each shard: shard, subscription, queues, queues that retry, dead letters,
         deliveries."""
         kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
-        parts = [(shard, part) for shard in range(SHARDS) for part in in_parts(names, _AT_ONCE)]
-        asked = (
-            self._pipe.script(
-                _COUNT_QUEUES,
-                [self._keys.backlogs(shard), *(kind(shard, name) for name in part for kind in kinds)],
-                *part,
+        all_parts = [(shard, part) for shard in range(SHARDS) for part in in_parts(names, _AT_ONCE)]
+        for parts in in_parts(all_parts, SHARDS):  # not all of 10,000 names at once: that takes half a second
+            asked = (
+                self._pipe.script(
+                    _COUNT_QUEUES,
+                    [self._keys.backlogs(shard), *(kind(shard, name) for name in part for kind in kinds)],
+                    *part,
+                )
+                for shard, part in parts
             )
-            for shard, part in parts
-        )
-        answers = await asyncio.gather(*asked)
-        return [
-            (shard, name, *counts[4 * i : 4 * i + 4])
-            for (shard, part), counts in zip(parts, answers, strict=True)
-            for i, name in enumerate(part)
-        ]
+            for (shard, part), counts in zip(parts, await asyncio.gather(*asked), strict=True):
+                for i, name in enumerate(part):
+                    queues, retrying, dead, deliveries = counts[4 * i : 4 * i + 4]
+                    yield shard, name, queues, retrying, dead, deliveries
 
     async def _oldest_in(self, subscription: str, shard: int, at_most: int) -> int | None:
         """Look at both ends of the schedule: full queues were due first, failing ones are due last."""
