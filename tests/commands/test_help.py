@@ -90,6 +90,23 @@ def test_a_help_begins_with_what_the_command_does(name: str) -> None:
     assert BEGINS.match(first), first
 
 
+WITHOUT_JSON = {
+    *("demo", "init", "run", "health", "sandbox"),  # they act, and say so by the exit code or the log
+    *("schema", "secret new", "secret public"),  # what they print is for programs
+    *("accounts remove", "accounts reset"),
+}
+
+
+def test_whatever_shows_data_shows_it_to_programs_too() -> None:
+    without = {
+        name
+        for name, command in EVERY.items()
+        if not isinstance(command, click.Group)
+        and not any("--json" in option.opts for option in command.params)
+    }
+    assert without == WITHOUT_JSON
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_help_names_the_exit_codes(name: str) -> None:
     _, is_said, said = helped(EVERY[name]).partition("Exit codes: ")
