@@ -120,6 +120,10 @@ def test_wide_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(text in shown for text in (NAMES[4], *AMOUNTS[3:], "x " * 99))
 
 
+def test_a_terminal_takes_two_columns_for_a_wide_letter_and_none_for_a_mark() -> None:
+    assert [width_of(text) for text in ("abc", "国庫", "🚀", "z̸a̷", "é", "한글")] == [3, 4, 2, 2, 1, 4]
+
+
 def test_columns_line_up_whatever_the_letters(capsys: pytest.CaptureFixture[str]) -> None:
     with Table(Column("name"), Column("total", "amount"), Column("why")) as table:
         table.say([("国庫", "1", "x"), ("treasury", "12.5", "x"), ("🚀", "3", "x"), ("z̸a̷", "3", "x")])
