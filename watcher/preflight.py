@@ -117,7 +117,7 @@ def _opened(file: Settings, name: str, records: Sequence[Record]) -> Tried:
     if not reasons:
         return Tried("directory", name, "ok", f"the key opens {many(len(records), 'record')} of the API")
     locked = f"{reasons.total():,} of {many(len(records), 'record')} of the API cannot be opened"
-    todo = "put the key that sealed them into [api] secret_key: without it a worker leaves them to others"
+    todo = "put the key that encrypted them into [api] secret_key: a worker without it leaves them to others"
     return Tried("directory", name, "warning", f"{locked}: {'; '.join(reasons)}", todo)
 
 
@@ -280,7 +280,7 @@ async def _within(trial: Trial, room: asyncio.Semaphore, done: Callable[[], None
         except TimeoutError:
             text = f"no end within {trial.limit_s:g} s"
             lines.append(
-                Tried(trial.kind, trial.name, "failed", text, "look whether it, or the way there, hangs")
+                Tried(trial.kind, trial.name, "failed", text, "find out whether it, or the way there, hangs")
             )
     done()
     return lines

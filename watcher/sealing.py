@@ -69,7 +69,7 @@ class Keyring:
 
         cipher = self._cipher_by_mark.get(sealed[:_MARK_BYTES])
         if cipher is None:
-            raise Locked("it was sealed with a key that is not in [api] secret_key")
+            raise Locked("it was encrypted with a key that is not in [api] secret_key")
         nonce = sealed[_MARK_BYTES : _MARK_BYTES + _NONCE_BYTES]
         rest = sealed[_MARK_BYTES + _NONCE_BYTES :]
         try:

@@ -23,7 +23,7 @@ async def well(_: web.Request) -> web.Response:
 
 
 async def not_ready(_: web.Request) -> web.Response:
-    return web.Response(status=503, text="Redis does not do its part\n")
+    return web.Response(status=503, text="Redis cannot be used now\n")
 
 
 ROUTES = {"/livez": well, "/readyz": not_ready, "/metrics": well}
@@ -172,7 +172,7 @@ async def test_without_the_token_a_probe_tells_no_more_than_its_status() -> None
         wrong = await asked(port, get("/readyz", "10.1.2.3", f"{SHOWN.strip()}x"))
         metrics = await asked(port, get("/metrics", "10.1.2.3"))
     assert (strange[0], strange[2]) == (503, b"Service Unavailable\n")
-    assert (own[0], own[2]) == (503, b"Redis does not do its part\n")
+    assert (own[0], own[2]) == (503, b"Redis cannot be used now\n")
     assert (wrong[0], metrics[0]) == (401, 401)
 
 

@@ -153,7 +153,7 @@ async def test_without_a_token_of_the_api_nothing_is_told_but_what_to_show(
     told, _, body = (await said(api.port, head)).partition(b"\r\n\r\n")
     assert told.startswith(b"HTTP/1.1 401 ")
     assert b"\r\nwww-authenticate: Bearer\r\n" in told
-    assert json.loads(body)["detail"] == "show a token of this API: `Authorization: Bearer ...`"
+    assert json.loads(body)["detail"] == "send a token of this API: `Authorization: Bearer ...`"
 
 
 async def test_two_tokens_are_refused_whichever_they_are(api: Api) -> None:
@@ -239,7 +239,7 @@ async def test_what_is_wrong_is_a_problem_with_all_its_findings(api: Api) -> Non
         ("GET", "/v1/accounts/a/b/c", 404, "GET /v1/ lists"),
         ("DELETE", "/v1/accounts/treasury", 405, "takes GET, HEAD, PUT"),
         ("OPTIONS", "/v1/accounts", 405, "takes GET, HEAD"),
-        ("GET", "/v1/without-store", 503, "Redis does not do its part: no server answers"),
+        ("GET", "/v1/without-store", 503, "Redis cannot be used now: no server answers"),
         ("GET", "/v1/broken", 500, "a bug"),
     ],
 )

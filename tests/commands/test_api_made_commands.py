@@ -145,7 +145,7 @@ def test_to_show_one_of_the_api_takes_its_key(place: Place) -> None:
     place.configure(lambda text: text.replace(KEY, OTHER))
     done = place.run("subscriptions", "show", "desk")
     assert (done.code, done.out) == (78, "")
-    assert "subscription desk: it was sealed with a key that is not in [api] secret_key" in done.err
+    assert "subscription desk: it was encrypted with a key that is not in [api] secret_key" in done.err
     place.configure(lambda text: text.partition("[api]")[0])
     done = place.run("accounts", "show", "bob")
     assert (done.code, "with [api] secret_key" in done.err) == (78, True)
@@ -248,7 +248,7 @@ def test_a_record_that_does_not_open_is_left_out_and_said(place: Place, tmp_path
     place.configure(lambda text: text.replace(KEY, OTHER))
     done = exported(place, tmp_path / "out")
     assert (done.code, done.err.count("left out: ")) == (1, 3)
-    assert "left out: account bob: it was sealed with a key" in done.err
+    assert "left out: account bob: it was encrypted with a key" in done.err
 
 
 def lose_the_store(place: Place) -> None:
@@ -400,7 +400,7 @@ def test_status_counts_what_came_through_the_api_and_what_is_to_be_known_of_it(p
     assert said()[0]["older_key"] == 4
     place.configure(lambda text: text.replace(f'["{OTHER}", "{KEY}"]', f'"{OTHER}"'))
     assert (said()[0]["locked"], said()[0]["unverified"]) == (3, 0), "an account, and both subscriptions"
-    assert "its record of the API is locked: it was sealed with a key" in place.run("subscriptions").out
+    assert "its record of the API is locked: it was encrypted with a key" in place.run("subscriptions").out
     place.configure(lambda text: text.partition("[api]")[0])
     assert said()[0]["locked"] is None
 
@@ -447,4 +447,4 @@ def test_a_ping_and_a_resend_reach_what_came_through_the_api(place: Place) -> No
     for command in (("ping", "here"), ("resend", "--dead", "--subscription", "here")):
         done = place.run(*command)
         assert done.code == 78
-        assert "subscription here came through the API: it was sealed with a key" in done.err
+        assert "subscription here came through the API: it was encrypted with a key" in done.err

@@ -530,7 +530,9 @@ def test_status_says_that_no_worker_runs_and_which_one_did(run: Run, write: Writ
     write(killed)
     done = run("status").out
     assert "workers        none runs" in done
-    assert re.search(r"web-1 pid 7, up 50m 0s, seen 10m [0-2]s ago: it ended without a word", done)
+    assert re.search(
+        r"web-1 pid 7, up 50m 0s, seen 10m [0-2]s ago: it was killed, or cannot reach Redis", done
+    )
 
 
 def test_status_says_that_versions_differ_and_names_few_of_many_workers(run: Run, write: Write) -> None:
@@ -567,7 +569,7 @@ def test_status_names_what_a_worker_leads_elsewhere_and_the_configuration_of_eac
     write(two_places)
     done = run("status")
     assert "  error: 1 worker with another configuration: another target for" in done.out
-    assert "    provider loopring, subscription ops: of each, one side is inactive" in done.out
+    assert "    provider loopring, subscription ops: for each, one is inactive" in done.out
     assert f"configuration {here.digest[:8]}, seen" in done.out.replace(", up 1h 0m", "")
     (line,) = (one for one in run("status", "--json").objects if one["kind"] == "configuration")
     assert line["names"] == ["provider loopring", "subscription ops"]

@@ -75,7 +75,7 @@ def test_an_account_that_no_worker_has_enrolled_is_said_and_exits_with_1(run: Ru
     assert done.code == 1
     assert done.lines == [
         "treasury: due now",
-        "late: no worker has it on its schedule yet; its first poll follows as soon as one runs with it",
+        "late: no worker has it on its schedule yet; its first poll follows as soon as a worker has it",
     ]
     (_, late) = run("late", "treasury", "--json").objects
     assert (late["account"], late["state"], late["provider"]) == ("late", "unscheduled", None)

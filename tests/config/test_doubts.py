@@ -184,7 +184,7 @@ def a_threshold(fields: str, more: str = "") -> str:
         (
             'accounts = ["few"]',
             'asset = "WBTC", below = 1',
-            "may never fire: it is not known yet whether it is",
+            "may never fire: whether the asset is among",
         ),
         ('accounts = ["few"]', f'asset = "0x{"1" * 40}", below = 1', "no account that the subscription is"),
         ('accounts = ["alice"]', f'asset = "0x{"1" * 40}", below = 1', "no account that the subscription is"),

@@ -171,7 +171,7 @@ async def test_a_store_that_hangs_leaves_its_metrics_out_and_the_worker_lives(
     assert not any(told.has(name) for name in ("watcher_queues_waiting", "watcher_accounts_stale"))
     assert told.value("watcher_polls_total", provider="shop", outcome="committed") == 1
     assert (lives.status, ready.status) == (200, 503)
-    assert ready.body == "Redis does not do its part\n"
+    assert ready.body == "Redis cannot be used now\n"
     assert again.has("watcher_queues_waiting")
 
 

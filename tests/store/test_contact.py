@@ -101,9 +101,13 @@ async def test_a_web_server_is_told_from_redis() -> None:
     ("scheme", "serve", "words"),
     [
         ("redis", say_nothing, "does not answer in time"),
-        ("redis", hang_up, "ends the connection without a word; is it Redis, and well?"),
-        ("rediss", say_nothing, "completes no TLS handshake; is it the TLS port of Redis, and well?"),
-        ("rediss", hang_up, "completes no TLS handshake; is it the TLS port of Redis, and well?"),
+        ("redis", hang_up, "closes the connection without an answer; is it Redis, and does it work?"),
+        (
+            "rediss",
+            say_nothing,
+            "completes no TLS handshake; is it the TLS port of a working Redis?",
+        ),
+        ("rediss", hang_up, "completes no TLS handshake; is it the TLS port of a working Redis?"),
     ],
 )
 async def test_what_says_nothing_is_not_blamed_for_more(

@@ -104,8 +104,8 @@ class Door:
                 "or set WATCHER_HTTP_TOKEN, which decides alone"
             )
         if "authorization" in headers:
-            return "what Authorization shows is not the token of --http"
-        return "show the token of --http as `Authorization: Bearer ...`, or as a password"
+            return "the token in Authorization is not that of --http"
+        return "send the token of --http as `Authorization: Bearer ...`, or as a password"
 
 
 def check_api(token: str | None, *, has_key: bool) -> None:

@@ -42,9 +42,9 @@ class Opened(NamedTuple):
 def opened(worker: Worker) -> Opened:
     """Return what a request needs of the worker. Raises Problem: 503 while it cannot be answered."""
     if worker.opened is None or worker.followed is None or not worker.has_begun:
-        why = "this worker starts, and has no contact with Redis yet, or not read all yet"
+        why = "this worker is starting: it has not reached Redis, or not read everything yet"
     elif worker.stands_by:
-        why = "this worker stands by until the store is in its layout"
+        why = "this worker stands by until Redis is in its layout"
     else:
         pipe, keys = worker.opened.schedule.pipe, Keys(worker.file.redis.namespace)
         return Opened(pipe, keys, Reader(pipe, keys), worker.followed, worker.file)

@@ -266,7 +266,7 @@ class Edits:
         """Raises Problem where nothing can be sealed."""
         store, worker = opened(self._worker), self._worker.opened
         if (keyring := store.followed.keyring) is None or worker is None:
-            raise Problem(503, "this worker has no [api] secret_key to seal what is put")
+            raise Problem(503, "this worker has no [api] secret_key to encrypt it with")
         directory = Directory(store.pipe, store.keys)
         return Editor(directory, keyring, store.followed, now_ms=worker.schedule.now_ms)
 
@@ -378,7 +378,7 @@ async def _nothing_else(request: web.Request) -> None:
     """Refuse a query, and a body that says something. Raises Problem."""
     query_of(request)
     if (await body_of(request, is_optional=True)).strip() not in (b"", b"{}"):
-        raise Problem(400, "nothing is to be said here: send no body")
+        raise Problem(400, "this request takes no body")
 
 
 def _match_of(request: web.Request) -> Match:

@@ -43,7 +43,7 @@ _NAMES_AT_ONCE = 1000
 """Names of accounts looked at in one turn of the event loop: well below a millisecond."""
 
 _GONE = (
-    "what followed is no longer held, or the store was set back since: begin with the balances, or go on "
+    "what followed is no longer in the log, or Redis was set back since: begin with the balances, or go on "
     "from `oldest` and take each id once"
 )
 
@@ -192,7 +192,7 @@ def _shown(cursor: Cursor, owner: str | None, store: Opened) -> str:
 
 def _keyring(store: Opened) -> Keyring:
     if store.file.api is None:
-        raise Problem(503, "this worker has no [api] secret_key to seal a cursor with")
+        raise Problem(503, "this worker has no [api] secret_key to encrypt a cursor with")
     keys = [key.get_secret_value() for key in store.file.api.secret_key]
     return Keyring(keys, store.file.redis.namespace)
 

@@ -205,7 +205,7 @@ OPERATIONS = (
         "delete",
         _ACCOUNT,
         "deleteAccount",
-        "Poll an account no more",
+        "Stop polling an account",
         {204: None},
         refusals=(404, 409, 412, 413, 415),
         is_guarded=True,

@@ -256,7 +256,7 @@ class Listener:
             raise self._refused(
                 None,
                 401,
-                "show a token of this API: `Authorization: Bearer ...`",
+                "send a token of this API: `Authorization: Bearer ...`",
                 {"www-authenticate": "Bearer"},
             )
         connection.is_known = True
@@ -308,7 +308,7 @@ def _problem(error: Exception, request: web.Request) -> Problem:
         case Problem():
             return error
         case StoreError():
-            return Problem(503, f"Redis does not do its part: {printable(str(error))}", headers=_SOON)
+            return Problem(503, f"Redis cannot be used now: {printable(str(error))}", headers=_SOON)
         case TimeoutError():
             return Problem(503, f"this took longer than {REQUEST_S:.0f} s", headers=_SOON)
         case web.HTTPMethodNotAllowed():

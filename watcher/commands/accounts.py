@@ -117,7 +117,7 @@ async def remove_command(*, look: "Look", is_sure: bool, name: str) -> None:
     Exit codes: 0 done; 1 it was not removed; 2 a mistake of use, or an unknown name; 69 Redis cannot be
     reached; 78 no configuration says where it is.
     """
-    await remove(look, "account", name, is_sure=is_sure, question=f"Remove {name}? It is polled no more.")
+    await remove(look, "account", name, is_sure=is_sure, question=f"Remove {name}? Workers stop polling it.")
     say_next("watcher accounts")
 
 

@@ -135,7 +135,9 @@ def keyring_of(look: "Look") -> "Keyring":
     from watcher.sealing import Keyring
 
     if look.settings.api is None:
-        raise NoKey("what came through the API is sealed: this takes a configuration with [api] secret_key")
+        raise NoKey(
+            "what came through the API is encrypted: this needs a configuration with [api] secret_key"
+        )
     keys = [key.get_secret_value() for key in look.settings.api.secret_key]
     return Keyring(keys, look.settings.redis.namespace)
 

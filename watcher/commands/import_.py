@@ -101,7 +101,7 @@ async def command(
 
     settings = load_or_exit(config_path).settings
     if settings.api is None:
-        raise NoKey("what is imported gets sealed: this takes a configuration with [api] secret_key")
+        raise NoKey("what is imported gets encrypted: this needs a configuration with [api] secret_key")
     findings = Findings()
     try:
         given = read(files, findings)

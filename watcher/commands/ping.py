@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _BY_STATUS = {
     400: "it may not accept the signature: give its request to `watcher verify`, which names the step",
     401: "compare the secret on both sides; `watcher verify` says which step of a verification fails",
-    403: "compare the secret on both sides, and what `headers` of the subscription it expects",
+    403: "compare the secret on both sides, and the `headers` of the subscription with what it expects",
     404: "look at the path of the subscription's url",
     405: "look at the path of the subscription's url: it takes no POST",
     410: "it says that this URL is gone for good: a real event would pause the subscription",
@@ -40,7 +40,7 @@ _BY_ERROR = (
     ("cannot connect", "look whether the receiver listens at that port, and at the firewalls between"),
     ("no answer within", "answer first and work later: 20 seconds is all there is"),
 )
-_ANY_ERROR = "look at the receiver, and at what stands before it; a port that speaks TLS wants https://"
+_ANY_ERROR = "look at the receiver, and at what is in front of it; a port with TLS needs https://"
 _ANY_MESSAGE = "look at the subscription's url and format, and at what the service says"
 _MESSAGE_BY_STATUS = {
     429: "it takes no more for now: ping again in a minute; a worker waits as long as it says",
@@ -48,8 +48,8 @@ _MESSAGE_BY_STATUS = {
 _SERVICE_FAILS = "the service itself fails: ping again in a minute; a worker tries again on its schedule"
 _BAD_REQUEST, _ANY_FAILURE = 400, 500
 _BY_KIND = {
-    4: "look into the receiver's log: the request did not please it",
-    5: "look into the receiver's log: it failed while it took the event",
+    4: "look into the receiver's log: it rejected the request",
+    5: "look into the receiver's log: it failed while it handled the event",
 }
 
 

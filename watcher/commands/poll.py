@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SOON_MS = 1000
 """A turn at the rate limit that is further off is worth a word."""
 
-_UNSCHEDULED = "no worker has it on its schedule yet; its first poll follows as soon as one runs with it"
+_UNSCHEDULED = "no worker has it on its schedule yet; its first poll follows as soon as a worker has it"
 
 
 @click.command("poll", short_help="Poll accounts now.")

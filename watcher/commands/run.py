@@ -68,9 +68,9 @@ def command(
     second signal ended it.
     """
     if has_page and not address:
-        raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")
+        raise click.UsageError("--page needs an address to serve it at: --http 127.0.0.1:8787")
     if has_api and not address:
-        raise click.UsageError("--api needs an address to be found at: --http 127.0.0.1:8787")
+        raise click.UsageError("--api needs an address to serve it at: --http 127.0.0.1:8787")
     at = token = None
     if address:
         from watcher.api.access import parse_address  # heavy

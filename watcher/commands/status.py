@@ -46,10 +46,10 @@ _ONLY_RETRIED = 8
 
 _STATES = {
     "unverified": "unverified: their events wait until their URLs have answered a ping (`watcher ping NAME`)",
-    "locked": "sealed with a key that is not in [api] secret_key",
+    "locked": "encrypted with a key that is not in [api] secret_key",
     "unfit": "not valid beside this configuration: `watcher subscriptions` says why",
     "shadowed": "shadowed: the configuration has the same names, and wins",
-    "older_key": "sealed with an older key: the workers are at it",
+    "older_key": "encrypted with an older key: the workers encrypt them again now",
 }
 """Of records of the API, those that are to be known of."""
 
@@ -234,14 +234,15 @@ def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterato
             workers = many(len(line["workers"]), "worker")
             yield _entry("", f"  error: {workers} with another configuration: another target for", Fails)
             yield _entry(
-                "", f"    {names}{f' and {more:,} more' if more > 0 else ''}: of each, one side is inactive"
+                "",
+                f"    {names}{f' and {more:,} more' if more > 0 else ''}: for each, one is inactive",
             )
     else:
         none = "none runs: nothing is polled and nothing delivered; start `watcher run`"
         yield _entry("workers", none, Fails)
     for line in sorted(lines, key=lambda line: (line["runs"], line["worker"]))[:_MOST_WORKERS]:
         seen = f"seen {age_text(1000 * line['unseen_s'])} ago"
-        fate = seen if line["runs"] else f"{seen}: it ended without a word, or cannot reach Redis"
+        fate = seen if line["runs"] else f"{seen}: it was killed, or cannot reach Redis"
         where = f"{printable(line['host'])} pid {line['pid']}"
         digest = f", configuration {printable(line['configuration'])[:8]}" if line["configuration"] else ""
         where += digest if differing else ""

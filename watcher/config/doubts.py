@@ -227,7 +227,10 @@ def _unreachable(
         elif may_hold:
             return None
         elif may_hold is None:
-            found = "asset", "may never fire: it is not known yet whether it is among the tokens: give its id"
+            found = (
+                "asset",
+                "may never fire: whether the asset is among the tokens is not known yet; give its id",
+            )
         else:
             reason = "can never fire: no account that the subscription is about asks for this asset"
             found = found or ("asset", reason)

@@ -102,7 +102,7 @@ _SYNTAX = {
     "Expected '='": "'=' is expected after a key",
     "Expected ']": "a closing bracket is missing",
     "Expected newline": "the line should end here; texts need quotes",
-    "Invalid value": "no value: texts need quotes, true and false small letters; or a bracket above is open",
+    "Invalid value": "not a value: texts need quotes, true and false lower case; or a bracket above is open",
     "Invalid statement": "neither a key nor a [table] begins here",
     "Invalid initial character": "no key begins here",
     "Invalid date": "no such date",
@@ -185,7 +185,7 @@ def read_lines(
         yield None
     else:
         if is_empty:
-            findings.mistake(Finding(name, None, "", "is empty, as a file is that is just being written"))
+            findings.mistake(Finding(name, None, "", "is empty: is it still being written?"))
 
 
 class _Lines:

@@ -408,7 +408,7 @@ async def livez(worker: Worker) -> web.Response:
 
 
 async def readyz(worker: Worker) -> web.Response:
-    """Whether work gets done: 200 when the configuration is in force and Redis does its part."""
+    """Whether work gets done: 200 when the configuration is in force and Redis can be used."""
     if worker.is_stopped:
         return _no(["the worker drains"])
     if worker.opened is None:
@@ -423,7 +423,7 @@ async def readyz(worker: Worker) -> web.Response:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await reader.now_ms()
                 return _ok()
-    return _no(["Redis does not do its part"])
+    return _no(["Redis cannot be used now"])
 
 
 def _ok() -> web.Response:

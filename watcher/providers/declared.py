@@ -113,7 +113,7 @@ def _is_places(value: object) -> bool:
 def _places_by_asset(value: object) -> Mapping[str, int]:
     if isinstance(value, dict) and value and all(map(_is_places, value.values())):
         if len(places_by_asset := {asset_id(name): places for name, places in value.items()}) < len(value):
-            raise ValueError("an asset is named twice: 0x… in capital and in small letters")
+            raise ValueError("an asset is named twice: 0x… in upper and in lower case")
         return places_by_asset
     raise ValueError(f"must be a table of numbers from 0 to {MAX_FRACTION_DIGITS}, by asset or *")
 
@@ -142,7 +142,7 @@ def _refuse(name: str, flaws: Sequence[Flaw]) -> None:
 
 
 def _slots(said: Mapping[str, Any]) -> Any:
-    flaw = "no name of a slot: small letters, digits and underscores, a letter first"
+    flaw = "not the name of a slot: lower-case letters, digits and underscores, a letter first"
     _refuse("slots", [((name,), flaw) for name in said if not _SLOT_NAME.match(name)])
     return said
 

@@ -154,7 +154,7 @@ class Judge:
         except RefusedUrl as error:
             reason = str(error)
         except (ValueError, KeyError, TypeError) as error:  # what pydantic says may hold what was given
-            reason = f"what it says is not valid here ({type(error).__name__})"
+            reason = f"its content is not valid here ({type(error).__name__})"
         return Known(record, "unfit", reason=reason, wishes=wishes)
 
     def _account(self, record: Record, content: Mapping[str, Any]) -> Known:

@@ -456,4 +456,4 @@ def _full(kind: Kind) -> EditRefused:
 
 
 def _conflict() -> EditRefused:
-    return EditRefused("conflict", "others edit it all the time: try again")
+    return EditRefused("conflict", "other clients keep editing it: try again")

@@ -211,7 +211,7 @@ def _give_up(numbers: Numbers, waits_for: Sequence[Presence], since_s: float) ->
             "them, and run again"
         )
     if since_s > _PATIENCE_S:
-        raise StoreUnreachable("the store is being moved to another layout: run again when that is done")
+        raise StoreUnreachable("Redis is being moved to another layout: run again when that is done")
 
 
 class Pace:

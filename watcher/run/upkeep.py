@@ -281,7 +281,7 @@ class Upkeep:
             if self._health.refusal:
                 raise self._health.refusal
             await asyncio.sleep(_LOOK_S)
-        raise self._health.error or StoreUnreachable("Redis does not do its part")
+        raise self._health.error or StoreUnreachable("Redis cannot be used now")
 
     @property
     def has_read_all(self) -> bool:

@@ -86,7 +86,7 @@ _MOST_MISTAKES = 5
 """Mistakes logged for a refused reload: `watcher check` lists the rest."""
 _FILE_LOOK_S = 1.0
 _NO_ACCOUNT_LEFT = (
-    "no account is left, as in a file that is just being written; for no account at all, end the worker"
+    "no account is left: is the file still being written? To poll no account at all, end the worker"
 )
 
 

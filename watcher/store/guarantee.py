@@ -168,7 +168,7 @@ def judge(
     if eviction.startswith("allkeys-"):  # also without a maxmemory, which can be set at any time
         raise ServerRefused(
             f"Redis at {at} evicts keys when its memory is full (maxmemory-policy {eviction}), which would "
-            "lose state and deliveries without a word; set maxmemory-policy noeviction"
+            "lose state and deliveries silently; set maxmemory-policy noeviction"
         )
     name = "valkey_version" if "valkey_version" in info else "redis_version"
     return Guarantee(

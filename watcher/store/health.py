@@ -1,4 +1,4 @@
-"""Knows whether the server does its part, and logs when it stops, while that lasts, and when it is back; and
+"""Knows whether Redis can be used, and logs when it stops, while that lasts, and when it is back; and
 what it promises, whenever that changes.
 
 Refuses to decide what to do meanwhile: a caller that failed waits as long as `failed` says, and tries again.

@@ -28,7 +28,7 @@ GONE_AFTER = timedelta(seconds=45)
 """A worker notes every ten seconds that it lives; after so long without a note it is gone, or cut off."""
 
 FORGET_AFTER = timedelta(hours=1)
-"""How long a worker that ended without a word can be seen."""
+"""How long a worker that was killed can be seen."""
 
 KEEP_S = 3600
 """How long a configuration can be read after a worker wrote it for the last time."""

@@ -217,7 +217,7 @@ class Pipe:
         """Note the time that an answer of the server shows."""
         self._ahead_ms = now_ms - time.monotonic() * 1000
 
-    # All raise StoreError where the server does not do its part, and otherwise redis-py's ResponseError.
+    # All raise StoreError where Redis cannot be used now, and otherwise redis-py's ResponseError.
 
     async def ask_clock(self) -> float:
         """Ask the server for its time, in ms."""

@@ -81,7 +81,7 @@ class Committed(NamedTuple):
 
 
 class Polls:
-    """The polls of one namespace. Methods raise StoreUnreachable when the server does not do its part.
+    """The polls of one namespace. Methods raise StoreUnreachable when Redis cannot be used now.
 
     `watched_since_ms`: since when workers look, without a break, which accounts are stale, as noted last.
     """

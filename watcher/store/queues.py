@@ -82,7 +82,7 @@ class Leased(NamedTuple):
 
 
 class Queues:
-    """The queues of one namespace. Methods raise StoreUnreachable when the server does not do its part."""
+    """The queues of one namespace. Methods raise StoreUnreachable when Redis cannot be used now."""
 
     def __init__(self, schedule: Schedule, keys: Keys, bounds: Bounds = BOUNDS) -> None:
         self._schedule = schedule

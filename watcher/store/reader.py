@@ -115,7 +115,7 @@ T = TypeVar("T", DeadLetter, Tried)
 
 
 class Reader:
-    """Reads one namespace. Methods raise StoreError when Redis does not do its part."""
+    """Reads one namespace. Methods raise StoreError when Redis cannot be used now."""
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
         self._pipe = pipe

@@ -105,7 +105,7 @@ class Look:
             self._error = "there is no contact with Redis yet: nothing is polled or delivered before there is"
             return
         if self._worker.stands_by:
-            self._error = "this worker stands by until the store is in its layout: see `watcher store layout`"
+            self._error = "this worker stands by until Redis is in its layout: see `watcher store layout`"
             return
         try:
             async with asyncio.timeout(TIMEOUT_S):
