@@ -366,6 +366,9 @@ def test_two_that_alert_each_other_and_what_is_in_the_directory_are_imported(
 
 def test_import_takes_a_key(place: Place, tmp_path: Path) -> None:
     place.configure(lambda text: text.partition("[api]")[0])
+    absent = place.run("import", tmp_path / "a.jsonl")
+    assert (absent.code, "a.jsonl' does not exist" in absent.err) == (2, True)
+    (tmp_path / "a.jsonl").write_text("")
     done = place.run("import", tmp_path / "a.jsonl")
     assert (done.code, "with [api] secret_key" in done.err) == (78, True)
 

@@ -74,7 +74,11 @@ class Given:
 @click.option("--dry-run", "is_preview", is_flag=True, help="Only say what is wrong with them, if anything.")
 @json_option
 @click.argument(
-    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path)
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
 @in_a_loop
 async def command(
