@@ -27,6 +27,7 @@ from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
+import structlog
 from fakeredis import FakeAsyncRedis, FakeServer
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
@@ -37,6 +38,14 @@ from watcher import printable, signals
 from watcher.store.client import connect
 
 pytest_plugins = ("tests.support.processes",)
+
+# With rich, which comes with schemathesis, structlog takes a second to draw each traceback.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 # What hypothesis finds slow, it finds by the clock on the wall, which a busy machine stops.
 busy = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
