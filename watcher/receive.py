@@ -233,7 +233,7 @@ class Taken(NamedTuple):
 
 
 class PullRefused(Exception):
-    """The API answered neither with a page nor that something is gone: ask again later, or mend the token."""
+    """The API answered neither with a page nor that something is gone: ask again later, or fix the token."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"the API answered {status}")

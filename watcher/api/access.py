@@ -109,8 +109,8 @@ class Door:
 
 
 def check_api(token: str | None, *, has_key: bool) -> None:
-    """Refuse to open /v1 to whoever reaches the address, loopback or not, and without a key to seal what
-    comes in. Raises ListenerRefused."""
+    """Refuse to open /v1 without a token, on loopback as well, or without a key to encrypt what comes in.
+    Raises ListenerRefused."""
     if token is None:
         raise ListenerRefused(
             "--api always needs a token: put one into WATCHER_HTTP_TOKEN, such as "

@@ -252,14 +252,14 @@ class Edits:
         )
 
     async def _whole(self, edit: Coroutine[Any, Any, T]) -> T:
-        """Let an edit come to its end though its request is out of time: what is written is told of, too."""
+        """Finish an edit though its request ran out of time, so that its line is logged, too."""
         task = asyncio.create_task(edit)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody asks for it
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # no caller awaits it
             raise
 
     def _editor(self) -> Editor:

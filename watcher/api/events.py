@@ -100,7 +100,7 @@ class _Pull:
         self, store: Opened, asked: dict[str, str], name: str | None, *, is_own: bool
     ) -> web.Response:
         """Answer with a page. `is_own`: of a subscription's own, which sees what it may still see, and gets
-        cursors that nobody else can use, or read."""
+        cursors that no other subscription can use, or read."""
         history, interest, limit = History(store.pipe, store.keys), store.followed.interest, limit_in(asked)
         account, type_, after = asked.get("account"), asked.get("type", "*"), asked.get("after", "")
         owner = name if is_own else None

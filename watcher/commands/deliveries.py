@@ -256,7 +256,9 @@ async def _give_up(look: "Look", wanted: _Wanted, event_id: str, *, is_json: boo
     from watcher.store.schedule import Schedule
 
     async with opened(look) as (_, store, settings, *_):
-        check_numbers(await Layout(store.pipe, store.keys).read())  # in another layout nobody would find it
+        check_numbers(
+            await Layout(store.pipe, store.keys).read()
+        )  # in another layout no worker would find it
         reader, queues = Reader(store.pipe, store.keys), Queues(Schedule(store.pipe), store.keys)
         found: list[_Found] = []
         for name in await _names(reader, settings, wanted):

@@ -143,7 +143,7 @@ def keyring_of(look: "Look") -> "Keyring":
 
 
 def _made(folder: Path, name: str) -> TextIO:
-    """Make a file that nobody else may read. Raises click.ClickException, also where it is there already."""
+    """Make a file that no other user may read. Raises click.ClickException, also if it exists."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

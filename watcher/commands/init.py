@@ -148,7 +148,7 @@ def _about(variable: str) -> tuple[str, str]:
 
 
 def example() -> str:
-    """Read the configuration that `init` writes where nobody says for what."""
+    """Read the configuration that `init` writes if it is not asked for a provider."""
     return (files("watcher.config") / "example.toml").read_text(encoding="utf-8")
 
 

@@ -273,7 +273,7 @@ class Resend:
         waiting.update(_delivery(one).event_id for one in new)
         count = len(new)
         if not self._is_preview:
-            check_numbers(await self._layout.read())  # in another layout nobody would find them
+            check_numbers(await self._layout.read())  # in another layout no worker would find them
             letters = [one.id for one in new if isinstance(one, DeadLetter)]
             count = await self._queues.enqueue(name, account, [*map(_delivery, new)], letters=letters)
         resent.deliveries += count

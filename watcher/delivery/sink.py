@@ -18,7 +18,7 @@ ATTEMPT_TIMEOUT_S = 20
 """A whole attempt, name look-up to last byte. Shorter than a queue's lease and than the drain."""
 
 LONGEST_RETRY_AFTER_S = LONGEST_RETRY_AFTER_MS // 1000
-"""A receiver may ask for a day of silence; more would outlast the patience of its operator."""
+"""A receiver may ask for a pause of a day; its operator would not expect a longer one."""
 
 _SPREAD = 0.1
 

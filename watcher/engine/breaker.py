@@ -62,7 +62,7 @@ FORBIDDEN_MS = 900_000
 """Our policy or its DNS must change first; looking every quarter of an hour finds that early enough."""
 
 LONGEST_RETRY_AFTER_MS = 86_400_000
-"""A receiver may ask for a day of silence; more would outlast the patience of its operator."""
+"""A receiver may ask for a pause of a day; its operator would not expect a longer one."""
 
 MANY = 20
 """Of so many queues half must fail. Where fewer were tried, a row of failures is what opens a breaker."""

@@ -215,7 +215,7 @@ class Dialer:
     def _forget(self, wanted: tuple[str, int], task: asyncio.Task[list[str]]) -> None:
         del self._asked[wanted]
         if not task.cancelled():
-            task.exception()  # where nobody waited for it, it is no news
+            task.exception()  # read, so that asyncio does not warn of it
 
     def _judged(self, address: str) -> str:
         if self._judge and (reason := self._judge(address)):

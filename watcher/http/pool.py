@@ -208,7 +208,7 @@ class Connection(Line):
             self._begin(self.transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None:  # nobody asked
+        if self._answer is None:  # no request is under way
             self.abort()
             return
         try:

@@ -266,7 +266,7 @@ class Reader:
 
     def on_message_begin(self) -> None:
         if self._is_whole:
-            raise NotHttp  # a second answer, which nobody asked for
+            raise NotHttp  # a second answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._status is None:  # else it is a trailer

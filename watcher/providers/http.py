@@ -73,7 +73,7 @@ def _refuse_too_much(bodies: Sequence[bytes]) -> None:
 
 
 LONGEST_RETRY_AFTER_S = 900.0
-"""A provider may ask for a pause, but not silence an account."""
+"""A provider may ask for a pause, but not stop the polls of an account."""
 CONNECTIONS = 128
 """Twice what the fastest default rate keeps busy at a second an answer, far fewer than file descriptors.
 Each provider has its own: one that hangs makes only its own polls wait."""

@@ -211,8 +211,8 @@ class Memo:
         snapshot: Snapshot,
         owner: str | None,
     ) -> None:
-        """Take note of an answer that was read whole, if each of its rows can be told from the next: not of
-        the first one, and the less often, the less they are like the ones before."""
+        """Take note of an answer that was read whole, if its rows can be distinguished: not of the first
+        one, and the less often, the less they are like the ones before."""
         self._rows = ()
         self._rested += 1
         if self._rested <= self._rest:

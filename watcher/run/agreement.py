@@ -99,8 +99,8 @@ def _place(own: Fingerprint, other: Fingerprint) -> _Place:
 
 @dataclass(slots=True)
 class Other:
-    """A worker with another configuration, as it was last seen (Unix ms of the server): what it has is left
-    to it for a while after it is gone."""
+    """A worker with another configuration, as last seen (Unix ms of the server). For a while after it is
+    gone, this worker does not take over what it had."""
 
     worker: str
     place: _Place
@@ -141,7 +141,7 @@ class Others:
 
     @property
     def differing(self) -> list[Other]:
-        """Workers that lead elsewhere under the same name."""
+        """Workers that have something else under the same name."""
         return [
             self._by_worker[worker]
             for worker in sorted(self._by_worker)
@@ -215,7 +215,7 @@ class Others:
 
 
 class Difference(NamedTuple):
-    """What has the same name at another worker and leads elsewhere, such as `provider loopring`."""
+    """What another worker has differently under the same name, such as `provider loopring`."""
 
     worker: str
     digest: str
@@ -252,12 +252,12 @@ class Agreement:
 
     @property
     def differences(self) -> Sequence[Difference]:
-        """What differs at workers that run, or that something is left to."""
+        """What differs at workers that run, or whose share this worker leaves to them."""
         return self._differences
 
     @property
     def has_neighbours(self) -> bool:
-        """Say whether there is, or recently was, a worker that leads elsewhere under the same name."""
+        """Return whether a worker has, or recently had, something else under the same name."""
         return bool(self._others.differing)
 
     def _may_poll(self, account: str, source: str, state_source: str | None) -> bool:
@@ -282,7 +282,7 @@ class Agreement:
         self._before = self._own
 
     async def look(self) -> None:
-        """Look at what the other workers run now."""
+        """Read which configurations the other workers run now."""
         await self._look(None)
 
     async def _look(self, before: Fingerprint | None, *, is_shared: bool = False) -> None:

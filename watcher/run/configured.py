@@ -244,13 +244,13 @@ class Configured:
                 self.loop.forget(key)
 
     async def send(self, subscription: SubscriptionSettings, event: Event) -> Attempt:
-        """Send an event now, once, past all queues: signed, bounded and guarded as a delivery is."""
+        """Send an event now, once, without a queue: signed, and within the limits of a delivery."""
         assert self._policy  # it comes after `add`
         delivery = event.to(subscription.name)
         return await self._delivery_work.send(target_of(subscription, self._policy), delivery)
 
     async def change(self, difference: Difference) -> None:
-        """Take over what has changed in the directory, and touch nothing else. In slices: it may be much."""
+        """Apply what changed in the directory, and nothing else. In slices: it may be much."""
         policy, before = self._policy, self.settings
         assert policy  # it comes after `add`
         accounts, subscriptions = {**before.account_by_name}, {**before.subscription_by_name}
@@ -373,7 +373,7 @@ class Configured:
             await self.queues.enqueue(alerts_to, name, [event.to(alerts_to)])
 
     async def make_due(self, subscription: str) -> None:
-        """Make due what waits for a retry, as when its URL was changed."""
+        """Make deliveries due that wait for a retry, as after a change of the URL."""
         for shard in range(SHARDS):
             await self.queues.make_due(subscription, shard, lease_ms=LONGEST_LEASE_MS)
         self.loop.wake_all(Key("delivery", subscription))

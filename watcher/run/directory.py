@@ -45,7 +45,7 @@ FOLLOWED_S = 3.0
 """After an edit, until all workers go by it."""
 
 _FRESH_MS = 10_000
-"""What another worker was told to delete so long ago it has taken away with all that waited."""
+"""After so long, another worker has deleted a subscription with all that waited for it."""
 
 _DELETED = 10_000
 """Deletions that are remembered, in case the store forgets them."""
@@ -115,7 +115,7 @@ class Known(NamedTuple):
 
 
 class Judge:
-    """Says what becomes of a record beside a configuration file."""
+    """Decides whether a record is in force beside a configuration file."""
 
     def __init__(self, file: Settings) -> None:
         self.file = file
@@ -128,7 +128,7 @@ class Judge:
 
     @property
     def basis(self) -> tuple[object, ...]:
-        """What all verdicts rest on, but for the names that the file has."""
+        """All that verdicts depend on, except the names in the file."""
         return self.file.provider_by_name, self.file.egress, self.file.api
 
     def defines(self, kind: Kind, name: str) -> bool:
@@ -324,7 +324,7 @@ class Followed:
 
     @property
     def behind_s(self) -> float:
-        """For how long it was not known what changed: 0 while that is looked at."""
+        """For how long (in seconds) the worker could not read what changed; 0 while it can."""
         late_s = time.monotonic() - self._looked_at
         return late_s if late_s > _LATE_S else 0.0
 
@@ -339,7 +339,7 @@ class Followed:
             self._names = {kind: await compute(list, in_order(self._known[kind])) for kind in KINDS}
 
     async def lay_beside(self, file: Settings) -> Settings:
-        """Go by another file from now on; returns what is in force with it. The caller holds `reloading`."""
+        """Use another file from now on; returns what is in force with it. The caller holds `reloading`."""
         before, self._judge = self._judge, Judge(file)
         is_same = before.basis == self._judge.basis
         for kind in KINDS:
@@ -365,16 +365,16 @@ class Followed:
         return file.model_copy(update=in_force)
 
     def reloading(self) -> asyncio.Lock:
-        """Around taking over another file: nothing of the directory is taken over meanwhile."""
+        """Held while another file is applied: no change of the directory is applied meanwhile."""
         return self._lock
 
     async def follow(self) -> None:
-        """Look what has changed, and take it over."""
+        """Read what has changed, and apply it."""
         async with self._lock:
             await self._follow()
 
     async def follow_now(self) -> None:
-        """Take over what was written before this call."""
+        """Apply what was written before this call."""
         looks = self._looks
         async with self._lock:
             if self._looks == looks:  # else a look began after this call

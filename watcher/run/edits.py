@@ -27,7 +27,7 @@ from watcher.store.directory import MOST, BadRecord, Directory, Kind, Record, Wr
 from watcher.store.pipe import in_parts
 
 IN_PLAIN = ("accounts", "events", "assets", "thresholds", "format")
-"""Of a subscription, what lies there readable: whoever commits events must know who wants them."""
+"""What Redis stores unencrypted of a subscription: a worker that commits events needs it to queue them."""
 
 OVERLAP_MS = 24 * 3600 * 1000
 """How long a secret or a token is good for once there is a new one."""
@@ -56,12 +56,12 @@ Content = dict[str, Any]
 
 
 def anything(_: int | None) -> bool:
-    """Edit whatever is there, or nothing."""
+    """Matches any version, and none."""
     return True
 
 
 class EditRefused(Exception):
-    """An edit that cannot be made, in words for the caller.
+    """An edit that is refused, with a reason for the caller.
 
     `read_only`: the file defines it. `missing`: there is nothing of this name. `precondition`: another
     version is there than was asked for. `conflict`: others edit it all the time. `full`: there are too many.
@@ -119,13 +119,16 @@ class InForce(Protocol):
 
 
 def place_of(url: str) -> str:
-    """Name who is talked to at a URL: another scheme, host or port is another receiver."""
+    """Return the scheme, host and port of a URL: if one of them differs, it is another receiver."""
     read = URL(url, encoded=True)
     return f"{read.scheme}://{read.host}:{read.port}".lower()
 
 
 class Editor:
-    """Edits one directory, `by` somebody: a token or a command. Methods raise EditRefused and StoreError."""
+    """Edits one directory. `by` names the token or the command that does it.
+
+    Methods raise EditRefused and StoreError.
+    """
 
     def __init__(
         self, directory: Directory, keyring: Keyring, in_force: InForce, *, now_ms: Callable[[], int]

@@ -51,7 +51,7 @@ _PATIENCE_S = 30.0
 
 
 class Present:
-    """One worker as it can be seen, from `run` on until it `leaves`."""
+    """What other workers see of this one, from `run` until it `leaves`."""
 
     def __init__(self, worker: str, workers: Workers, counters: Counters, *, since_ms: int) -> None:
         self._workers = workers
@@ -93,8 +93,8 @@ class Present:
         await self._note()
 
     async def stands_by(self, *, is_so: bool) -> None:
-        """Note whether the worker waits until the store is in its layout; that it works, each time anew, as a
-        mover looks at that. Raises StoreError."""
+        """Note whether the worker stands by until the store is in its layout. That it works is noted on each
+        call, because the worker that moves the store reads it. Raises StoreError."""
         if is_so and self._presence.stands_by:
             return
         self._presence = self._presence._replace(stands_by=is_so)  # first: it is noted now and then besides
@@ -102,7 +102,7 @@ class Present:
             await self._workers.note(self._presence)
 
     async def others(self, now_ms: int) -> list[Presence]:
-        """The other workers that are there. Raises StoreError."""
+        """The other workers that run. Raises StoreError."""
         workers = await self._workers.read()
         return [one for one in workers if one.worker != self._presence.worker and one.is_there(now_ms)]
 
@@ -215,13 +215,13 @@ def _give_up(numbers: Numbers, waits_for: Sequence[Presence], since_s: float) ->
 
 
 class Pace:
-    """How fast counts rise, on the average of the last minute. Time comes in."""
+    """The rate at which counts rise, averaged over the last minute. The caller passes the time."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, Counter[str]]] = deque(maxlen=1 + round(60 / EVERY_S))
 
     def per_second(self, counts: Counter[str], now: float) -> Mapping[str, float]:
-        """Take in the counts as they are; say by how much a second each has risen. At first: nothing."""
+        """Take the current counts; return how much each rises a second, nothing at the first call."""
         self._seen.append((now, counts.copy()))
         then, before = self._seen[0]
         if now < then + _SHORTEST_S:
@@ -256,13 +256,13 @@ class Enrolment:
         self._forget_at = 0.0
 
     async def begin(self) -> bool:
-        """Bring the schedules in line; says whether this worker is the first to do so in this state."""
+        """Put the accounts on the schedules; returns whether no other worker did so before in this state."""
         await self._present.has_list(self._list)
         await self._enroll()
         return await self._roster.note_enrolled(self._list)
 
     async def keep(self) -> bool:
-        """Look every second whether that still holds, and fix it.
+        """Check every second whether the schedules still match, and correct them.
 
         Says whether this worker is the first to notice that the state was lost.
         """
@@ -312,7 +312,7 @@ class Enrolment:
 
 
 class Accounts(NamedTuple):
-    """The names of the accounts of each provider, and what names this list."""
+    """The names of the accounts of each provider, and a digest of this list."""
 
     names_by_provider: Mapping[str, Sequence[str]]
     digest: str

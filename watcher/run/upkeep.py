@@ -149,7 +149,7 @@ class Upkeep:
 
     @property
     def chores(self) -> Sequence[tuple[float, str, Callable[[], Awaitable[None]]]]:
-        """What is done beside the work: interval, name, function."""
+        """The periodic jobs beside the work: interval, name, function."""
         return [
             (FOLLOW_S, "directory", self._follow),
             (FOLLOW_S, "older keys", self.followed.seal_anew),
@@ -180,7 +180,7 @@ class Upkeep:
                 return
 
     async def reload(self, settings: Settings, stopped: asyncio.Event) -> None:
-        """Run another file from now on; what did not change goes on meanwhile."""
+        """Apply another file; what did not change goes on meanwhile."""
         if settings is self._file:
             return
         async with self.followed.reloading():
@@ -290,7 +290,7 @@ class Upkeep:
         return not unread or (has_read and unread <= self._in_hand)
 
     def report_at_once(self) -> None:
-        """Log what was still being gathered: the worker ends."""
+        """Log what is still being collected, because the worker ends."""
         self._configured.report.gathered(at_once=True)
         self._overflows.say(time.monotonic(), at_once=True)
 

@@ -1,6 +1,6 @@
 """Pings what a client has subscribed, until it answers with 2xx: only then it gets its events.
 
-One worker at a time does it for all. Refuses to ping a host more often than ten times a minute, whoever asks.
+One worker at a time does it for all. Refuses to ping a host more often than ten times a minute in all.
 """
 
 import asyncio

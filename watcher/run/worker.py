@@ -129,17 +129,17 @@ class Worker:
 
     @property
     def differences(self) -> Sequence[Difference]:
-        """What has the same name at other workers and leads elsewhere."""
+        """What other workers have differently under the same name."""
         return self.agreement.differences if self.agreement else ()
 
     @property
     def is_reloading(self) -> bool:
-        """Whether it was given a configuration that is not in force yet."""
+        """Whether the worker has got a configuration that is not in force yet."""
         return self._is_reloading
 
     @property
     def stands_by(self) -> bool:
-        """Whether it waits until the store is in this version's layout."""
+        """Whether the worker stands by until the store is in this version's layout."""
         return self._stands_by
 
     @property
@@ -343,7 +343,7 @@ class Worker:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its loops have begun, or it stands by; before that, it schedules the accounts."""
+        """Whether the worker's loops have begun, or it stands by. Before that, it schedules the accounts."""
         self._has_begun = self._has_begun or bool(self._turned_at_by_loop())
         return self._has_begun or self._stands_by
 

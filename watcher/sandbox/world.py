@@ -44,7 +44,7 @@ BANK_ASSETS = (
     ListedAsset("JPY", "JPY", "Japanese yen", 0),
     ListedAsset("KWD", "KWD", "Kuwaiti dinar", 3),
 )
-"""No currencies of the others: assets are told by their names in what is printed."""
+"""Not used by the other providers: what is printed distinguishes assets by name."""
 
 
 class World:

@@ -207,8 +207,8 @@ class Queues:
         return (await self._settle(subscription, lease, head, outcome, wait_ms, "", record, result))[0]
 
     async def give_up(self, subscription: str, account: str, head: bytes, *, reason: str) -> int | None:
-        """Make a queue's head (`Delivery.entry`) a dead letter, whoever has the queue in hand; what is behind
-        it goes out at once.
+        """Make a queue's head (`Delivery.entry`) a dead letter, whichever worker has the queue in hand; what
+        is behind it goes out at once.
 
         Returns how many deliveries are left in the queue; None where another one is its head.
         """
