@@ -51,7 +51,7 @@ def scene_lines(scene: Scene, made: Made | None, arrival: Arrival | None) -> Ite
         return
     amount = f"{made.amount} {made.symbol}"
     if arrival is None:
-        yield _row(made.account, made.do, _bad("NOT TOLD in time"), "", amount)
+        yield _row(made.account, made.do, _bad("NOT REPORTED in time"), "", amount)
         return
     reported, after = _amount(arrival.receipt), f"{1000 * (arrival.at_s - made.at_s):.0f} ms"
     if reported not in ("", amount):

@@ -29,7 +29,7 @@ class ConfigurationRefused(StoreError):
 
 class ServerRefused(ConfigurationRefused):
     """The server is too old, is set to evict keys, or is no server of its own: nothing is committed to it
-    until that is mended."""
+    until that is fixed."""
 
 
 class LayoutAwaited(ConfigurationRefused):
