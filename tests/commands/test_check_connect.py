@@ -177,7 +177,7 @@ async def test_what_came_through_the_api_is_not_missed_in_the_file_and_has_to_op
         (
             with_key(file, new_key()),
             "warning",
-            "1 of 1 record of the API cannot be opened: it was sealed",
+            "1 of 1 record of the API cannot be opened: it was encrypted",
         ),
         (file, "warning", "1 of 1 record of the API cannot be opened: this file has no [api]"),
     ):
