@@ -189,7 +189,9 @@ async def test_secrets_that_are_rotated_by_reloads_leave_no_moment_without_a_sig
         async with one.worker() as worker:
             for number, secrets in enumerate(signed_by, start=1):
                 worker.reload(changed(one.settings, secrets=tuple(map(SecretStr, secrets))))
-                await asyncio.sleep(0)  # the worker takes it up
+                async with asyncio.timeout(5):
+                    while worker.is_reloading:  # noqa: ASYNC110 - the worker takes it up
+                        await asyncio.sleep(0)
                 await one.queue(FIVE, [number])
                 await subscriber.until(lambda seen: len(seen.requests) == number * len(FIVE))  # noqa: B023
     found = [[is_signed(request, secret) for secret in (SECRET, later)] for request in subscriber.requests]

@@ -150,5 +150,5 @@ def test_the_bounds_are_those_of_the_code() -> None:
     assert f"{dead} MiB for the dead letters and {attempts} MiB for the attempts" in TEXT
     assert [2**40 // (SHARDS * bound) for bound in Bounds.within(2**40)] == [8, 8, 32]
     assert "an eighth, an eighth and a thirty-second of `maxmemory`" in TEXT
-    assert f"of one at most {SHARDS * DEAD_PER_SUBSCRIPTION:,} are kept" in TEXT
+    assert f"at most {SHARDS * DEAD_PER_SUBSCRIPTION:,} are kept for one subscription" in TEXT
     assert f"`max_backlog` ({SubscriptionSettings.model_fields['max_backlog'].default:,} deliveries" in TEXT

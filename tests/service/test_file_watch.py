@@ -86,6 +86,15 @@ def test_an_edit_while_the_files_are_read_is_not_lost(files: list[Path]) -> None
     assert [watch.look(), watch.look()] == [False, True]
 
 
+def test_a_file_that_comes_while_it_is_read_that_names_it_is_not_missed(files: list[Path]) -> None:
+    watch = FileWatch(files[:1])
+    files[1].unlink()
+    watch.reading()
+    files[1].write_text("it was missing a moment ago")
+    watch.follow(files)
+    assert [watch.look(), watch.look()] == [False, True]
+
+
 def test_other_files_are_followed_from_when_they_are_named(files: list[Path]) -> None:
     watch = FileWatch(files[:1])
     write(files[1], "not ours yet")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -43,6 +44,9 @@ def _tell(state: str) -> None:
         manager.sendto(state.encode(), address)
 
 
+_COARSE_NS = 20_000_000
+"""By how much the time that a file was written may lag behind the clock."""
+
 _Stamp = tuple[int, int, int] | None
 """None: there is no such file."""
 
@@ -53,14 +57,21 @@ class FileWatch:
     def __init__(self, files: Iterable[Path]) -> None:
         self.files = tuple(files)
         self._read = self._looked = self._stamps()
+        self._reading_ns = sys.maxsize
 
     def follow(self, files: Iterable[Path]) -> None:
-        """Look at these files from now on."""
+        """Look at these files from now on. One that is new, and was written since the others were read, may
+        have been missing then: it counts as changed."""
         known, self.files = self._read, tuple(files)
-        self._read = {**self._stamps(), **{file: known[file] for file in self.files if file in known}}
+        read = dict(self._stamps())
+        for file, stamp in read.items():
+            if file in known or (stamp and stamp[0] >= self._reading_ns):
+                read[file] = known.get(file)
+        self._read = read
 
     def reading(self) -> None:
         """Note that the files are about to be read as they are now."""
+        self._reading_ns = time.time_ns() - _COARSE_NS
         self._read = self._looked = self._stamps()
 
     def look(self) -> bool:
