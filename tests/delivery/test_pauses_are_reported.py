@@ -104,10 +104,12 @@ async def test_a_server_that_goes_away_at_any_step_of_a_pause_loses_neither_it_n
     assert pager.taken[0]["data"]["paused"] == "ops"
 
 
+@pytest.mark.parametrize("due_in_ms", [0, 100])
 async def test_what_a_worker_paused_that_died_is_told_by_another(
-    both: Owed, pager: MoodySubscriber, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+    both: Owed, pager: MoodySubscriber, logged: list[Any], due_in_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(breaker, "REPORT_MS", 100)
+    """By one that is just starting, too."""
+    monkeypatch.setattr(breaker, "REPORT_MS", due_in_ms)
     await fail(both.breakers, "ops", "status 410", pause=True)
     monkeypatch.setattr(breaker, "REPORT_MS", 60_000)
     async with both.worker(), both.worker():

@@ -170,11 +170,11 @@ class Upkeep:
             given = settings()
             try:
                 in_force = await self._join(given)
-                await self._configured.breakers.refresh()
             except StoreUnreachable as error:
                 await asyncio.sleep(await self._health.failed(error))
             else:
                 await self._configured.add(in_force)
+                await self._learn_pauses()
                 await self._follow_moved()
                 await self.loop.survive(self._ask_again(), None, "rejected polls")
                 return
@@ -215,8 +215,8 @@ class Upkeep:
     async def begin_once(self, settings: Settings) -> None:
         """Make all accounts due, but for those that another worker has in hand. Raises StoreError."""
         in_force = await self._join(settings)
-        await self._configured.breakers.refresh()
         await self._configured.add(in_force)
+        await self._learn_pauses()
         await self._follow_moved()
         now_ms = self._schedule.now_ms()
         self._configured.polls.watched_since_ms = now_ms  # no poll is late that none was there to make
@@ -226,6 +226,12 @@ class Upkeep:
                 log.info("poll.left", account=name, provider=polls.provider)
             self._in_hand |= in_hand
             polls.unread, polls.unpolled = {*polls.accounts}, {*polls.accounts} - in_hand
+
+    async def _learn_pauses(self) -> None:
+        """Learn how the breakers stand before anything is delivered, and report a pause that nobody has
+        reported: to whom, the configuration in force says."""
+        with suppress(StoreError):  # then at the next look
+            await self._configured.breakers.refresh()
 
     async def finish(self) -> None:
         """Once all accounts are polled, let the loop end as soon as nothing is due."""
