@@ -75,9 +75,15 @@ async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers
     resting(monkeypatch, 50, 100, 200)
     subscriber.status, subscriber.delay_s = 503, 0.02
     await one.queue(FIFTY, [1, 2])
-    async with one.worker(), one.worker(), one.worker():
+    async with one.worker() as first, one.worker() as second, one.worker() as third:
         await subscriber.until(lambda: "subscription.failing" in [line["event"] for line in logged])
-        await subscriber.until(lambda: subscriber.in_flight == 0)  # what was under way when it opened
+        # What was under way when it opened is over, and all know that it is open.
+        await subscriber.until(
+            lambda: all(
+                worker.configured and not worker.configured.breakers.is_closed("ops") and not worker.in_flight
+                for worker in (first, second, third)
+            )
+        )
         probes_from = len(subscriber.arrivals)
         await subscriber.until(lambda: len(subscriber.arrivals) >= probes_from + 3)
         subscriber.status = 200
