@@ -31,6 +31,8 @@ from watcher.store import client
 HERE = "127.0.0.1"
 NAMESPACE = "watcher"
 
+EXPORTED = "exported.jsonl"
+
 Call = tuple[str, ...]
 
 LOOKS: tuple[Call, ...] = (
@@ -55,7 +57,7 @@ ACTS: tuple[Call, ...] = (
     ("accounts", "reset", "treasury", "--yes"),
     ("poll", "treasury"),
     ("export", "--to", "exported"),
-    ("import", "exported.jsonl"),
+    ("import", EXPORTED),
 )
 TRIES: tuple[Call, ...] = (("check", "--connect"),)
 RUNS: tuple[Call, ...] = (("run", "--once"),)
@@ -310,12 +312,14 @@ class Place:
     def __init__(self, directory: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
         self.file = directory / "watcher.toml"
         self.file.write_text(CONFIGURATION.format(url=url, namespace=NAMESPACE, closed=a_free_port()))
+        (directory / EXPORTED).write_text('{"name": "bob", "provider": "loopring", "account_id": 2}\n')
         self._capsys = capsys
 
     async def run(self, name: str, *arguments: str) -> Ended:
         """Run a command to its end: in this process, but for the worker, which needs one of its own."""
         words = 1 if name in ("accounts", "store") else 0  # its options belong to its subcommand
         call = (name, *arguments[:words], "--config", str(self.file), *arguments[words:])
+        call = tuple(str(self.file.parent / EXPORTED) if word == EXPORTED else word for word in call)
         if name == "run":
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "watcher", *call), stdout=subprocess.PIPE, stderr=subprocess.PIPE
