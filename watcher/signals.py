@@ -8,6 +8,7 @@ must be in place before anything else is imported.
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import suppress
 
 TYPE_CHECKING = False  # as in typing, whose import takes a third of the time until the handler is in place
@@ -38,6 +39,7 @@ def install(*, is_worker: bool, lasts: bool = True) -> None:
     """
     global _is_worker, _ends_well
     _is_worker, _ends_well = is_worker, is_worker and lasts
+    sys.unraisablehook = _unraised
     # Of other commands asyncio takes SIGINT as it needs it, if no handler is set.
     for number in (signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if is_worker else [])):
         if is_worker or signal.getsignal(number) is not signal.SIG_IGN:
@@ -91,6 +93,13 @@ def exit_code() -> int:
     A worker that has not begun anything yet ends in order.
     """
     return 0 if _ends_well else EXIT_SIGNAL + (_came[0] if _came else signal.SIGINT)
+
+
+def _unraised(what: sys.UnraisableHookArgs) -> None:
+    """A library that is called back from C drops what the handler raises, and the process goes on. The signal
+    is remembered, and passed on once a command takes it over: there is nothing to say."""
+    if not issubclass(what.exc_type, Ended):
+        sys.__unraisablehook__(what)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -178,6 +179,27 @@ async def test_other_commands_that_last_end_in_order(place: Path, number: signal
         process.send_signal(number)
         assert await asyncio.wait_for(process.wait(), 20) == 128 + number
     assert (place / "out").read_text() == ""
+
+
+DROPS = """
+from watcher import signals
+
+class Drops:
+    def __init__(self, error): self.error = error
+    def __del__(self): raise self.error
+
+signals.install(is_worker=True)
+Drops(signals.Ended(0))
+Drops(ValueError("said"))
+"""
+
+
+def test_what_a_library_drops_of_a_signal_is_not_shown_and_all_else_that_it_drops_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DROPS], capture_output=True, text=True, check=True, timeout=20
+    )
+    assert "ValueError: said" in done.stderr
+    assert "Ended" not in done.stderr
 
 
 async def test_what_nohup_ignores_stays_ignored(place: Path) -> None:
