@@ -22,7 +22,7 @@ from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.reader import Reader
 
-AT_ONCE = 20
+_AT_ONCE = 20
 """Of a list: a millisecond, in each of some requests at the same time."""
 
 _ENTRIES_AT_ONCE = 50
@@ -68,6 +68,13 @@ class Names:
         both = merge(self._of_file[start : start + limit], store.followed.names(self._kind, name, limit))
         return [*islice(dict.fromkeys(both), limit)]
 
+    async def show_page(self, request: web.Request, worker: Worker) -> web.Response:
+        """Answer with a page of them, each described."""
+        asked, store = page_of(request), opened(worker)
+        names = await self.after(store, asked.after, asked.limit + 1)
+        found = [described(self._kind, name, store) async for name in slowly(names[: asked.limit], _AT_ONCE)]
+        return answer(page(names, [one for one in found if one], asked.limit))
+
 
 def _of_file(kind: Kind, file: Settings) -> Mapping[str, AccountSettings | SubscriptionSettings]:
     return file.account_by_name if kind == "account" else file.subscription_by_name
@@ -87,6 +94,14 @@ def described(kind: Kind, name: str, store: Opened) -> dict[str, Any] | None:
         "version": None if is_read_only or known is None else known.record.edited,
         "settings": _shown(settings, known),
     }
+
+
+async def found_now(kind: Kind, name: str, store: Opened) -> dict[str, Any]:
+    """Describe an account or a subscription as it is by now. Raises Problem: 404."""
+    await store.followed.follow_now()  # another worker may have written it just now
+    if (found := described(kind, name, store)) is None:
+        raise unknown(kind, name)
+    return found
 
 
 def _shown(settings: AccountSettings | SubscriptionSettings | None, known: Known | None) -> dict[str, Any]:
@@ -109,19 +124,13 @@ class Accounts:
 
     async def show_all(self, request: web.Request) -> web.Response:
         """A page of them, by name."""
-        asked, store = page_of(request), opened(self._worker)
-        names = await self._names.after(store, asked.after, asked.limit + 1)
-        found = [described("account", name, store) async for name in slowly(names[: asked.limit], AT_ONCE)]
-        return answer(page(names, [one for one in found if one], asked.limit))
+        return await self._names.show_page(request, self._worker)
 
     async def show(self, request: web.Request) -> web.Response:
         """One of them: its settings, when it was polled, and what is wrong with it, if anything is."""
         query_of(request)
         name, store = request.match_info["name"], opened(self._worker)
-        await store.followed.follow_now()  # another worker may have written it just now
-        found = described("account", name, store)
-        if found is None:
-            raise unknown("account", name)
+        found = await found_now("account", name, store)
         return answer({**found, "status": await self._status(name, store)}, headers=etag(found))
 
     async def _status(self, name: str, store: Opened) -> dict[str, Any]:
@@ -142,10 +151,7 @@ class Accounts:
         """The last accepted balances of one of them, and at which sequence of its events they are so."""
         query_of(request)
         name, store = request.match_info["name"], opened(self._worker)
-        await store.followed.follow_now()
-        found = described("account", name, store)
-        if found is None:
-            raise unknown("account", name)
+        found = await found_now("account", name, store)
         provider, now_ms = found["settings"]["provider"], await store.reader.now_ms()
         async for seen in store.reader.read_states({name: provider}):
             state = seen.state

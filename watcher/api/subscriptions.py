@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from watcher.api.accounts import AT_ONCE, Names, Opened, described, etag, opened
-from watcher.api.problems import Problem, answer, limit_in, page, page_of, query_of, unknown
+from watcher.api.accounts import Names, Opened, etag, found_now, opened
+from watcher.api.problems import Problem, answer, limit_in, query_of
 from watcher.observe.views import letter_line, subscription_line, waiting_line
-from watcher.pause import slowly
 from watcher.run.worker import Worker
 from watcher.store.keys import SHARDS
 from watcher.store.queues import Breakers
@@ -31,18 +30,13 @@ class Subscriptions:
 
     async def show_all(self, request: web.Request) -> web.Response:
         """A page of them, by name."""
-        asked, store = page_of(request), opened(self._worker)
-        names = await self._names.after(store, asked.after, asked.limit + 1)
-        found = [
-            described("subscription", name, store) async for name in slowly(names[: asked.limit], AT_ONCE)
-        ]
-        return answer(page(names, [one for one in found if one], asked.limit))
+        return await self._names.show_page(request, self._worker)
 
     async def show(self, request: web.Request) -> web.Response:
         """One of them: its settings, whether its URL is verified, its breaker and its backlog."""
         query_of(request)
         name, store = request.match_info["name"], opened(self._worker)
-        found = await self._found(name, store)
+        found = await found_now("subscription", name, store)
         now_ms, waiting, breakers = await asyncio.gather(
             store.reader.now_ms(),
             store.reader.waiting([name]),
@@ -54,13 +48,6 @@ class Subscriptions:
         status = {key: line[key] for key in line.keys() - {"kind", "subscription", "is_configured", "format"}}
         return answer({**found, "status": status}, headers=etag(found))
 
-    async def _found(self, name: str, store: Opened) -> dict[str, Any]:
-        """Describe one. Raises Problem: 404."""
-        await store.followed.follow_now()  # another worker may have written it just now
-        if (found := described("subscription", name, store)) is None:
-            raise unknown("subscription", name)
-        return found
-
     async def show_deliveries(self, request: web.Request) -> web.Response:
         """A page of what waits for it, or was given up: queue by queue, what is oldest in each first."""
         asked = query_of(request, "state", "after", "limit")
@@ -69,7 +56,7 @@ class Subscriptions:
             raise Problem(400, f"state: must be {' or '.join(_STATES)}")
         after = _after(asked.get("after", ""), state)
         name, store = request.match_info["name"], opened(self._worker)
-        await self._found(name, store)
+        await found_now("subscription", name, store)
         read = _waiting if state == "waiting" else _dead
         found = await read(name, store, after, limit)
         following = None

@@ -57,13 +57,17 @@ def leftover_flaw(text: str) -> str | None:
     return None
 
 
-def signing_secret_flaw(text: str) -> str | None:
-    """Refuse what cannot sign."""
+def _flaw_of_any_secret(text: str) -> str | None:
     if not text:
         return "must not be empty"
     if text != text.strip():
         return "has white space around it"
-    if flaw := mask_flaw(text):
+    return mask_flaw(text)
+
+
+def signing_secret_flaw(text: str) -> str | None:
+    """Refuse what cannot sign."""
+    if flaw := _flaw_of_any_secret(text):
         return flaw
     try:
         Signer([text])
@@ -74,11 +78,7 @@ def signing_secret_flaw(text: str) -> str | None:
 
 def secret_key_flaw(text: str) -> str | None:
     """Refuse what cannot seal."""
-    if not text:
-        return "must not be empty"
-    if text != text.strip():
-        return "has white space around it"
-    if flaw := mask_flaw(text):
+    if flaw := _flaw_of_any_secret(text):
         return flaw
     try:
         check_key(text)
