@@ -1,4 +1,4 @@
-"""Describes `/v1` as OpenAPI 3.1: what comes in, by the models that `check` goes by, and what goes out."""
+"""Describes `/v1` as OpenAPI 3.1. Bodies are described by the models that `watcher check` uses."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -25,35 +25,36 @@ State = Literal["in_force", "unverified", "shadowed", "locked", "unfit"]
 
 
 class Problem(BaseModel):
-    """What a request is refused with (RFC 9457)."""
+    """Why a request was refused (RFC 9457)."""
 
     type: str
     title: str
     status: int
-    detail: str = Field(description="what is wrong, and what to do about it")
-    errors: list["Mistake"] = Field([], description="all that is wrong with a body")
-    oldest: str | int | None = Field(None, description="of 410: the oldest cursor, or sequence, that is held")
+    detail: str = Field(description="what is wrong and how to fix it")
+    errors: list["Mistake"] = Field([], description="all mistakes in the body")
+    oldest: str | int | None = Field(None, description="with 410: the cursor or sequence to go on from")
 
 
 class Mistake(BaseModel):
-    pointer: str = Field(description="JSON pointer (RFC 6901) to what is wrong")
-    detail: str = Field(description="in the words of `watcher check`")
+    pointer: str = Field(description="where the mistake is: a JSON pointer (RFC 6901)")
+    detail: str = Field(description="what is wrong, in the words of `watcher check`")
 
 
 class Described(BaseModel):
     name: str
-    read_only: bool = Field(description="the configuration file defines it: it is changed there")
+    read_only: bool = Field(description="it is defined in the configuration file: change it there")
     state: State = Field(
-        description="unverified: its URL has to answer a ping. shadowed: the file has its name. "
-        "locked: this worker lacks the key. unfit: this worker cannot use it"
+        description="in_force: it is used. unverified: its URL has not answered a ping yet. "
+        "shadowed: the file defines the same name, and the file wins. "
+        "locked: this worker does not have the key. unfit: this worker cannot use it, see `reason`"
     )
-    reason: str | None = Field(description="why it is not in force")
-    version: int | None = Field(description="what `If-Match` takes; null where it is read-only")
-    settings: dict[str, Any] = Field(description="as it was put, secrets masked")
+    reason: str | None = Field(description="why it is not in force; null if it is")
+    version: int | None = Field(description="the version to send in `If-Match`; null if it is read-only")
+    settings: dict[str, Any] = Field(description="the settings as they were put, with secrets masked")
 
 
 class AccountStatus(BaseModel):
-    """What is known of an account."""
+    """The state of an account."""
 
     problems: list[str] = []
     polled_at: str | None = None
@@ -68,13 +69,13 @@ class Account(Described):
 
 class Accounts(BaseModel):
     items: list[Described]
-    next: str | None = Field(description="the `after` of the next page; null: this is the last one")
+    next: str | None = Field(description="the `after` of the next page; null on the last page")
 
 
 class SubscriptionStatus(BaseModel):
     state: Literal[SUBSCRIPTION_STATES]  # type: ignore[valid-type]  # the same words
     queues: int
-    deliveries: int = Field(description="how many wait")
+    deliveries: int = Field(description="how many deliveries are waiting")
     retrying: int
     dead: int
     oldest_s: int | None
@@ -95,12 +96,12 @@ class Subscriptions(Accounts):
 
 
 class Edited(BaseModel):
-    """What became of an edit. `secrets` and `token` are shown this once."""
+    """The result of an edit. `secrets` and `token` are shown only once: in this answer."""
 
     name: str
     change: Literal["created", "changed", "unchanged", "secret", "token", "paused", "resumed"]
-    secrets: list[str] = Field([], description="made by this request: for the receiver")
-    token: str | None = Field(None, description="made by this request: opens the subscription's events")
+    secrets: list[str] = Field([], description="new signing secrets, to give to the receiver")
+    token: str | None = Field(None, description="a new token, for pulling the subscription's events")
 
 
 class Due(BaseModel):
@@ -115,11 +116,11 @@ class Due(BaseModel):
 
 class Resent(BaseModel):
     subscription: str
-    deliveries: int = Field(description="how many are queued again")
+    deliveries: int = Field(description="how many events are queued again")
     accounts: int
-    waiting: int = Field(description="how many wait there still, and are not queued twice")
+    waiting: int = Field(description="how many are still waiting, and so are not queued again")
     unreadable: int
-    full: list[str] = Field(description="accounts of which more would wait than may")
+    full: list[str] = Field(description="accounts whose events would exceed `max_backlog`")
     paused: bool
     dry_run: bool
 
@@ -127,20 +128,20 @@ class Resent(BaseModel):
 class Pinged(BaseModel):
     name: str
     delivered: bool = Field(description="whether the answer was 2xx")
-    verified: bool = Field(description="whether it gets events")
+    verified: bool = Field(description="whether the URL is verified, so that it gets events")
     status: int | None
     error: str | None
-    answer: str | None = Field(description="how the answer begins")
+    answer: str | None = Field(description="the beginning of the answer's body")
     fix: str | None
     duration_ms: int
 
 
 class Holding(BaseModel):
-    """The balances of an account; amounts are exact decimal text."""
+    """The balances of an account. Amounts are exact decimal text."""
 
     account: str
     provider: str
-    sequence: int | None = Field(description="of the last event that led to them")
+    sequence: int | None = Field(description="the sequence of the last event that led to these balances")
     polled_at: str | None
     age_s: int | None
     note: str | None
@@ -150,7 +151,7 @@ class Holding(BaseModel):
 class Holdings(BaseModel):
     items: list[dict[str, Any]]
     next: str | None
-    events: str = Field(description="the `after` by which events follow on these balances")
+    events: str = Field(description="the `after` for the events that follow these balances")
 
 
 class Deliveries(BaseModel):
@@ -159,16 +160,16 @@ class Deliveries(BaseModel):
 
 
 class Events(BaseModel):
-    """Events, byte for byte as they were or are to be sent."""
+    """Events, with the exact bytes of the webhooks."""
 
-    items: list[dict[str, Any]] = Field(description="see `watcher schema events`")
-    next: str = Field(description="the `after` of what follows, now or later")
-    more: bool = Field(description="whether there is more right now")
-    unreadable: int = 0
+    items: list[dict[str, Any]] = Field(description="events, as `watcher schema events` describes them")
+    next: str = Field(description="the `after` for the events that follow, now or later")
+    more: bool = Field(description="whether more events can be pulled now")
+    unreadable: int = Field(0, description="how many records of the log could not be read")
 
 
 class Operation(NamedTuple):
-    """One method of a path. `refusals` are those besides what any request may be refused with."""
+    """One method of a path. `refusals`: the statuses of its own errors, besides those of every request."""
 
     method: str
     path: str
@@ -185,17 +186,18 @@ class Operation(NamedTuple):
 _ACCOUNT, _SUBSCRIPTION = "/v1/accounts/{name}", "/v1/subscriptions/{name}"
 _PAGE = ("after", "limit")
 _EDIT = (404, 409, 412, 413, 415, 422, 507)
-_TOLD = (404, 409, 413, 415)
-_RENEWED = (404, 409, 413, 415)
+_ACTION = (404, 409, 413, 415)
 
 OPERATIONS = (
-    Operation("get", "/v1/accounts", "listAccounts", "All accounts, by name", {200: Accounts}, query=_PAGE),
-    Operation("get", _ACCOUNT, "getAccount", "One account", {200: Account}, refusals=(404,)),
+    Operation(
+        "get", "/v1/accounts", "listAccounts", "List all accounts, by name", {200: Accounts}, query=_PAGE
+    ),
+    Operation("get", _ACCOUNT, "getAccount", "Read one account", {200: Account}, refusals=(404,)),
     Operation(
         "put",
         _ACCOUNT,
         "putAccount",
-        "Add an account, or change it",
+        "Add or change an account",
         {200: Edited, 201: Edited},
         "AccountSettings",
         refusals=_EDIT,
@@ -210,13 +212,20 @@ OPERATIONS = (
         refusals=(404, 409, 412, 413, 415),
         is_guarded=True,
     ),
-    Operation("post", f"{_ACCOUNT}/poll", "pollAccount", "Poll it now", {202: Due}, refusals=_TOLD),
-    Operation("get", f"{_ACCOUNT}/balances", "getBalances", "What it holds", {200: Holding}, refusals=(404,)),
+    Operation("post", f"{_ACCOUNT}/poll", "pollAccount", "Poll an account now", {202: Due}, refusals=_ACTION),
+    Operation(
+        "get",
+        f"{_ACCOUNT}/balances",
+        "getBalances",
+        "Read the balances of an account",
+        {200: Holding},
+        refusals=(404,),
+    ),
     Operation(
         "post",
         "/v1/accounts:batch",
         "putAccounts",
-        "Add or change up to 1,000 accounts, one a line: the answer has a line for each, with its `status`",
+        "Add or change up to 1,000 accounts, one on each line. The answer has a line for each",
         {200: None},
         "Lines",
         refusals=(413, 415),
@@ -225,16 +234,18 @@ OPERATIONS = (
         "get",
         "/v1/subscriptions",
         "listSubscriptions",
-        "All of them, by name",
+        "List all subscriptions, by name",
         {200: Subscriptions},
         query=_PAGE,
     ),
-    Operation("get", _SUBSCRIPTION, "getSubscription", "One of them", {200: Subscription}, refusals=(404,)),
+    Operation(
+        "get", _SUBSCRIPTION, "getSubscription", "Read one subscription", {200: Subscription}, refusals=(404,)
+    ),
     Operation(
         "put",
         _SUBSCRIPTION,
         "putSubscription",
-        "Add a subscription, or change it. A new URL has to answer a ping before it gets events",
+        "Add or change a subscription. A new URL must answer a ping before it gets events",
         {200: Edited, 201: Edited},
         "SubscriptionSettings",
         refusals=_EDIT,
@@ -244,7 +255,7 @@ OPERATIONS = (
         "delete",
         _SUBSCRIPTION,
         "deleteSubscription",
-        "Send it nothing more",
+        "Delete a subscription, with what waits for it and its dead letters",
         {204: None},
         refusals=(404, 409, 412, 413, 415),
         is_guarded=True,
@@ -253,7 +264,7 @@ OPERATIONS = (
         "get",
         f"{_SUBSCRIPTION}/deliveries",
         "listDeliveries",
-        "What waits for it, or was given up",
+        "List the deliveries that wait, or the dead letters",
         {200: Deliveries},
         query=("state", *_PAGE),
         refusals=(404,),
@@ -262,56 +273,56 @@ OPERATIONS = (
         "post",
         f"{_SUBSCRIPTION}/secret",
         "renewSecret",
-        "Make a new secret; the old ones sign on for 24 hours",
+        "Make a new signing secret. The old ones sign as well for 24 hours",
         {200: Edited},
-        refusals=_RENEWED,
+        refusals=_ACTION,
     ),
     Operation(
         "post",
         f"{_SUBSCRIPTION}/token",
         "renewToken",
-        "Make a new token; the old ones are good for 24 hours more",
+        "Make a new token. The old ones stay valid for 24 hours",
         {200: Edited},
-        refusals=_RENEWED,
+        refusals=_ACTION,
     ),
     Operation(
         "post",
         f"{_SUBSCRIPTION}/pause",
         "pauseSubscription",
-        "Send it nothing until it is resumed; its events are kept",
+        "Pause a subscription: it is sent nothing until it is resumed, and its events are kept",
         {200: Edited},
-        refusals=_TOLD,
+        refusals=_ACTION,
     ),
     Operation(
         "post",
         f"{_SUBSCRIPTION}/resume",
         "resumeSubscription",
-        "Send it what waits, whatever failed before",
+        "Resume a subscription: what waits for it is sent at once, even if its breaker was open",
         {200: Edited},
-        refusals=_TOLD,
+        refusals=_ACTION,
     ),
     Operation(
         "post",
         f"{_SUBSCRIPTION}/resend",
         "resend",
-        "Send again: one event, dead letters, or what the log holds",
+        "Send events again: one event, dead letters, or those of the log since a time",
         {200: Resent},
         "Again",
-        refusals=(*_TOLD, 422),
+        refusals=(*_ACTION, 422),
     ),
     Operation(
         "post",
         f"{_SUBSCRIPTION}/ping",
         "pingSubscription",
-        "Send a sample now, ten a minute and host at most: a URL that takes it is verified",
+        "Send a sample event now. A URL that answers 2xx is verified. At most ten a minute for each host",
         {200: Pinged},
-        refusals=_TOLD,
+        refusals=_ACTION,
     ),
     Operation(
         "get",
         f"{_SUBSCRIPTION}/events",
         "pullEvents",
-        "Events that were queued for it, byte for byte",
+        "Pull the events that were queued for a subscription, with the exact bytes of the webhooks",
         {200: Events},
         query=("account", "type", *_PAGE),
         refusals=(404, 410),
@@ -321,7 +332,7 @@ OPERATIONS = (
         "get",
         f"{_SUBSCRIPTION}/balances",
         "pullBalances",
-        "What its accounts hold: where a receiver that lost its database begins",
+        "Pull the balances of its accounts: a receiver that lost its database starts here",
         {200: Holdings},
         query=_PAGE,
         refusals=(404,),
@@ -331,7 +342,7 @@ OPERATIONS = (
         "get",
         "/v1/events",
         "listEvents",
-        "The event log",
+        "Read the event log",
         {200: Events},
         query=("account", "subscription", "type", *_PAGE),
         refusals=(404, 410),
@@ -340,27 +351,30 @@ OPERATIONS = (
 
 _ALWAYS = (400, 401, 403, 429, 503)
 _REFUSALS = {
-    400: "A query, a header or a body that cannot be read",
-    401: "No token that is known here",
-    403: "The token is not good for this",
-    404: "There is nothing of this name",
-    409: "The configuration file defines it, or it cannot be edited as it is",
-    410: "The log holds that no longer: `oldest` is where it begins",
-    412: "Another version is there than `If-Match` or `If-None-Match` asked for",
+    400: "The query, a header or the body cannot be read",
+    401: "The token is missing or unknown",
+    403: "The token does not allow this",
+    404: "Nothing has this name",
+    409: "It is defined in the configuration file, or its present state does not allow this",
+    410: "The log no longer holds the events after this place. Go on from `oldest`",
+    412: "The version is not the one that `If-Match` or `If-None-Match` asked for",
     413: "The body is too long",
-    415: "The body is of another content type",
-    422: "A body with mistakes: `errors` has all of them",
-    429: "Too many requests by one token: `Retry-After` says when",
-    503: "This worker or its Redis cannot answer now: `Retry-After` says when",
-    507: "There are as many as there can be",
+    415: "The content type of the body is not accepted",
+    422: "The body has mistakes. `errors` lists all of them",
+    429: "Too many requests with one token. `Retry-After` says when to try again",
+    503: "The worker or its Redis cannot answer now. `Retry-After` says when to try again",
+    507: "No more can be added: the limit is reached",
 }
 _QUERY: Mapping[str, tuple[str, JsonSchemaValue]] = {
-    "after": ("the `next` of the page before; of events with `account`, a sequence, too", {"type": "string"}),
-    "limit": ("how many, at most", {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_PAGE}),
-    "account": ("of this account alone", {"type": "string"}),
-    "subscription": ("as they were queued for this subscription", {"type": "string"}),
-    "type": ("of this type, or of a glob such as `deposit.*`", {"type": "string", "pattern": f"^{TYPE}$"}),
-    "state": ("what waits, or dead letters", {"enum": ["waiting", "dead"], "default": "waiting"}),
+    "after": ("the `next` of the previous page. With `account`, it may be a sequence", {"type": "string"}),
+    "limit": ("the most items of a page", {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_PAGE}),
+    "account": ("only events of this account", {"type": "string"}),
+    "subscription": ("only events that were queued for this subscription", {"type": "string"}),
+    "type": (
+        "only events of this type, or of a glob such as `deposit.*`",
+        {"type": "string", "pattern": f"^{TYPE}$"},
+    ),
+    "state": ("deliveries that wait, or dead letters", {"enum": ["waiting", "dead"], "default": "waiting"}),
 }
 _NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"}
 _HOW_ADDRESSED: Mapping[str, Mapping[str, Any]] = {
@@ -373,7 +387,7 @@ _HOW_ADDRESSED: Mapping[str, Mapping[str, Any]] = {
         "currencies": ["0x7ceB23fD6bC0adD59E62ac25578270cFf1b9f619"],
     },
 }
-"""An example of what an account says besides, by model."""
+"""An example of the other fields of an account, by model."""
 _SUBSCRIPTION_EXAMPLE = {
     "url": "https://ops.example.com/hooks/balances",
     "accounts": ["treasury", "shop-*"],
@@ -383,7 +397,7 @@ _TAG = {"type": "string", "pattern": r'^(\*|"[0-9]+")$'}
 
 
 def openapi(names_by_kind: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
-    """Return the document. `names_by_kind` are the providers that there are; without it, any may be."""
+    """Return the document for these providers (their names by kind); without them, for every kind."""
     kinds = names_by_kind or dict.fromkeys(PLACE_BY_KIND, ())
     schemas, accounts = _schemas(tuple(kinds))
     for model, of_kinds in accounts.items():
@@ -402,18 +416,22 @@ def openapi(names_by_kind: Mapping[str, Sequence[str]] | None = None) -> dict[st
         "info": {
             "title": "watcher",
             "version": __version__,
-            "description": "Adds accounts and subscriptions while watcher runs, and gives events to pull. "
-            "Answers may have fields that are not listed here: there will be more.",
+            "description": "Add accounts and subscriptions while workers run, and pull events. "
+            "Ignore fields that are not listed here: later versions may add some.",
         },
         "security": [{"operator": []}],
         "paths": paths,
         "components": {
             "securitySchemes": {
-                "operator": {"type": "http", "scheme": "bearer", "description": "WATCHER_HTTP_TOKEN"},
+                "operator": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "the value of WATCHER_HTTP_TOKEN",
+                },
                 "subscription": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "the token that a subscription was given",
+                    "description": "the token of the subscription, which PUT showed",
                 },
             },
             "responses": {
@@ -434,7 +452,7 @@ def routes(worker: Worker) -> list[web.RouteDef]:
         return orjson.dumps(openapi(dict(names_by_kind)))
 
     async def show(request: web.Request) -> web.Response:
-        """This document, with the providers that there are."""
+        """Answer with this document, for the configured providers."""
         query_of(request)
         names_by_kind: dict[str, list[str]] = {}
         for name, provider in worker.settings.provider_by_name.items():
@@ -446,11 +464,11 @@ def routes(worker: Worker) -> list[web.RouteDef]:
 
 
 class _Untitled(GenerateJsonSchema):
-    """Leaves out titles that only repeat the names of fields."""
+    """Writes no title that only repeats the name of a field."""
 
     @classmethod
     def of(cls, *models: type[BaseModel]) -> dict[str, Any]:
-        """Return the schemas of models and of what they hold, by name."""
+        """Return the schemas of these models, and of those that they refer to, by name."""
         template = "#/components/schemas/{model}"
         mode: Literal["validation"] = "validation"
         wanted = [(model, mode) for model in models]
@@ -462,7 +480,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 class _AsWritten(_Untitled):
-    """Writes durations as text; numbers may be text, too."""
+    """Writes durations as text, and lets numbers be text as well."""
 
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, timedelta):
@@ -479,7 +497,7 @@ class _AsWritten(_Untitled):
 
 
 def _schemas(kinds: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Return all models as schemas, and which of them are accounts of which kinds."""
+    """Return the schemas of all models, and the provider kinds of each account model."""
     accounts: dict[str, list[str]] = {}
     models: dict[str, type[BaseModel]] = {}
     for kind in kinds:
@@ -516,7 +534,7 @@ def _operation(one: Operation) -> dict[str, Any]:
     if one.is_open:
         described["security"] = [{"operator": []}, {"subscription": []}]
     if one.body == "Lines":
-        lines = {"schema": {"description": "accounts, a JSON object a line"}}
+        lines = {"schema": {"description": "accounts, one JSON object on each line"}}
         described["requestBody"] = {"required": True, "content": {LINES[0]: lines}}
     elif one.body:
         content = {"application/json": {"schema": _ref(one.body)}}
@@ -528,11 +546,13 @@ def _answer(status: int, model: type[BaseModel] | None) -> dict[str, Any]:
     if model is None:
         return {"description": "Done"}
     described = {
-        "description": {201: "Added", 202: "It is to happen"}.get(status, "Done"),
+        "description": {201: "Added", 202: "Accepted: it happens soon"}.get(status, "Done"),
         "content": {"application/json": {"schema": _ref(model.__name__)}},
     }
     if model in (Account, Subscription) or 201 in (status,):
-        described["headers"] = {"ETag": {"schema": {"type": "string"}, "description": "what If-Match takes"}}
+        described["headers"] = {
+            "ETag": {"schema": {"type": "string"}, "description": "the version to send in If-Match"}
+        }
     return described
 
 
