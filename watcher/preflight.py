@@ -18,12 +18,12 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher.delivery.egress import Policy, check_url
+from watcher.encryption import Keyring, Undecryptable
 from watcher.http.dial import Dialer, EgressRefused, NoConnection
 from watcher.printable import many, printable
 from watcher.providers.contract import ErrorClass, Rejected, provider_class
 from watcher.providers.declared import HttpSettings
 from watcher.providers.http import ProviderClient
-from watcher.sealing import Keyring, Unopened
 from watcher.settings import AccountSettings, ProviderSettings, Settings, SubscriptionSettings
 from watcher.store.address import safe_url
 from watcher.store.directory import Directory, Record
@@ -55,8 +55,8 @@ _SLOW_MS = 100
 
 
 async def try_server(file: Settings) -> AsyncIterator[Tried]:
-    """Say whether the server can be used, and, if it answers, what its user may do, whether what came through
-    the API opens, and whether accounts are polled that came neither through it nor with the file."""
+    """Say whether the server can be used. If it answers, also say what its user may do, whether records of
+    the API can be decrypted, and whether accounts are polled that neither the API nor the file defines."""
     settings = file.redis
     url = settings.url.get_secret_value()
     name = safe_url(url)
@@ -109,14 +109,14 @@ def _opened(file: Settings, name: str, records: Sequence[Record]) -> Tried:
         keyring = Keyring([key.get_secret_value() for key in file.api.secret_key], file.redis.namespace)
         for one in records:
             try:
-                keyring.open(one.kind, one.name, one.plain, one.sealed)
-            except Unopened as error:
+                keyring.decrypt(one.kind, one.name, one.plain, one.encrypted)
+            except Undecryptable as error:
                 reasons[str(error)] += 1
     else:
         reasons["this file has no [api] secret_key"] = len(records)
     if not reasons:
-        return Tried("directory", name, "ok", f"the key opens {many(len(records), 'record')} of the API")
-    locked = f"{reasons.total():,} of {many(len(records), 'record')} of the API cannot be opened"
+        return Tried("directory", name, "ok", f"the key decrypts {many(len(records), 'record')} of the API")
+    locked = f"{reasons.total():,} of {many(len(records), 'record')} of the API cannot be decrypted"
     todo = "put the key that encrypted them into [api] secret_key: a worker without it leaves them to others"
     return Tried("directory", name, "warning", f"{locked}: {'; '.join(reasons)}", todo)
 

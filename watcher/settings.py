@@ -326,7 +326,8 @@ class ApiSettings(Section):
     secret_key: tuple[SecretStr, ...] = Field(
         min_length=1,
         max_length=10,
-        description="wkey_…, or a list: the first seals what the API makes, all of them open it",
+        description="the key, wkey_…, that encrypts what comes through the API; of a list, the first one "
+        "encrypts and all of them decrypt",
     )
 
     @field_validator("secret_key", mode="before")

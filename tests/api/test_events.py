@@ -208,7 +208,7 @@ async def test_a_subscription_sees_its_own_accounts_assets_and_types_whatever_it
             for after in (ops, everyones, begun, forged, Cursor().text):
                 assert (await api.get(f"{path}/events", token, after=after)).status == 400
             with pytest.raises(ValueError, match="no cursor"):
-                Cursor.read(mine)  # when others got anything stands in it, and is sealed
+                Cursor.read(mine)  # when others got anything stands in it, and is encrypted
             balances = (await api.get(f"{path}/balances", token)).data["items"]
             for item in balances:
                 assert name == "lrc" or item["account"]["name"] == "alice"

@@ -62,7 +62,7 @@ OF_SOURCES = 6
 """What reads recipes, paths into an answer, a bank to simulate, and three commands that came with sources:
 recipes, poll, accounts."""
 OF_THE_API = {
-    *("sealing", "store.directory", "run.directory", "run.edits", "run.verification", "config.bodies"),
+    *("encryption", "store.directory", "run.directory", "run.edits", "run.verification", "config.bodies"),
     *("api.__init__", "api.server", "api.access", "api.problems", "api.openapi", "api.edits"),
     *("api.accounts", "api.subscriptions", "api.events", "commands.export", "commands.import_"),
 }

@@ -13,8 +13,8 @@ import pytest
 
 from tests.support.stories import STORY, Books, Ended, Run, Write, a_configuration, ended
 from watcher.config.loading import load
+from watcher.encryption import Keyring, new_key
 from watcher.run.edits import Content
-from watcher.sealing import Keyring, new_key
 from watcher.store import directory
 
 KEY, OTHER = new_key(), new_key()
@@ -45,7 +45,7 @@ class Place:
         self.keyring = Keyring([KEY], namespace)
 
     def put(self, kind: directory.Kind, name: str, plain: Any, content: Content) -> None:
-        one = directory.Write(kind, name, plain, self.keyring.seal(kind, name, plain, content))
+        one = directory.Write(kind, name, plain, self.keyring.encrypt(kind, name, plain, content))
 
         async def into(books: Books) -> None:
             await directory.Directory(books.pipe, books.keys).put(one)
@@ -57,7 +57,7 @@ class Place:
             return {
                 (one.kind, one.name): (
                     one.plain,
-                    self.keyring.open(one.kind, one.name, one.plain, one.sealed),
+                    self.keyring.decrypt(one.kind, one.name, one.plain, one.encrypted),
                 )
                 async for held in directory.Directory(books.pipe, books.keys).read_all()
                 for one in held.records

@@ -39,9 +39,9 @@ from tests.support.tls_front import a_certificate_file, a_tls_front
 from tests.support.tls_subscribers import a_certificate
 from watcher.commands.check import command
 from watcher.delivery.egress import Policy
+from watcher.encryption import new_key
 from watcher.preflight import Trial, Tried, clock, try_all, try_provider, try_server, try_subscriber
 from watcher.sandbox.server import Sandbox
-from watcher.sealing import new_key
 from watcher.settings import RedisSettings, Settings, SubscriptionSettings
 from watcher.store.client import connect
 from watcher.store.directory import Directory
@@ -173,13 +173,13 @@ async def test_what_came_through_the_api_is_not_missed_in_the_file_and_has_to_op
     await Programs(Directory(store.pipe, store.keys), namespace).put_account("alice", "loopring")
     file = a_file(redis_server_url, namespace, [])
     for settings, verdict, text in (
-        (with_key(file), "ok", "the key opens 1 record of the API"),
+        (with_key(file), "ok", "the key decrypts 1 record of the API"),
         (
             with_key(file, new_key()),
             "warning",
-            "1 of 1 record of the API cannot be opened: it was encrypted",
+            "1 of 1 record of the API cannot be decrypted: it was encrypted",
         ),
-        (file, "warning", "1 of 1 record of the API cannot be opened: this file has no [api]"),
+        (file, "warning", "1 of 1 record of the API cannot be decrypted: this file has no [api]"),
     ):
         told = [line async for line in try_server(settings)]
         assert [line.kind for line in told] == ["redis", "rights", "directory"]

@@ -12,9 +12,9 @@ from watcher.config import subscriptions
 from watcher.config.findings import ConfigRefused
 from watcher.config.loading import Loaded, load
 from watcher.delivery.signing import new_secret
+from watcher.encryption import new_key
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount
-from watcher.sealing import new_key
 from watcher.settings import LogSettings
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

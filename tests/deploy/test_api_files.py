@@ -16,7 +16,7 @@ from tests.docs.blocks import texts_in
 from tests.support.builders import SECRET
 from watcher.cli import group
 from watcher.config.loading import load
-from watcher.sealing import new_key
+from watcher.encryption import new_key
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 README = texts_in("deploy/")

@@ -22,9 +22,9 @@ from tests.support.servers import RealServer, real_server
 from tests.support.tls_front import a_certificate_file
 from watcher.cli import group
 from watcher.config.loading import Loaded, load
+from watcher.encryption import new_key
 from watcher.environment import Environment
 from watcher.observe.catalogue import EVENTS
-from watcher.sealing import new_key
 from watcher.store.client import connect
 from watcher.store.guarantee import guarantee
 from watcher.store.keys import Keys

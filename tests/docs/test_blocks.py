@@ -37,12 +37,12 @@ from watcher.cli import group
 from watcher.config.loading import load
 from watcher.delivery.signing import Signer
 from watcher.delivery.sink import Attempt
+from watcher.encryption import new_key
 from watcher.engine.breaker import Answer
 from watcher.journal.events import Delivery
 from watcher.journal.notices import sample
 from watcher.providers.contract import Provider
 from watcher.recipes import HERE, recipe
-from watcher.sealing import new_key
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
 
 pytestmark = pytest.mark.slow

@@ -91,7 +91,7 @@ class Client:
                 )
                 outcome, version = await self.directory.put(write)
                 assert outcome == "done"
-                self.told[kind, name] = write.sealed, version
+                self.told[kind, name] = write.encrypted, version
             if is_followed:
                 await self._asked.follow_now()
 
@@ -112,7 +112,7 @@ def versions(holder: Followed) -> dict[Name, int]:
 
 def seen(record: Record) -> tuple[bytes, int]:
     """What a client sees of a record: what it wrote, and its ETag."""
-    return record.sealed, record.edited
+    return record.encrypted, record.edited
 
 
 @pytest.mark.parametrize("engine", [*ENGINES])

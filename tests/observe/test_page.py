@@ -25,12 +25,12 @@ from tests.support.stories import MINUTE_MS, Books, steps
 from watcher.amounts import to_atoms
 from watcher.api.access import Address
 from watcher.api.server import Listener
+from watcher.encryption import new_key
 from watcher.observe import views
 from watcher.observe.page import document, look
 from watcher.observe.page.look import Look, routes
 from watcher.receiver import Fail
 from watcher.run.worker import Opened, Worker
-from watcher.sealing import new_key
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.client import connect
 from watcher.store.directory import Directory
@@ -225,15 +225,15 @@ async def test_it_tells_what_programs_added_and_what_keeps_it_from_its_work(rig:
         await ours.put_account("treasury", "loopring", account_id=10112)
         await ours.put_subscription("customer", "https://hooks.example.com/in", is_verified=False)
         await ours.put_subscription("ops", "https://hooks.example.com/in")
-        await others.put_subscription("sealed", "https://hooks.example.com/in")
+        await others.put_subscription("encrypted", "https://hooks.example.com/in")
         await worker.followed.follow_now()
         seen = (await told(worker))["seen"]
     record_by_account = {one["account"]: one["record"] for one in seen["accounts"]["shown"]}
     assert record_by_account == {"treasury": "shadowed", "alice": "file", "carol": "in_force"}
     shown = {one["subscription"]: one for one in seen["subscriptions"]["shown"]}
     records = {name: one["record"] for name, one in shown.items()}
-    assert records == {"customer": "unverified", "ops": "shadowed", "sealed": "locked"}
-    assert "key" in shown["sealed"]["record_reason"]
+    assert records == {"customer": "unverified", "ops": "shadowed", "encrypted": "locked"}
+    assert "key" in shown["encrypted"]["record_reason"]
     counts = {"accounts": 2, "subscriptions": 3, "unverified": 1, "locked": 1, "unfit": 0, "shadowed": 2}
     assert seen["directory"] == counts
     assert {"1 record of the API unverified", "1 record of the API locked"} <= {

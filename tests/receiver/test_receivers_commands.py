@@ -21,9 +21,9 @@ from click.testing import CliRunner, Result
 from tests.support.signed_webhooks import OTHER_SECRET, PRIVATE, SECRET, Webhook, a_change, an_event, signed
 from watcher.commands import listen, secret, verify
 from watcher.delivery.signing import Signer, public_key
+from watcher.encryption import Keyring
 from watcher.journal.notices import sample
 from watcher.receiver import Receipt
-from watcher.sealing import Keyring
 
 
 def run(command: click.Command, *arguments: str, body: bytes = b"", **environment: str) -> Result:

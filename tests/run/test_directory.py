@@ -15,13 +15,13 @@ from tests.support.directory import Programs, with_key
 from tests.support.provider_staging import loopring_account, loopring_settings
 from tests.support.stores import MINUTE_MS, OPS, SHARD, Store, a_store
 from watcher.delivery.signing import new_secret
+from watcher.encryption import Keyring, new_key
 from watcher.engine.loop import Neighbours
 from watcher.observe.counters import Counters
 from watcher.printable import without_secrets
 from watcher.providers.loopring import Loopring
 from watcher.run.configured import Configured
 from watcher.run.directory import NO_KEY, Followed
-from watcher.sealing import Keyring, new_key
 from watcher.settings import AccountSettings, ApiSettings, RedisSettings, Settings
 from watcher.store.directory import Directory
 from watcher.store.health import StoreHealth
@@ -322,7 +322,7 @@ async def test_what_is_deleted_right_after_a_loss_is_gone_for_the_worker_that_ga
     assert await bench.programs.directory.counts() == {"account": 0, "subscription": 0}
 
 
-async def test_what_an_older_key_sealed_is_sealed_anew_and_opens_without_it(bench: Bench) -> None:
+async def test_what_an_older_key_sealed_is_encrypted_again_and_opens_without_it(bench: Bench) -> None:
     await bench.begin()
     await bench.put_account("alice")
     await bench.put_account("treasury", account_id=9)  # the file has it: it rests
@@ -337,7 +337,7 @@ async def test_what_an_older_key_sealed_is_sealed_anew_and_opens_without_it(benc
     targets = {**bench.configured.targets}
     with capture_logs() as lines:
         for _ in range(3):
-            await bench.followed.seal_anew()
+            await bench.followed.encrypt_again()
             await bench.followed.follow()
     assert said(lines) == [("directory.resealed", 3)]
     assert bench.configured.targets == targets, "nothing was opened anew"
@@ -346,15 +346,21 @@ async def test_what_an_older_key_sealed_is_sealed_anew_and_opens_without_it(benc
         assert record
         now = await bench.programs.directory.get(record.kind, record.name)
         assert now
-        assert (now.edited, now.plain, keyring.is_current(now.sealed)) == (record.edited, record.plain, True)
-        keyring.open(now.kind, now.name, now.plain, now.sealed)
+        assert (now.edited, now.plain, keyring.is_current(now.encrypted)) == (
+            record.edited,
+            record.plain,
+            True,
+        )
+        keyring.decrypt(now.kind, now.name, now.plain, now.encrypted)
     await bench.lay_beside(bench.file.model_copy(update={"api": ApiSettings(secret_key=(key,))}))
     counted = [bench.followed.count(kind, "in_force", "shadowed") for kind in ("account", "subscription")]
     assert counted == [bench.followed.count(kind) for kind in ("account", "subscription")]
     assert (await bench.store.scores(bench.store.keys.removed(SHARD))) == {}
 
 
-async def test_of_two_workers_that_seal_anew_neither_undoes_what_was_written_meanwhile(bench: Bench) -> None:
+async def test_of_two_workers_that_encrypt_again_neither_undoes_what_was_written_meanwhile(
+    bench: Bench,
+) -> None:
     await bench.begin()
     await bench.put_account("alice", interval="20s")
     await bench.followed.follow()
@@ -363,15 +369,17 @@ async def test_of_two_workers_that_seal_anew_neither_undoes_what_was_written_mea
     )
     await bench.lay_beside(bench.file.model_copy(update={"api": both}))
     await bench.put_account("alice", interval="30s")  # it was not followed yet
-    await bench.followed.seal_anew()
+    await bench.followed.encrypt_again()
     await bench.followed.follow()
     alice = bench.followed.get("account", "alice")
     assert alice
     assert isinstance(alice.settings, AccountSettings)
     assert alice.settings.interval.total_seconds() == 30
-    await bench.followed.seal_anew()
+    await bench.followed.encrypt_again()
     await bench.followed.follow()
-    assert (await bench.programs.directory.get("account", "alice")) != alice.record, "now it is sealed anew"
+    assert (await bench.programs.directory.get("account", "alice")) != alice.record, (
+        "now it is encrypted anew"
+    )
 
 
 async def test_records_are_counted_by_what_becomes_of_them(bench: Bench) -> None:

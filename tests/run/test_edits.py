@@ -17,12 +17,12 @@ from watcher.config import bodies
 from watcher.config.bodies import BodyRefused
 from watcher.config.sections import Providers, Source
 from watcher.delivery.signing import new_ed25519, new_secret
+from watcher.encryption import Keyring, new_key
 from watcher.journal.interest import Interest
 from watcher.providers.loopring import LoopringSettings
 from watcher.receive import check_secrets
 from watcher.run import edits
 from watcher.run.edits import OVERLAP_MS, Editor, EditRefused
-from watcher.sealing import Keyring, new_key
 from watcher.settings import Settings
 from watcher.store.directory import Directory, Kind, Record, Write
 from watcher.store.keys import shard_of
@@ -84,7 +84,7 @@ class Place:
 
     async def content(self, kind: Kind = "subscription", name: str = "ops") -> dict[str, Any]:
         record = await self.record(kind, name)
-        return self.keyring.open(kind, name, record.plain, record.sealed)
+        return self.keyring.decrypt(kind, name, record.plain, record.encrypted)
 
     async def put(self, **changes: Any) -> edits.Edited:
         return await self.editor.put_subscription({**OPS, **changes}, by="operator")
@@ -252,7 +252,7 @@ async def test_what_the_store_has_just_lost_is_deleted_as_soon_as_it_is_there_ag
     await place.put()
     lost = await place.record()
     await place.directory.delete("subscription", "ops")
-    place.in_force.lost = [Write("subscription", "ops", lost.plain, lost.sealed)]
+    place.in_force.lost = [Write("subscription", "ops", lost.plain, lost.encrypted)]
     await place.editor.delete("subscription", "ops", by="operator")
     assert await place.directory.get("subscription", "ops") is None
 
@@ -378,7 +378,7 @@ async def test_a_full_directory_says_how_much_it_holds(place: Place) -> None:
         await place.editor.put_account(dict(ACCOUNT), by="operator")
 
 
-async def test_what_was_sealed_with_another_key_is_left_alone_until_it_is_deleted(place: Place) -> None:
+async def test_what_was_encrypted_with_another_key_is_left_alone_until_it_is_deleted(place: Place) -> None:
     await place.put()
     place.editor = Editor(
         place.directory, Keyring([new_key()], "other"), place.in_force, now_ms=lambda: place.now_ms

@@ -250,7 +250,7 @@ async def test_what_a_program_has_just_added_stays_on_the_schedule(deploy: Deplo
     """The worker that enrols its list may not know of it yet."""
     directory = Directory(deploy.store.pipe, deploy.store.keys)
     await deploy.start("w", OLD)
-    await directory.put(Write("account", "added", {"provider": "loopring"}, b"sealed"))
+    await directory.put(Write("account", "added", {"provider": "loopring"}, b"encrypted"))
     await deploy.start("w", NEW)
     assert await deploy.scheduled() == {*NEW, "added"}
     await directory.delete("account", "added")

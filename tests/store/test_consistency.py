@@ -201,8 +201,8 @@ async def a_whole_store(client: Redis, namespace: str) -> Store:
     lease, begun = await store.begin(lease)
     until = store.queues.until(lease, MINUTE_MS)
     directory = Directory(store.pipe, store.keys)
-    await directory.put(Write("account", ADDED, {"provider": PROVIDER}, b"sealed"))
-    await directory.put(Write("subscription", ADDED, {}, b"sealed"))
+    await directory.put(Write("account", ADDED, {"provider": PROVIDER}, b"encrypted"))
+    await directory.put(Write("subscription", ADDED, {}, b"encrypted"))
     await store.queues.dead(OPS, lease, begun.deliveries[0][0], until=until, reason="410", record=b"{}")
     assert await flaws(store) == []
     return store

@@ -34,8 +34,8 @@ class Place:
     store: Store
     directory: Directory
 
-    async def put(self, name: str = ACCOUNT, sealed: bytes = b"sealed", **options: Any) -> Written:
-        return await self.directory.put(an_account(name, sealed, **options))
+    async def put(self, name: str = ACCOUNT, encrypted: bytes = b"encrypted", **options: Any) -> Written:
+        return await self.directory.put(an_account(name, encrypted, **options))
 
     async def delete(self, name: str = ACCOUNT, **options: Any) -> Written:
         return await self.directory.delete("account", name, **options)
@@ -65,7 +65,7 @@ class Place:
             if version_of(entry.decode()) <= version:
                 await self.store.pipe.command("XADD", keys.changes(SHARD), entry, *fields)
         for one in held:
-            text = b'%d %d {"provider":"loopring"}\n%s' % (one.version, one.edited, one.sealed)
+            text = b'%d %d {"provider":"loopring"}\n%s' % (one.version, one.edited, one.encrypted)
             await self.store.pipe.command("HSET", keys.account_records(SHARD), one.name, text)
 
 
@@ -75,13 +75,13 @@ def a_place(client: Redis, namespace: str, **options: Any) -> Place:
 
 
 def an_account(
-    name: str = ACCOUNT, sealed: bytes = b"sealed", provider: str = PROVIDER, **options: Any
+    name: str = ACCOUNT, encrypted: bytes = b"encrypted", provider: str = PROVIDER, **options: Any
 ) -> Write:
-    return Write("account", name, {"provider": provider}, sealed, **options)
+    return Write("account", name, {"provider": provider}, encrypted, **options)
 
 
-def a_subscription(name: str = OPS, sealed: bytes = b"sealed", **options: Any) -> Write:
-    return Write("subscription", name, {"accounts": ["*"], "events": [], "assets": []}, sealed, **options)
+def a_subscription(name: str = OPS, encrypted: bytes = b"encrypted", **options: Any) -> Write:
+    return Write("subscription", name, {"accounts": ["*"], "events": [], "assets": []}, encrypted, **options)
 
 
 def named(changes: Changes) -> list[tuple[Kind, str, bool]]:
@@ -90,13 +90,13 @@ def named(changes: Changes) -> list[tuple[Kind, str, bool]]:
 
 async def test_a_record_is_read_as_it_was_written(redis_client: Redis, namespace: str) -> None:
     place = a_place(redis_client, namespace)
-    sealed = bytes(range(256)) + b"\n{}\n"
+    encrypted = bytes(range(256)) + b"\n{}\n"
     before_us = 1000 * await place.store.now_ms()
-    write = Write("subscription", OPS, {"assets": ["a\nb", "Ωß 1"], "events": None}, sealed)
+    write = Write("subscription", OPS, {"assets": ["a\nb", "Ωß 1"], "events": None}, encrypted)
     outcome, version = await place.directory.put(write)
     assert outcome == "done"
     assert before_us <= version < before_us + 1000 * MINUTE_MS, "versions come from the server's clock"
-    record = Record("subscription", OPS, version, version, write.plain, sealed, version)
+    record = Record("subscription", OPS, version, version, write.plain, encrypted, version)
     assert await place.directory.get("subscription", OPS) == record
     assert await place.directory.get("account", OPS) is None
     held = await place.directory.read(shard_of(OPS))
@@ -122,7 +122,7 @@ async def test_a_new_account_is_due_at_once_and_an_edited_one_keeps_its_time(
     index = await place.store.scores(place.store.keys.due_polls(SHARD))
     assert index == {PROVIDER: await place.due()}
     lease = await place.store.lease()
-    await place.put(sealed=b"another")
+    await place.put(encrypted=b"another")
     assert await place.due() == lease.deadline
 
 
@@ -152,7 +152,7 @@ async def test_an_account_that_moves_to_another_provider_leaves_the_first_ones_s
     place = a_place(redis_client, namespace)
     await place.store.roster.enroll({PROVIDER: [], "shop": []}, now_ms=1)
     await place.put()
-    await place.put(provider="shop", sealed=b"moved")
+    await place.put(provider="shop", encrypted=b"moved")
     assert await place.due() is None
     assert await place.due(provider="shop") is not None
 
@@ -190,11 +190,11 @@ async def test_a_write_that_expects_another_version_changes_nothing(
     assert await place.put(expected=5) == Written("conflict", 0)
     _, first = await place.put(expected=0)
     before = await place.store.contents()
-    assert await place.put(sealed=b"another", expected=0) == Written("conflict", first)
-    assert await place.put(sealed=b"another", expected=first - 1) == Written("conflict", first)
+    assert await place.put(encrypted=b"another", expected=0) == Written("conflict", first)
+    assert await place.put(encrypted=b"another", expected=first - 1) == Written("conflict", first)
     assert await place.delete(expected=first + 1) == Written("conflict", first)
     assert await place.store.contents() == before
-    outcome, second = await place.put(sealed=b"another", expected=first)
+    outcome, second = await place.put(encrypted=b"another", expected=first)
     assert (outcome, second > first) == ("done", True)
     outcome, third = await place.delete(expected=second)
     assert (outcome, third > second) == ("done", True)
@@ -216,7 +216,7 @@ async def test_what_no_client_edits_keeps_the_version_of_the_last_edit(
 ) -> None:
     place = a_place(redis_client, namespace)
     _, first = await place.put()
-    await place.put(sealed=b"sealed anew", edited=first)
+    await place.put(encrypted=b"encrypted anew", edited=first)
     (record,) = await place.held(ACCOUNT)
     assert (record.edited, record.version > first) == (first, True)
 
@@ -321,7 +321,7 @@ async def test_a_store_that_went_back_is_given_again_what_it_lost(
     assert now.keys() == {kept, lost, edited} | ({ACCOUNT} if others_wrote else set())
     assert now[kept] == held[0]
     for record in again:
-        assert now[record.name].sealed == record.sealed
+        assert now[record.name].encrypted == record.encrypted
         assert (now[record.name].edited, now[record.name].written) == (record.edited, record.written)
         assert now[record.name].version > record.version, "no reader sees a version that it knows"
     assert await place.due(lost) is not None
@@ -333,24 +333,24 @@ async def test_of_two_readers_that_write_again_the_one_that_holds_the_later_writ
     place = a_place(redis_client, namespace)
     edited, deleted = NEIGHBOURS[:2]
     held: list[list[Record]] = []
-    for sealed in (b"first", b"second"):
+    for encrypted in (b"first", b"second"):
         for name in (edited, deleted):
-            await place.put(name, sealed)
+            await place.put(name, encrypted)
         held.append(await place.held(edited, deleted))
     _, gone = await place.delete(deleted)
     for order in ([0, 1], [1, 0], [1, 0, 1]):
         await place.lose_after(0)
         for which in order:
             await place.directory.write_again(0, held[which])
-        assert [one.sealed for one in await place.held(edited, deleted)] == [b"second"] * 2
+        assert [one.encrypted for one in await place.held(edited, deleted)] == [b"second"] * 2
         for which in order:
             await place.directory.write_again(0, held[which], [Change("account", deleted, gone, None, gone)])
         (record,) = await place.held(edited, deleted)
-        assert (record.name, record.sealed, record.written) == (edited, b"second", held[1][0].written)
+        assert (record.name, record.encrypted, record.written) == (edited, b"second", held[1][0].written)
     _, version = await place.put(edited, b"of a client", expected=record.version)
     assert (await place.held(edited))[0].written == version
     await place.directory.write_again(0, [*held[0], *held[1]], [Change("account", edited, gone, None, gone)])
-    assert (await place.held(edited))[0].sealed == b"of a client"
+    assert (await place.held(edited))[0].encrypted == b"of a client"
 
 
 async def test_an_edit_on_a_server_whose_clock_is_behind_is_the_later_write_all_the_same(
@@ -387,7 +387,7 @@ async def test_what_was_written_since_a_store_went_back_stays(redis_client: Redi
     changes = await place.directory.changes(SHARD, head)
     assert (changes.lost_after, named(changes)) == (point, [("account", one, True)])
     assert await place.directory.write_again(point, held) == 0
-    assert (await place.held(one))[0].sealed == b"of a client"
+    assert (await place.held(one))[0].encrypted == b"of a client"
 
 
 async def test_a_store_that_lost_everything_is_given_everything_again(
@@ -441,7 +441,7 @@ async def test_a_record_that_cannot_be_read_is_named_and_costs_no_other(
     changes = await place.directory.changes(SHARD, head)
     assert (named(changes), changes.damaged) == ([("account", other, True)], (("account", one),))
     assert (await place.put(one, b"mended")).outcome == "done"
-    assert (await place.held(one))[0].sealed == b"mended"
+    assert (await place.held(one))[0].encrypted == b"mended"
 
 
 async def test_a_key_of_another_type_fails_a_write_before_anything_is_written(

@@ -158,7 +158,7 @@ async def test_a_worker_that_starts_with_the_same_accounts_needs_no_room(store: 
 
 async def test_records_are_refused_whole_and_deleted_all_the_same(store: Store) -> None:
     directory = Directory(store.pipe, store.keys)
-    writes = [Write("account", name, {"provider": PROVIDER}, b"sealed") for name in NEIGHBOURS[:3]]
+    writes = [Write("account", name, {"provider": PROVIDER}, b"encrypted") for name in NEIGHBOURS[:3]]
     await directory.put_all(writes[:2])
     before = await store.contents()
     await fill(store)

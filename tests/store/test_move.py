@@ -305,8 +305,8 @@ async def test_the_directory_is_left_alone(store: Store) -> None:
     await some(store)
     await to(store, 2)
     directory = Directory(store.pipe, store.keys)
-    await directory.put(Write("account", "treasury", {"provider": "loopring"}, b"sealed"))
-    await directory.put(Write("subscription", OPS, {}, b"sealed"))
+    await directory.put(Write("account", "treasury", {"provider": "loopring"}, b"encrypted"))
+    await directory.put(Write("subscription", OPS, {}, b"encrypted"))
     held = [one async for one in directory.read_all()]
     await to(store, 1)
     assert [one async for one in directory.read_all()] == held

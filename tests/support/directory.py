@@ -1,11 +1,11 @@
-"""Records of a directory as the API writes them, sealed with a real key."""
+"""Records of a directory as the API writes them, encrypted with a real key."""
 
 from typing import Any
 
 from pydantic import SecretStr
 
 from tests.support.builders import SECRET
-from watcher.sealing import Keyring, new_key
+from watcher.encryption import Keyring, new_key
 from watcher.settings import ApiSettings, Settings
 from watcher.store.directory import Directory, Write, Written
 
@@ -15,7 +15,7 @@ PLAIN = ("accounts", "events", "assets", "thresholds", "format")
 
 
 def with_key(settings: Settings, key: str = KEY) -> Settings:
-    """The settings of a worker that opens what is sealed with this key."""
+    """The settings of a worker that has this key."""
     return settings.model_copy(update={"api": ApiSettings(secret_key=(SecretStr(key),))})
 
 
@@ -35,7 +35,7 @@ class Programs:
     def account(self, name: str, provider: str, **settings: Any) -> Write:
         plain = {"provider": provider}
         return Write(
-            "account", name, plain, self._keyring.seal("account", name, plain, {"settings": settings})
+            "account", name, plain, self._keyring.encrypt("account", name, plain, {"settings": settings})
         )
 
     def subscription(
@@ -60,5 +60,5 @@ class Programs:
             "verified": "https://example.com:443" if is_verified else None,
             "unverified_since_ms": None if is_verified else 1,
         }
-        sealed = self._keyring.seal("subscription", name, plain, content)
-        return Write("subscription", name, plain, sealed)
+        encrypted = self._keyring.encrypt("subscription", name, plain, content)
+        return Write("subscription", name, plain, encrypted)

@@ -107,7 +107,7 @@ async def found_now(kind: Kind, name: str, store: Opened) -> dict[str, Any]:
 def _shown(settings: AccountSettings | SubscriptionSettings | None, known: Known | None) -> dict[str, Any]:
     if settings := settings or (known and known.settings):
         return {key: value for key, value in masked(settings).items() if key != "name"}
-    return dict(known.record.plain) if known else {}  # it is sealed: this much can be read
+    return dict(known.record.plain) if known else {}  # the rest is encrypted
 
 
 def etag(described: dict[str, Any]) -> dict[str, str]:

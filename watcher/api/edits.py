@@ -263,7 +263,7 @@ class Edits:
             raise
 
     def _editor(self) -> Editor:
-        """Raises Problem where nothing can be sealed."""
+        """Return the editor. Raises Problem: 503 on a worker that has no key to encrypt with."""
         store, worker = opened(self._worker), self._worker.opened
         if (keyring := store.followed.keyring) is None or worker is None:
             raise Problem(503, "this worker has no [api] secret_key to encrypt it with")

@@ -20,16 +20,16 @@ from watcher.api.access import COST
 from watcher.api.accounts import Names, Opened, opened
 from watcher.api.problems import Problem, cursor, limit_in, page_of, query_of, unknown
 from watcher.config.tables import is_glob
+from watcher.encryption import Keyring, Undecryptable
 from watcher.journal.events import Event, amounts_of, iso
 from watcher.journal.interest import Interest, Wishes
 from watcher.run.worker import Worker
-from watcher.sealing import Keyring, Unopened
 from watcher.snapshot import Asset
 from watcher.store.history import PAGE_BYTES, Cursor, Gone, History, Logged
 from watcher.store.reader import Seen
 
 _CURSOR = "cursor"
-"""What is sealed beside accounts and subscriptions: no record has this kind."""
+"""The kind under which cursors are encrypted: no record of the directory has it."""
 
 TYPE = r"[a-z_.*?!\[\]-]{1,64}"
 """A type of events, or a glob of some. A long one takes long to read, and holds the event loop up."""
@@ -174,10 +174,10 @@ def _start(after: str, owner: str | None, store: Opened) -> Cursor:
         return Cursor({}, int(after)) if after else Cursor()
     try:
         if owner is not None:
-            sealed = urlsafe_b64decode(after.encode("ascii") + b"=" * (-len(after) % 4))
-            after = _keyring(store).open(_CURSOR, owner, {}, sealed)["cursor"]
+            encrypted = urlsafe_b64decode(after.encode("ascii") + b"=" * (-len(after) % 4))
+            after = _keyring(store).decrypt(_CURSOR, owner, {}, encrypted)["cursor"]
         return Cursor.read(after)
-    except (ValueError, Unopened):
+    except (ValueError, Undecryptable):
         raise Problem(400, "after: is neither the `next` of a page of these events nor a sequence") from None
 
 
@@ -186,8 +186,8 @@ def _shown(cursor: Cursor, owner: str | None, store: Opened) -> str:
     nothing of it."""
     if owner is None:
         return cursor.text
-    sealed = _keyring(store).seal(_CURSOR, owner, {}, {"cursor": cursor.text})
-    return urlsafe_b64encode(sealed).rstrip(b"=").decode()
+    encrypted = _keyring(store).encrypt(_CURSOR, owner, {}, {"cursor": cursor.text})
+    return urlsafe_b64encode(encrypted).rstrip(b"=").decode()
 
 
 def _keyring(store: Opened) -> Keyring:

@@ -39,7 +39,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class NoKey(click.ClickException):
-    """What came through the API is sealed, and nothing here opens it."""
+    """What came through the API is encrypted, and there is no key here that decrypts it."""
 
     exit_code = 78
 
@@ -64,7 +64,7 @@ class Opened(NamedTuple):
 
     @property
     def targets(self) -> "dict[str, SubscriptionSettings]":
-        """The subscriptions of which all is known: not those of the API that are sealed with another key."""
+        """The subscriptions whose settings are known: not those that are encrypted with another key."""
         named = self.settings.subscription_by_name
         return {name: one for name, one in named.items() if one.url.get_secret_value()}
 

@@ -20,7 +20,7 @@ from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
-    from watcher.sealing import Keyring
+    from watcher.encryption import Keyring
     from watcher.store.directory import Kind, Record
 
 Table = dict[str, Any]
@@ -86,7 +86,7 @@ async def command(*, look: "Look", folder: Path, has_secrets: bool, is_json: boo
     Redis cannot be reached; 78 no configuration, or none with the key of [api].
     """
     from watcher.config.loading import as_toml
-    from watcher.sealing import Unopened
+    from watcher.encryption import Undecryptable
     from watcher.store.reader import Reader
 
     keyring = keyring_of(look)
@@ -101,8 +101,8 @@ async def command(*, look: "Look", folder: Path, has_secrets: bool, is_json: boo
         files[SUBSCRIPTIONS].write(_HEADER)
         for (kind, name), record in found.records.items():
             try:
-                content = keyring.open(kind, name, record.plain, record.sealed)
-            except Unopened as error:
+                content = keyring.decrypt(kind, name, record.plain, record.encrypted)
+            except Undecryptable as error:
                 left_out.append(f"{kind} {name}: {error}")
                 continue
             counts[kind] += 1
@@ -132,7 +132,7 @@ async def command(*, look: "Look", folder: Path, has_secrets: bool, is_json: boo
 
 def keyring_of(look: "Look") -> "Keyring":
     """Read the keys of [api]. Raises NoKey."""
-    from watcher.sealing import Keyring
+    from watcher.encryption import Keyring
 
     if look.settings.api is None:
         raise NoKey(
@@ -204,7 +204,7 @@ async def say_section(look: "Look", kind: "Kind", name: str, *, is_json: bool) -
     """
     from watcher.config.loading import as_toml, shown
     from watcher.config.tables import MASK
-    from watcher.sealing import Unopened
+    from watcher.encryption import Undecryptable
 
     section = f"{kind}s"
     async with opened(look) as found:
@@ -214,8 +214,8 @@ async def say_section(look: "Look", kind: "Kind", name: str, *, is_json: bool) -
     elif origin == "api":
         record = found.records[kind, name]
         try:
-            content = keyring_of(look).open(kind, name, record.plain, record.sealed)
-        except Unopened as error:
+            content = keyring_of(look).decrypt(kind, name, record.plain, record.encrypted)
+        except Undecryptable as error:
             raise NoKey(f"{kind} {name}: {error}") from None
         table = {"name": name, **record.plain, **content["settings"]}
         if kind == "subscription":

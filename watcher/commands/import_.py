@@ -271,9 +271,9 @@ async def _write(given: Given, in_force: Beside, store: "OpenStore") -> "tuple[C
     many new subscriptions have no token."""
     from watcher.config.bodies import BodyRefused
     from watcher.config.subscriptions import lines_of
+    from watcher.encryption import Keyring
     from watcher.observe.log import configure
     from watcher.run.edits import Edited, Editor, EditRefused
-    from watcher.sealing import Keyring
     from watcher.store.directory import Directory
     from watcher.store.pipe import in_parts
     from watcher.store.schedule import Schedule

@@ -76,7 +76,7 @@ def command() -> None:
 @command.command()
 @click.option("--ed25519", is_flag=True, help="A key pair: the receiver gets a key that cannot sign.")
 @click.option(
-    "--key", is_flag=True, help="A key for [api] secret_key, wkey_…, which seals what the API makes."
+    "--key", is_flag=True, help="A key, wkey_…, for [api] secret_key: it encrypts what comes through the API."
 )
 def new(*, ed25519: bool, key: bool) -> None:
     """Print a new secret.
@@ -92,7 +92,7 @@ def new(*, ed25519: bool, key: bool) -> None:
     Exit codes: 0 done; 2 a mistake of use.
     """
     from watcher.delivery.signing import new_ed25519, new_secret
-    from watcher.sealing import new_key
+    from watcher.encryption import new_key
 
     if key and ed25519:
         raise click.UsageError("--key and --ed25519 make different things: give one of them")

@@ -150,7 +150,7 @@ def directory_line(found: "Opened") -> _Line:
         states["locked"] += sum(
             kind == "account"
             and found.origin(kind, name) == "api"
-            and not (keyring.is_current(one.sealed) or keyring.is_older(one.sealed))
+            and not (keyring.is_current(one.encrypted) or keyring.is_older(one.encrypted))
             for (kind, name), one in found.records.items()
         )
     opened = ("unverified", "locked", "unfit")
@@ -161,7 +161,9 @@ def directory_line(found: "Opened") -> _Line:
         "shadowed": len(shadowed),
         "shadowed_names": shadowed[:_MOST_SHADOWED],
         **({state: states[state] for state in opened} if keyring else dict.fromkeys(opened)),
-        "older_key": sum(keyring.is_older(one.sealed) for one in found.records.values()) if keyring else None,
+        "older_key": sum(keyring.is_older(one.encrypted) for one in found.records.values())
+        if keyring
+        else None,
     }
 
 

@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails
 
 from watcher.config.findings import UNKNOWN, Entry, Finding, Findings, Key, did_you_mean
 from watcher.delivery.signing import BadSecret, Signer
+from watcher.encryption import BadKey, NoCipher, check_key
 from watcher.environment import EmptyFile, Environment, NotSet
-from watcher.sealing import BadKey, NoCipher, check_key
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Section
 from watcher.store.address import check_address
 from watcher.store.exceptions import ConfigurationRefused
@@ -77,7 +77,7 @@ def signing_secret_flaw(text: str) -> str | None:
 
 
 def secret_key_flaw(text: str) -> str | None:
-    """Refuse what cannot seal."""
+    """Refuse a key that cannot encrypt."""
     if flaw := _flaw_of_any_secret(text):
         return flaw
     try:

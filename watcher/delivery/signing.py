@@ -26,7 +26,7 @@ SHARED_BYTES = (24, 64)
 _NEW_SHARED_BYTES = 32  # as long as the digest: longer adds nothing, shorter is weaker
 _SEED_BYTES = 32
 
-_Seal = Callable[[bytes], str]
+_Sign = Callable[[bytes], str]
 """Signed content in, one signature out: `v1,…` or `v1a,…`."""
 
 
@@ -37,7 +37,7 @@ class BadSecret(ValueError):
 class Signer:
     """The secrets of one subscription. All of them sign, so that a receiver can change over when it likes."""
 
-    __slots__ = ("_seals",)
+    __slots__ = ("_signs",)
 
     def __init__(self, secrets: Sequence[str]) -> None:
         """Read `secrets`: `whsec_` + base64 of 24 to 64 bytes, or `whsk_` + base64 of an ed25519 key.
@@ -46,7 +46,7 @@ class Signer:
         """
         if not secrets:
             raise BadSecret("no secret to sign with")
-        self._seals = tuple(_seal(secret) for secret in secrets)
+        self._signs = tuple(_sign_with(secret) for secret in secrets)
 
     def signature(self, event_id: str, timestamp: int, body: bytes) -> str:
         """Make the value of `webhook-signature` for one attempt: one signature per secret, in their order.
@@ -56,10 +56,10 @@ class Signer:
         if "." in event_id:
             raise ValueError("an event id with a '.' would make the signed content ambiguous")
         content = b"%b.%d.%b" % (event_id.encode(), timestamp, body)
-        return " ".join([seal(content) for seal in self._seals])
+        return " ".join([sign(content) for sign in self._signs])
 
     def __repr__(self) -> str:
-        return f"Signer(<{len(self._seals)} secrets>)"
+        return f"Signer(<{len(self._signs)} secrets>)"
 
 
 def new_secret() -> str:
@@ -79,7 +79,7 @@ def public_key(secret: str) -> str:
     return PUBLIC + base64.b64encode(_private_key(secret).public_key().public_bytes_raw()).decode()
 
 
-def _seal(secret: str) -> _Seal:
+def _sign_with(secret: str) -> _Sign:
     if secret.startswith(PRIVATE):
         sign = _private_key(secret).sign
         return lambda content: "v1a," + base64.b64encode(sign(content)).decode()
@@ -93,12 +93,12 @@ def _seal(secret: str) -> _Seal:
         raise BadSecret(f"{SHARED} holds {many(len(key), 'byte')}, it must be {shortest} to {longest}")
     keyed = hmac.new(key, digestmod="sha256")  # copying it is a quarter faster than hmac.digest
 
-    def seal(content: bytes) -> str:
+    def signed(content: bytes) -> str:
         digest = keyed.copy()
         digest.update(content)
         return "v1," + base64.b64encode(digest.digest()).decode()
 
-    return seal
+    return signed
 
 
 def _private_key(secret: str) -> "Ed25519PrivateKey":

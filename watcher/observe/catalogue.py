@@ -193,8 +193,8 @@ EVENTS: Mapping[str, Line] = {
     ),
     "directory.resealed": Line(
         "info",
-        "This worker encrypted these records again, with the first key of [api]; no record that it can "
-        "open needs an older key any more.",
+        "This worker encrypted these records again, with the first key of [api]. No record that it can "
+        "decrypt needs an older key any more.",
         ("records",),
     ),
     "directory.restored": Line(

@@ -1,7 +1,7 @@
 """The directory as this worker holds it: read whole at the start, then followed change by change.
 
-Makes settings of the records that this worker can open, and lays them beside the file, which wins. Refuses to
-drop a record because the store has lost it: it is written again.
+Makes settings of the records that this worker can decrypt. If the file defines the same name, the file wins.
+Refuses to drop a record because Redis has lost it: the worker writes it again.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from watcher.config.sections import Providers, Source
 from watcher.delivery.chat import target_of
 from watcher.delivery.egress import Policy, RefusedUrl
+from watcher.encryption import Keyring, Undecryptable
 from watcher.engine.loop import Neighbours
 from watcher.journal.interest import Interest, Wishes
 from watcher.observe.log import log
@@ -26,7 +27,6 @@ from watcher.printable import hide
 from watcher.providers.contract import Rejected
 from watcher.run.configured import Configured, Difference, Resting
 from watcher.run.verification import Unverified
-from watcher.sealing import Keyring, Unopened
 from watcher.settings import (
     AccountSettings,
     Settings,
@@ -59,8 +59,8 @@ _JUDGED_AT_ONCE = 50
 _IN_A_THREAD = 500
 """More records than these are opened in a thread."""
 
-_RESEALED_AT_ONCE = 250
-"""Records that are sealed anew after one look: 4 ms of this worker's time."""
+_ENCRYPTED_AT_ONCE = 250
+"""Records that are encrypted again after one look: 4 ms of this worker's time."""
 
 _KEPT_AT_ONCE = 2_000
 """Records after which what was made of them is looked through for garbage no more."""
@@ -142,8 +142,8 @@ class Judge:
         if self.keyring is None:
             return Known(record, "locked", reason=NO_KEY, wishes=wishes)
         try:
-            content = self.keyring.open(record.kind, record.name, record.plain, record.sealed)
-        except Unopened as error:
+            content = self.keyring.decrypt(record.kind, record.name, record.plain, record.encrypted)
+        except Undecryptable as error:
             return Known(record, "locked", reason=str(error), wishes=wishes)
         try:
             if record.kind == "account":
@@ -186,18 +186,18 @@ class Judge:
         )
 
     def is_older(self, record: Record) -> bool:
-        """Say whether an older key than the first one sealed it."""
-        return self.keyring is not None and self.keyring.is_older(record.sealed)
+        """Say whether an older key than the first one encrypted it."""
+        return self.keyring is not None and self.keyring.is_older(record.encrypted)
 
-    def sealed_anew(self, records: Sequence[Record]) -> Iterator[Write]:
+    def encrypted_again(self, records: Sequence[Record]) -> Iterator[Write]:
         """Seal with the first key what can be opened. Nothing else changes."""
         assert self.keyring
         for one in records:
-            with suppress(Unopened):  # as it is locked, which is said
-                content = self.keyring.open(one.kind, one.name, one.plain, one.sealed)
-                sealed = self.keyring.seal(one.kind, one.name, one.plain, content)
+            with suppress(Undecryptable):  # it is locked, and reported as that
+                content = self.keyring.decrypt(one.kind, one.name, one.plain, one.encrypted)
+                encrypted = self.keyring.encrypt(one.kind, one.name, one.plain, content)
                 is_shadowed = self.defines(one.kind, one.name)
-                yield Write(one.kind, one.name, one.plain, sealed, one.version, one.edited, is_shadowed)
+                yield Write(one.kind, one.name, one.plain, encrypted, one.version, one.edited, is_shadowed)
 
     def sources(self) -> dict[Source, str]:
         """Name the accounts of the file by what they poll. In a thread: there may be 100,000."""
@@ -258,7 +258,7 @@ class Followed:
         self._name_by_source: dict[Source, str] = {}
         self._name_by_token: dict[str, str] = {}
         self._older: dict[tuple[Kind, str], None] = {}
-        self._resealed = 0
+        self._encrypted_again = 0
         self._unsaid = defaultdict[tuple[State, str], list[str]](list)
         self._taken_over = Counter[Kind]()
         self._counts = Counter[tuple[Kind, State]]()
@@ -380,22 +380,22 @@ class Followed:
             if self._looks == looks:  # else a look began after this call
                 await self._follow()
 
-    async def seal_anew(self) -> None:
-        """Seal some of the records anew that an older key sealed. Other workers may do the same: what another
-        one has written since stays, and is followed."""
-        start = random.randrange(max(1, len(self._older) - _RESEALED_AT_ONCE))
-        some = [*islice(self._older, start, start + _RESEALED_AT_ONCE)]
+    async def encrypt_again(self) -> None:
+        """Encrypt some of the records again that an older key encrypted. Other workers may do the same: what
+        another one has written since then stays, and this worker follows it."""
+        start = random.randrange(max(1, len(self._older) - _ENCRYPTED_AT_ONCE))
+        some = [*islice(self._older, start, start + _ENCRYPTED_AT_ONCE)]
         if not some:
             return
         known = [found for kind, name in some if (found := self._known[kind].get(name))]
-        writes = [*self._judge.sealed_anew([one.record for one in known])]
+        writes = [*self._judge.encrypted_again([one.record for one in known])]
         written = await self._directory.put_all(writes)
-        self._resealed += sum(one.outcome == "done" for one in written)
+        self._encrypted_again += sum(one.outcome == "done" for one in written)
         for kind, name in some:
             self._older.pop((kind, name), None)  # it comes again if it was not written
         if not self._older:
-            log.info("directory.resealed", records=self._resealed)
-            self._resealed = 0
+            log.info("directory.resealed", records=self._encrypted_again)
+            self._encrypted_again = 0
 
     def leave(self, name: str) -> None:
         """Take away what is kept for a subscription that was deleted, once no worker queues an event for

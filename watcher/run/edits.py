@@ -18,10 +18,10 @@ from watcher.config.subscriptions import MOST_OF_AN_ACCOUNT
 from watcher.config.tables import is_glob
 from watcher.delivery.egress import Policy
 from watcher.delivery.signing import PRIVATE, new_ed25519, new_secret, public_key
+from watcher.encryption import Keyring, Undecryptable
 from watcher.journal.interest import Interest
 from watcher.observe.log import log
 from watcher.pause import slowly
-from watcher.sealing import Keyring, Unopened
 from watcher.settings import Settings, SubscriptionSettings
 from watcher.store.directory import MOST, BadRecord, Directory, Kind, Record, Write, Written
 from watcher.store.pipe import in_parts
@@ -52,7 +52,7 @@ Match = Callable[[int | None], bool]
 """Says whether an edit may be made on what is there: a version as `Edited` has it, or None for nothing."""
 
 Content = dict[str, Any]
-"""What a record has sealed."""
+"""The part of a record that is encrypted."""
 
 
 def anything(_: int | None) -> bool:
@@ -65,7 +65,7 @@ class EditRefused(Exception):
 
     `read_only`: the file defines it. `missing`: there is nothing of this name. `precondition`: another
     version is there than was asked for. `conflict`: others edit it all the time. `full`: there are too many.
-    `locked`: it was sealed with a key that this worker does not have.
+    `locked`: it was encrypted with a key that this worker does not have.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Editor:
         settings = {key: value for key, value in table.items() if key not in ("name", "provider")}
         if record and record.plain == plain and self._open(record)["settings"] == settings:
             return Edited(account.name, record.edited, "unchanged")
-        return self._seal("account", account.name, plain, {"settings": settings}, record, by)
+        return self._encrypt("account", account.name, plain, {"settings": settings}, record, by)
 
     async def put_subscription(
         self, table: Table, *, by: str, match: Match = anything, kept: Content | None = None
@@ -250,7 +250,7 @@ class Editor:
             known = place_of(before["settings"]["url"]) if record else before["verified"]
             if place_of(table["url"]) != known:
                 content |= {"verified": None, "unverified_since_ms": self._now_ms()}
-            write = self._seal("subscription", name, plain, content, record, by)
+            write = self._encrypt("subscription", name, plain, content, record, by)
             return write, Edited(name, 0, "changed" if record else "created", made, token)
 
         return await self._edit("subscription", name, decide, by)
@@ -281,7 +281,7 @@ class Editor:
             secret = new_ed25519() if is_private else new_secret()
             content["secrets"] = self._renewed("secret", secret, content["secrets"], _MOST_SECRETS)
             shown = public_key(secret) if is_private else secret
-            return self._seal_again(record, content, by), Edited(name, 0, "secret", (shown,))
+            return self._encrypt_again(record, content, by), Edited(name, 0, "secret", (shown,))
 
         return await self._edit("subscription", name, decide, by)
 
@@ -292,7 +292,7 @@ class Editor:
             record, content = self._opened(name, record)
             token, hashed = _new_token()
             content["tokens"] = self._renewed("hash", hashed, content["tokens"], _MOST_TOKENS)
-            return self._seal_again(record, content, by), Edited(name, 0, "token", token=token)
+            return self._encrypt_again(record, content, by), Edited(name, 0, "token", token=token)
 
         return await self._edit("subscription", name, decide, by)
 
@@ -312,7 +312,7 @@ class Editor:
             if content["verified"] or place_of(content["settings"]["url"]) != place:
                 return None, Edited(name, 0, "unchanged")
             content |= {"verified": place, "unverified_since_ms": None}
-            return self._seal_again(record, content, by), Edited(name, 0, "verified")
+            return self._encrypt_again(record, content, by), Edited(name, 0, "verified")
 
         return (await self._edit("subscription", name, decide, by)).change == "verified"
 
@@ -387,11 +387,11 @@ class Editor:
 
     def _open(self, record: Record) -> Content:
         try:
-            return self._keyring.open(record.kind, record.name, record.plain, record.sealed)
-        except Unopened as error:
-            raise EditRefused("locked", f"{record.kind} {record.name} cannot be opened: {error}") from None
+            return self._keyring.decrypt(record.kind, record.name, record.plain, record.encrypted)
+        except Undecryptable as error:
+            raise EditRefused("locked", f"{record.kind} {record.name} cannot be decrypted: {error}") from None
 
-    def _seal(
+    def _encrypt(
         self,
         kind: Kind,
         name: str,
@@ -402,12 +402,12 @@ class Editor:
     ) -> Write:
         """Make the record that takes the place of another one, or of none."""
         audited = {**content, "audit": {"by": by, "at_ms": self._now_ms()}}
-        sealed = self._keyring.seal(kind, name, plain, audited)
-        return Write(kind, name, plain, sealed, expected=record.version if record else 0)
+        encrypted = self._keyring.encrypt(kind, name, plain, audited)
+        return Write(kind, name, plain, encrypted, expected=record.version if record else 0)
 
-    def _seal_again(self, record: Record, content: Content, by: str) -> Write:
+    def _encrypt_again(self, record: Record, content: Content, by: str) -> Write:
         """Seal a record with something else in it that is no edit of its client's."""
-        write = self._seal(record.kind, record.name, record.plain, content, record, by)
+        write = self._encrypt(record.kind, record.name, record.plain, content, record, by)
         return write._replace(edited=record.edited)
 
     async def _tell(self, kind: Kind, edits: Sequence[Edited], by: str) -> None:

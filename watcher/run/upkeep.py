@@ -152,7 +152,7 @@ class Upkeep:
         """The periodic jobs beside the work: interval, name, function."""
         return [
             (FOLLOW_S, "directory", self._follow),
-            (FOLLOW_S, "older keys", self.followed.seal_anew),
+            (FOLLOW_S, "older keys", self.followed.encrypt_again),
             (VERIFY_S, "verification", self._verify),
             (_LOOK_S, "enrolled accounts", self._keep_enrolled),
             (AGREE_S, "other workers", self._keep_agreed),

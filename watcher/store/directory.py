@@ -1,8 +1,8 @@
 """The directory: accounts and subscriptions that programs add while workers run, as records in the store.
 
-A record has a plain part, which any worker can read, and a sealed one, which opens only with a key
-(`sealing`). What changed is a stream in each shard, and its last entry says the version of the shard. Refuses
-to know what records mean, and to open them.
+A record has a plain part, which any worker can read, and an encrypted one, for which it needs a key
+(`encryption`). Each shard has a stream of changes, and the last entry says the version of the shard. Refuses
+to know what records mean, and to decrypt them.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Record(NamedTuple):
     version: int
     edited: int
     plain: Mapping[str, Any]
-    sealed: bytes
+    encrypted: bytes
     written: int
 
 
@@ -73,7 +73,7 @@ class Write(NamedTuple):
     kind: Kind
     name: str
     plain: Mapping[str, Any]
-    sealed: bytes
+    encrypted: bytes
     expected: int | None = None
     edited: int | None = None
     is_shadowed: bool = False
@@ -143,7 +143,7 @@ class Directory:
         self._kept_changes = kept_changes
 
     async def put(self, write: Write) -> Written:
-        """Write a record; an account that is new is due at once. Safe to repeat with the same seal."""
+        """Write a record; a new account is due at once. Safe to repeat with the same encrypted bytes."""
         (written,) = await self.put_all([write])
         return written
 
@@ -274,7 +274,7 @@ class Directory:
             plain = json.dumps(one.plain, separators=(",", ":"))
             rules = rule, "" if edited is None else edited
             of_steps.append(
-                (one.name, (KINDS.index(one.kind) + 1, one.name, *rules, place, plain, one.sealed))
+                (one.name, (KINDS.index(one.kind) + 1, one.name, *rules, place, plain, one.encrypted))
             )
 
         def keys_of(shard: int) -> list[str]:

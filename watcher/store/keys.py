@@ -104,8 +104,8 @@ class Keys:
         return self._tagged(shard, "removed")
 
     def account_records(self, shard: int) -> str:
-        """HASH, permanent: account of the directory -> `version edited plain`, a newline, and what is sealed;
-        behind `edited` perhaps when it was written (`directory`). By put_records and delete_records."""
+        """HASH, permanent: account of the directory -> `version edited plain`, a newline, and the encrypted
+        part; behind `edited` perhaps when it was written (`directory`). By put_records and delete_records."""
         return self._tagged(shard, "directory", "accounts")
 
     def subscription_records(self, shard: int) -> str:

@@ -1,6 +1,6 @@
 -- Write records of the directory, each a step: the record, a line that it changed, and the place of an account on the
 -- schedule of its provider. Versions rise with every step, and with the server's clock.
--- Safe to repeat: nothing is sealed alike twice, so what lies there and looks the same was written by this call.
+-- Safe to repeat: nothing is encrypted to the same bytes twice, so what lies there and looks the same was written by this call.
 -- uses changes, records
 -- KEYS    1 records of accounts   2 records of subscriptions   3 changes   4 removed accounts   5 due providers
 --         6.. for each provider: its schedule, failing
@@ -9,7 +9,7 @@
 --         then for each step: its kind, as records are numbered in KEYS; its name; the version that must lie there
 --         ('': any, 0: none, <N: one that was written before N, or none); the version of the client's last edit ('':
 --         this one), and of its last write where it was written before; the
---         place of its provider, counted from one (0: schedules stay as they are); its plain part; its sealed part
+--         place of its provider, counted from one (0: schedules stay as they are); its plain part; its encrypted part
 -- returns for each step: what became of it (0 another version lies there, 1 written, 2 too many lie there), and the
 --         version that lies there now
 local accounts, subscriptions, changes, removed, index = unpack(KEYS, 1, 5)
@@ -28,11 +28,11 @@ local version, first, now = next_change(changes)
 
 local reply = {}
 for at = 5 + providers, #ARGV, 7 do
-  local kind, name, rule, edited, place, plain, sealed = unpack(ARGV, at, at + 6)
+  local kind, name, rule, edited, place, plain, encrypted = unpack(ARGV, at, at + 6)
   kind, place = tonumber(kind), tonumber(place)
   local record = redis.call('HGET', KEYS[kind], name)
   local there = version_of(record)
-  local body = ' ' .. plain .. '\n' .. sealed
+  local body = ' ' .. plain .. '\n' .. encrypted
   local outcome = 1
   if record and string.sub(record, -#body) == body and string.sub(rule, 1, 1) ~= '<' then
     outcome = 1 -- by this call, whose answer was lost

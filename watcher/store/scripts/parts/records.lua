@@ -1,6 +1,6 @@
--- Reads records of the directory, as far as scripts need that: `version edited plain`, a newline and what is sealed, or
--- `version edited written plain` where a store had lost one that was written as that version before. This is no script
--- of its own: it stands in front of those that say `-- uses records`.
+-- Reads what scripts need of a record of the directory: `version edited plain`, a newline and the encrypted part; or
+-- `version edited written plain` if Redis had lost a record that was written before, as the version `written`. This is
+-- no script of its own: it stands in front of those that say `-- uses records`.
 
 local function version_of(record) -- 0 where there is none, or it is damaged
   return tonumber(string.match(record or '', '^%d+') or 0)

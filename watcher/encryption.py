@@ -1,8 +1,9 @@
-"""Seals what a record of the directory holds besides its name and filters: the store never shows it.
+"""Encrypts what a record of the directory holds besides its name and filters, so that Redis never shows it.
 
-AES-256-GCM with a list of keys: the first seals, all of them open. What is sealed opens in its place only:
-in that namespace, as the record of that kind and name, beside that plain part. Refuses to read a key from
-anywhere, and to show one: neither a message nor a repr ever holds a key, or anything that was sealed.
+AES-256-GCM with a list of keys: the first encrypts, all of them decrypt. The associated data are the
+namespace and the record's kind, name and plain part: what is copied to another record cannot be decrypted
+there. Refuses to read a key from anywhere, and to show one: no message and no repr holds a key or what was
+encrypted.
 """
 
 import base64
@@ -21,25 +22,25 @@ PREFIX = "wkey_"
 
 _KEY_BYTES = 32
 _MARK_BYTES = 4
-"""Of a hash of the key, in front of what it seals: the right one is found at once."""
+"""Of a hash of the key, in front of what it encrypted: they say which key decrypts it."""
 _NONCE_BYTES = 12
-"""By chance, as a key seals far less than the 2^32 times after which that would become doubtful."""
+"""Nonces are random: a key encrypts far fewer than the 2^32 times up to which that is safe."""
 
 
 class BadKey(ValueError):
-    """A key that cannot seal: it is refused at load. The message never holds it."""
+    """A key that cannot encrypt: it is refused at load. The message never holds it."""
 
 
 class NoCipher(BadKey):
-    """Without the extra `api` no key can seal."""
+    """The extra `api` is not installed, and without it nothing is encrypted or decrypted."""
 
 
-class Unopened(Exception):
-    """What is sealed cannot be opened: the message says why, and holds nothing of it."""
+class Undecryptable(Exception):
+    """It cannot be decrypted: the message says why, and holds nothing of it."""
 
 
-class Locked(Unopened):
-    """It was sealed with a key that is not among ours: with that one in `[api] secret_key` it opens."""
+class Locked(Undecryptable):
+    """It was encrypted with another key: add that key to `[api] secret_key`."""
 
 
 class Keyring:
@@ -50,49 +51,51 @@ class Keyring:
     def __init__(self, keys: Sequence[str], namespace: str) -> None:
         """Read keys, `wkey_` + base64 of 32 bytes. Raises BadKey."""
         if not keys:
-            raise BadKey("no key to seal with")
+            raise BadKey("no key to encrypt with")
         self._namespace = namespace
         raw = [_key(text) for text in keys]
         self._cipher_by_mark: dict[bytes, AESGCM] = {_mark(key): _cipher(key) for key in raw}
         self._mark = _mark(raw[0])
 
-    def seal(self, kind: str, name: str, plain: Mapping[str, Any], content: Mapping[str, Any]) -> bytes:
-        """Seal `content`, which is JSON, for the record of that kind and name; never twice alike."""
+    def encrypt(self, kind: str, name: str, plain: Mapping[str, Any], content: Mapping[str, Any]) -> bytes:
+        """Encrypt `content`, which is JSON, for this record: to other bytes each time."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         text = _json(content)
-        sealed = self._cipher_by_mark[self._mark].encrypt(nonce, text, self._place(kind, name, plain))
-        return self._mark + nonce + sealed
+        encrypted = self._cipher_by_mark[self._mark].encrypt(nonce, text, self._associated(kind, name, plain))
+        return self._mark + nonce + encrypted
 
-    def open(self, kind: str, name: str, plain: Mapping[str, Any], sealed: bytes) -> dict[str, Any]:
-        """Open what lies in the record of that kind and name, beside that plain part. Raises Unopened."""
+    def decrypt(self, kind: str, name: str, plain: Mapping[str, Any], encrypted: bytes) -> dict[str, Any]:
+        """Return the content that was encrypted for this record. Raises Undecryptable."""
         from cryptography.exceptions import InvalidTag
 
-        cipher = self._cipher_by_mark.get(sealed[:_MARK_BYTES])
+        cipher = self._cipher_by_mark.get(encrypted[:_MARK_BYTES])
         if cipher is None:
             raise Locked("it was encrypted with a key that is not in [api] secret_key")
-        nonce = sealed[_MARK_BYTES : _MARK_BYTES + _NONCE_BYTES]
-        rest = sealed[_MARK_BYTES + _NONCE_BYTES :]
+        nonce = encrypted[_MARK_BYTES : _MARK_BYTES + _NONCE_BYTES]
+        rest = encrypted[_MARK_BYTES + _NONCE_BYTES :]
         try:
-            content = json.loads(cipher.decrypt(nonce, rest, self._place(kind, name, plain)))
+            content = json.loads(cipher.decrypt(nonce, rest, self._associated(kind, name, plain)))
         except (InvalidTag, ValueError, RecursionError):
             # `from None`: a parser's own error shows what it read
-            raise Unopened("it was changed, or moved from another record, since it was sealed") from None
+            raise Undecryptable(
+                "it was changed, or moved from another record, since it was encrypted"
+            ) from None
         if not isinstance(content, dict):
-            raise Unopened("it holds something else than a record")
+            raise Undecryptable("it holds something else than a record")
         return content
 
-    def is_current(self, sealed: bytes) -> bool:
-        """Say whether the first key has sealed it; if not, that one is to seal it anew."""
-        return sealed[:_MARK_BYTES] == self._mark
+    def is_current(self, encrypted: bytes) -> bool:
+        """Say whether the first key encrypted it; if not, it is to be encrypted again."""
+        return encrypted[:_MARK_BYTES] == self._mark
 
-    def is_older(self, sealed: bytes) -> bool:
-        """Say whether another of our keys has sealed it."""
-        return sealed[:_MARK_BYTES] in self._cipher_by_mark and not self.is_current(sealed)
+    def is_older(self, encrypted: bytes) -> bool:
+        """Say whether another of our keys encrypted it."""
+        return encrypted[:_MARK_BYTES] in self._cipher_by_mark and not self.is_current(encrypted)
 
     def __repr__(self) -> str:
         return f"Keyring(<{many(len(self._cipher_by_mark), 'key')}>)"
 
-    def _place(self, kind: str, name: str, plain: Mapping[str, Any]) -> bytes:
+    def _associated(self, kind: str, name: str, plain: Mapping[str, Any]) -> bytes:
         return _json([self._namespace, kind, name, plain])
 
 
@@ -102,7 +105,7 @@ def new_key() -> str:
 
 
 def check_key(text: str) -> None:
-    """Raises BadKey where a key cannot seal."""
+    """Raises BadKey if a key cannot encrypt."""
     _cipher(_key(text))
 
 

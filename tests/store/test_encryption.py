@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from watcher.sealing import PREFIX, BadKey, Keyring, Locked, NoCipher, Unopened, check_key, new_key
+from watcher.encryption import PREFIX, BadKey, Keyring, Locked, NoCipher, Undecryptable, check_key, new_key
 
 KEY, OTHER = (PREFIX + base64.b64encode(bytes([number] * 32)).decode() for number in (1, 2))
 PLAIN = {"accounts": ["treasury"], "events": ["deposit.*"]}
@@ -17,53 +17,53 @@ def keyring(*keys: str, namespace: str = "watcher") -> Keyring:
     return Keyring(keys or (KEY,), namespace)
 
 
-def sealed(ring: Keyring) -> bytes:
-    return ring.seal("subscription", "ops", PLAIN, CONTENT)
+def encrypted(ring: Keyring) -> bytes:
+    return ring.encrypt("subscription", "ops", PLAIN, CONTENT)
 
 
 def opened(ring: Keyring, text: bytes, **place: Any) -> dict[str, Any]:
     where: dict[str, Any] = {"kind": "subscription", "name": "ops", "plain": PLAIN, **place}
-    return ring.open(where["kind"], where["name"], where["plain"], text)
+    return ring.decrypt(where["kind"], where["name"], where["plain"], text)
 
 
-def test_what_was_sealed_opens_and_shows_nothing_meanwhile() -> None:
-    text = sealed(keyring())
+def test_what_was_encrypted_can_be_decrypted_and_shows_nothing_meanwhile() -> None:
+    text = encrypted(keyring())
     assert opened(keyring(), text) == CONTENT
     assert opened(keyring(), text, plain=dict(reversed(PLAIN.items()))) == CONTENT
     assert b"canary" not in text
     assert b"secrets" not in text
 
 
-def test_nothing_is_sealed_alike_twice() -> None:
-    assert len({sealed(keyring()) for _ in range(100)}) == 100
+def test_the_same_content_is_never_encrypted_to_the_same_bytes() -> None:
+    assert len({encrypted(keyring()) for _ in range(100)}) == 100
 
 
 @pytest.mark.parametrize(
     "place", [{"kind": "account"}, {"name": "ops2"}, {"plain": {**PLAIN, "accounts": ["*"]}}]
 )
 def test_it_opens_nowhere_but_in_its_own_place(place: dict[str, Any]) -> None:
-    with pytest.raises(Unopened, match="changed, or moved from another record"):
-        opened(keyring(), sealed(keyring()), **place)
+    with pytest.raises(Undecryptable, match="changed, or moved from another record"):
+        opened(keyring(), encrypted(keyring()), **place)
 
 
 def test_it_does_not_open_in_another_namespace() -> None:
-    with pytest.raises(Unopened):
-        opened(keyring(namespace="other"), sealed(keyring()))
+    with pytest.raises(Undecryptable):
+        opened(keyring(namespace="other"), encrypted(keyring()))
 
 
 def test_whatever_was_changed_or_cut_off_does_not_open() -> None:
-    ring, text = keyring(), sealed(keyring())
+    ring, text = keyring(), encrypted(keyring())
     for place in range(len(text)):
         flipped = bytes([*text[:place], text[place] ^ 1, *text[place + 1 :]])
         for broken in (flipped, text[:place]):
-            with pytest.raises(Unopened) as refused:
+            with pytest.raises(Undecryptable) as refused:
                 opened(ring, broken)
             assert isinstance(refused.value, Locked) == (broken[:4] != text[:4])
 
 
-def test_the_first_key_seals_and_all_of_them_open() -> None:
+def test_the_first_key_encrypts_and_all_of_them_decrypt() -> None:
     before, both, after = keyring(OTHER), keyring(KEY, OTHER), keyring(KEY)
-    old, new = sealed(before), sealed(both)
+    old, new = encrypted(before), encrypted(both)
     assert (opened(both, old), opened(both, new), opened(after, new)) == (CONTENT,) * 3
     assert [both.is_current(text) for text in (old, new)] == [False, True]
     assert [both.is_older(text) for text in (old, new)] == [True, False]
@@ -74,8 +74,8 @@ def test_the_first_key_seals_and_all_of_them_open() -> None:
 
 def test_content_that_is_no_record_is_refused() -> None:
     ring = keyring()
-    text = ring.seal("subscription", "ops", PLAIN, ["canary"])  # type: ignore[arg-type]
-    with pytest.raises(Unopened, match="something else than a record"):
+    text = ring.encrypt("subscription", "ops", PLAIN, ["canary"])  # type: ignore[arg-type]
+    with pytest.raises(Undecryptable, match="something else than a record"):
         opened(ring, text)
 
 
@@ -84,7 +84,7 @@ def test_a_new_key_can_be_used() -> None:
     assert key.startswith(PREFIX)
     assert len({new_key() for _ in range(10)}) == 10
     check_key(key)
-    assert opened(keyring(key), sealed(keyring(key))) == CONTENT
+    assert opened(keyring(key), encrypted(keyring(key))) == CONTENT
 
 
 @pytest.mark.parametrize(
