@@ -3,14 +3,18 @@
 import csv
 import io
 import json
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.builders import a_row
-from tests.support.stories import STORY, Books, Run, a_configuration, ended, in_the_books
-from watcher.commands.history import plot
+from tests.support.builders import a_row, a_snapshot
+from tests.support.stories import STORY, Books, Run, a_configuration, ended, in_the_books, records_of, steps
+from watcher.commands.history import Curve
+from watcher.journal.log import Record
 from watcher.snapshot import Asset, Snapshot
+from watcher.store.history import History
 
 HOSTILE = Asset("7", "=\x1b]0;owned\x07", "x", 0)
 MINUTE_MS = 60_000
@@ -82,6 +86,42 @@ def test_an_unknown_account_is_refused_and_a_quiet_one_is_not(run: Run) -> None:
     assert both.code == 2
 
 
+def test_what_was_read_is_printed_while_more_is_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = records_of(steps([a_snapshot(ETH=str(100 + number % 7)) for number in range(1100)]))
+    printed = {}
+
+    async def records(_: History, account: str) -> AsyncIterator[Record]:
+        for number, record in enumerate(made):
+            if number in (400, 600):
+                printed[number] = capsys.readouterr().out.splitlines()
+            yield record
+
+    monkeypatch.setattr(History, "records", records)
+    rest = run("history", "--csv", "treasury").out.splitlines()
+    assert (len(printed[400]), len(printed[600])) == (0, 501)
+    assert len(rest) == len(made) - 500
+
+
+def test_a_baseline_has_the_symbol_that_the_provider_gave_its_asset(run: Run) -> None:
+    lines = run("history", "--json", "alice").objects
+    assert [line["event"] for line in lines] == ["baseline", "total.increased"]
+    assert {line["symbol"] for line in lines} == {HOSTILE.symbol}
+
+
+def test_a_plot_keeps_a_long_past_in_little_memory_and_its_extremes() -> None:
+    past = [a_step(minute, str(5 + minute % 3)) for minute in range(20_000)]
+    past[7_001] = a_step(7_001, "90")
+    curve = Curve("total", since_ms=0, until_ms=20_000 * MINUTE_MS)
+    for step in past:
+        curve.add(step)
+    lines = curve.lines()
+    assert lines[1].startswith("90 ┤")
+    assert lines[-2].startswith(" 5 ┤")
+    assert len(curve._held) <= 1_001
+
+
 def test_a_plot_is_drawn_for_each_asset_with_its_range(run: Run) -> None:
     shown = run("history", "--plot", "treasury").out
     for title in ("ETH  total 101", "LRC  total 67", "USDC  total 3"):
@@ -90,7 +130,15 @@ def test_a_plot_is_drawn_for_each_asset_with_its_range(run: Run) -> None:
     assert "\x1b" not in hostile
 
 
-def a_step(minute: int, total: str | None) -> dict[str, object]:
+def plot(steps: Iterable[dict[str, Any]], field: str, *, until_ms: int) -> list[str]:
+    first, *rest = steps
+    curve = Curve(field, since_ms=first["at_ms"], until_ms=until_ms)
+    for step in (first, *rest):
+        curve.add(step)
+    return curve.lines()
+
+
+def a_step(minute: int, total: str | None) -> dict[str, Any]:
     return {"at_ms": minute * MINUTE_MS, "asset": "7", "symbol": "ETH", "total": total}
 
 

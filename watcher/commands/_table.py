@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import wraps
 from itertools import accumulate, takewhile
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 from unicodedata import category, east_asian_width
 
 import click
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from watcher.settings import Settings, SubscriptionSettings
     from watcher.store.directory import Kind, Record
     from watcher.store.opening import OpenStore
+
+T = TypeVar("T")
 
 UNKNOWN_INTERVAL = timedelta(days=366)
 """Of an account that only Redis knows: it counts as stale where its workers have emitted so."""
@@ -138,6 +140,23 @@ async def known(look: "Look") -> "Settings":
 def say_json(value: Mapping[str, Any]) -> None:
     """Print one object on one line, of visible ASCII only."""
     click.echo(as_json(value))
+
+
+_ROWS_AT_ONCE, _WITHIN_S = 500, 0.5
+
+
+async def as_they_come(rows: AsyncIterator[T]) -> AsyncIterator[list[T]]:
+    """Gather what is read into parts to be printed at once: of some hundred, or of what half a second
+    brought."""
+    part: list[T] = []
+    begun = time.monotonic()
+    async for row in rows:
+        part.append(row)
+        if len(part) == _ROWS_AT_ONCE or time.monotonic() - begun > _WITHIN_S:
+            yield part
+            part, begun = [], time.monotonic()
+    if part:
+        yield part
 
 
 def say_next(text: str) -> None:

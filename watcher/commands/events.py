@@ -25,6 +25,7 @@ from watcher.commands._table import (
     Display,
     Fails,
     about_text,
+    as_they_come,
     display_options,
     known,
     part_of,
@@ -52,7 +53,6 @@ _COLUMNS = (
 _FAILURES = ("subscription.paused", "account.stale")
 """Events that are red: what they are about does not go on by itself."""
 
-_ROWS_AT_ONCE = 500
 _LOOK_EVERY_S = 0.3
 _BEFORE_FOLLOWING = 10
 """Events that --follow begins with, as `tail -f` begins with ten lines."""
@@ -158,17 +158,19 @@ async def _records(
     history = History(store.pipe, store.keys)
     start_ms = since_ms(wanted.since, await Reader(store.pipe, store.keys).now_ms())
     ends = await history.ends()
-    part: list[Record] = []
     is_limited = wanted.limit is not None
-    async for record in history.in_order(ends, since_ms=start_ms, newest_first=is_limited):
-        if wanted.takes(record):
-            part.append(record)
-        if len(part) == wanted.limit:
-            break
-        if not is_limited and len(part) == _ROWS_AT_ONCE:
+    read = history.in_order(ends, since_ms=start_ms, newest_first=is_limited)
+    found = (record async for record in read if wanted.takes(record))
+    if is_limited:
+        latest: list[Record] = []
+        async for record in found:
+            latest.append(record)
+            if len(latest) == wanted.limit:
+                break
+        yield latest[::-1]
+    else:
+        async for part in as_they_come(found):
             yield part
-            part = []
-    yield part[::-1] if is_limited else part
     is_away = False
     while is_followed:
         await asyncio.sleep(_LOOK_EVERY_S)

@@ -7,7 +7,9 @@ import csv
 import io
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,13 +26,14 @@ from watcher.commands._shared import (
 from watcher.commands._table import (
     Column,
     Display,
+    as_they_come,
     cell_of_sheet,
     display_options,
     known,
     moved_text,
-    say_json,
     say_next,
 )
+from watcher.observe.tail import as_json
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -51,9 +54,9 @@ _COLUMNS = (
     Column("moved", rank=6, least=24),
 )
 _CSV_COLUMNS = ("timestamp", "account", "asset", "symbol", "event", "sequence", *_FIELDS)
-_ROWS_AT_ONCE = 500
 _HEIGHT, _WIDTH, _NARROWEST = 8, 100, 20
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
+_PARTS = 1000
 
 _Row = dict[str, Any]
 
@@ -102,50 +105,55 @@ async def command(
 
     if is_csv + is_json + is_plot > 1:
         raise click.UsageError("--csv, --json and --plot are three ways to write the same: choose one")
+    sought = {asset.lower() for asset in assets}
+    there: dict[str, None] = {}
+    curves: dict[str, Curve] = {}
+    is_any, sheet = False, _Sheet()
     async with open_to_look(look.settings.redis) as store:
         now_ms = await Reader(store.pipe, store.keys).now_ms()
         start_ms = since_ms(parse_since(since), now_ms)
-        rows = [row async for row in _rows(store, look, account, start_ms)]
-    there = {text: None for row in rows for text in (row["symbol"], row["asset"]) if text}
+        with display.table(*_COLUMNS) as table:
+            async for found in as_they_come(_rows(store, look, account, start_ms)):
+                there.update((text, None) for row in found for text in _called(row))
+                rows = [row for row in found if not sought or sought & {*map(str.lower, _called(row))}]
+                is_any = is_any or bool(rows)
+                if is_plot:
+                    for row in rows:
+                        if row["asset"] not in curves:
+                            curves[row["asset"]] = Curve(field, since_ms=row["at_ms"], until_ms=now_ms)
+                        curves[row["asset"]].add(row)
+                elif is_json:
+                    lines = (as_json({name: row[name] for name in _CSV_COLUMNS}) for row in rows)
+                    click.echo("".join(f"{line}\n" for line in lines), nl=False)
+                elif is_csv:
+                    click.echo(sheet.text(rows), nl=False)
+                else:
+                    table.say([_cells(row, display) for row in rows])
     for asset in assets:
         if asset.lower() not in {text.lower() for text in there}:
             raise Unknown(f"asset of {printable(account)} in the log", asset, there)
-    wanted = {asset.lower() for asset in assets}
-    rows = [
-        row
-        for row in rows
-        if not wanted or row["asset"].lower() in wanted or (row["symbol"] or "").lower() in wanted
-    ]
-    if is_plot:
-        for lines in _plots(rows, field, until_ms=now_ms):
-            click.echo("\n".join(lines))
-    elif is_json:
-        for row in rows:
-            say_json({name: row[name] for name in _CSV_COLUMNS})
-    elif is_csv:
-        click.echo(_sheet(rows), nl=False)
-    else:
-        with display.table(*_COLUMNS) as table:
-            for begin in range(0, len(rows), _ROWS_AT_ONCE):
-                table.say([_cells(row, display) for row in rows[begin : begin + _ROWS_AT_ONCE]])
-    if not (rows or is_json or is_csv):
+    for curve in curves.values():
+        click.echo("\n".join([*curve.lines(), ""]))
+    if is_csv and not is_any:
+        click.echo(sheet.text(()), nl=False)
+    if not (is_any or is_json or is_csv):
         click.echo("the log holds nothing of it since then", err=True)
     say_next(f"watcher audit {printable(account)}, to prove that it adds up")
 
 
 async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -> AsyncIterator[_Row]:
-    """Read what an account held from each change on; of each asset first what it held when the time asked for
-    began."""
+    """Read what an account held from each change on; first, of each asset, what it held when the time asked
+    for began."""
     from watcher.amounts import Conversions
     from watcher.journal.events import amounts_of, iso
     from watcher.journal.log import Damaged, moments
     from watcher.store.history import History
 
-    symbols: dict[str, str | None] = {}
+    name_of = await _names(store, look, account)
     before: dict[str, Moment] = {}
     conversions, is_there = Conversions(), False
 
-    def row(moment: "Moment", *, at_ms: int) -> _Row:
+    async def row(moment: "Moment", *, at_ms: int) -> _Row:
         nothing: Mapping[str, Any] = dict.fromkeys(_FIELDS)
         held = amounts_of(moment.balance, conversions) if moment.balance else nothing
         return {
@@ -153,7 +161,7 @@ async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -
             "timestamp": iso(at_ms),
             "account": account,
             "asset": moment.asset,
-            "symbol": moment.symbol or symbols.get(moment.asset),
+            "symbol": moment.symbol or await name_of(moment.asset),
             "event": moment.type,
             "sequence": moment.sequence,
             "effect": moment.effect,
@@ -170,19 +178,44 @@ async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -
             )
             continue
         for moment in found:
-            symbols[moment.asset] = moment.symbol or symbols.get(moment.asset)
             if moment.at_ms < start_ms:
                 before[moment.asset] = moment
                 continue
-            if earlier := before.pop(moment.asset, None):
-                yield row(earlier, at_ms=start_ms)
-            yield row(moment, at_ms=moment.at_ms)
+            for earlier in before.values():
+                if earlier.balance:
+                    yield await row(earlier, at_ms=start_ms)
+            before.clear()
+            yield await row(moment, at_ms=moment.at_ms)
     for earlier in before.values():
         if earlier.balance:
-            yield row(earlier, at_ms=start_ms)
-    names = (await known(look)).account_by_name
+            yield await row(earlier, at_ms=start_ms)
+    names = () if is_there else (await known(look)).account_by_name
     if not is_there and account not in names:
         raise Unknown("account", account, names)
+
+
+async def _names(store: "OpenStore", look: "Look", account: str) -> "Callable[[str], Awaitable[str | None]]":
+    """Find out which symbols the provider of an account gave to assets: a baseline does not say."""
+    from watcher.store.directory import BadRecord, Directory
+    from watcher.store.state import UNKNOWN, Names
+
+    names, provider = Names(store.pipe, store.keys), None
+    if configured := look.settings.account_by_name.get(account):
+        provider = configured.provider
+    with suppress(BadRecord):
+        if not configured and (record := await Directory(store.pipe, store.keys).get("account", account)):
+            provider = str(record.plain.get("provider"))
+
+    async def name_of(asset: str) -> str | None:
+        called = (await names.of(provider, [asset])).get(asset, UNKNOWN) if provider else UNKNOWN
+        return called[0]
+
+    return name_of
+
+
+def _called(row: _Row) -> list[str]:
+    """Say how an asset may be named."""
+    return [text for text in (row["symbol"], row["asset"]) if text]
 
 
 def _cells(row: _Row, display: Display) -> list[str]:
@@ -191,61 +224,86 @@ def _cells(row: _Row, display: Display) -> list[str]:
     return [at, printable(row["symbol"] or row["asset"]), row["event"], *amounts, moved]
 
 
-def _sheet(rows: Iterable[_Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _CSV_COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for row in rows:
-        named = {name: cell_of_sheet(row[name]) for name in ("asset", "symbol")}
-        writer.writerow({**row, **named})
-    return text.getvalue()
+class _Sheet:
+    """Rows as comma-separated text, in parts; the first part begins with the header."""
+
+    def __init__(self) -> None:
+        self._is_begun = False
+
+    def text(self, rows: Iterable[_Row]) -> str:
+        """Write rows; returns the text of these alone."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _CSV_COLUMNS, lineterminator="\n", extrasaction="ignore")
+        if not self._is_begun:
+            writer.writeheader()
+        self._is_begun = True
+        for row in rows:
+            named = {name: cell_of_sheet(row[name]) for name in ("asset", "symbol")}
+            writer.writerow({**row, **named})
+        return text.getvalue()
 
 
-def _plots(rows: Sequence[_Row], field: str, *, until_ms: int) -> "Iterable[list[str]]":
-    """Draw each asset: what it held at the end of each column's time, between its least and its most."""
-    by_asset: dict[str, list[_Row]] = {}
-    for row in rows:
-        by_asset.setdefault(row["asset"], []).append(row)
-    for steps in by_asset.values():
-        yield [*plot(steps, field, until_ms=until_ms), ""]
+class Curve:
+    """A field of one asset over time: what was held at the end of each thousandth of the time, so that a long
+    log takes no more memory than a short one.
+    """
 
+    def __init__(self, field: str, *, since_ms: int, until_ms: int) -> None:
+        self._field, self._since_ms, self._until_ms = field, since_ms, until_ms
+        self._held: dict[int, tuple[int, str | None]] = {}
+        self._least: tuple[int, str] | None = None
+        self._most: tuple[int, str] | None = None
+        self._name = self._last = ""
 
-def plot(steps: Sequence[_Row], field: str, *, until_ms: int) -> list[str]:
-    """Draw one asset's steps as lines of text: a title, the curve beside its axis, and the time below."""
-    from watcher.amounts import to_atoms
-    from watcher.journal.events import iso
+    @property
+    def _span_ms(self) -> int:
+        return max(1, self._until_ms - self._since_ms)
 
-    name = printable(steps[0]["symbol"] or steps[0]["asset"])
-    held = [(row["at_ms"], row[field]) for row in steps]
-    amounts = {text: to_atoms(text) for _, text in held if text is not None}
-    title = f"{name}  {field} {held[-1][1] or 'is not known'}"
-    if not amounts:
-        return [title]
-    least, most = min(amounts, key=amounts.__getitem__), max(amounts, key=amounts.__getitem__)
-    labels = [most, *[""] * (_HEIGHT - 2), least]
-    margin = max(map(len, labels))
-    columns = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns) - margin - 3
-    columns = max(_NARROWEST, columns)
-    since_ms = held[0][0]
-    span_ms, low = max(1, until_ms - since_ms), amounts[least]
-    high = max(amounts[most] - low, 1)
-    levels, place = [], 0
-    for column in range(1, columns + 1):
-        end_ms = since_ms + span_ms * column // columns
-        while place + 1 < len(held) and held[place + 1][0] <= end_ms:
-            place += 1
-        text = held[place][1]
-        levels.append(None if text is None else 1 + (amounts[text] - low) * (8 * _HEIGHT - 1) // high)
-    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    is_fine = "utf" in encoding.lower()
-    lines = [title]
-    for line, label in enumerate(labels):
-        floor = 8 * (_HEIGHT - 1 - line)
-        filled = [0 if level is None else min(8, max(0, level - floor)) for level in levels]
-        drawn = "".join(_EIGHTHS[part] if is_fine else "#" if part > 3 else " " for part in filled)
-        axis = "┤" if is_fine else "|"
-        lines.append(f"{label:>{margin}} {axis}{drawn.rstrip()}")
-    begin, end = iso(since_ms)[:16] + "Z", iso(until_ms)[:16] + "Z"
-    room = max(1, columns - len(begin) - len(end))
-    lines.append(f"{'':>{margin}}  {begin}{'':>{room}}{end}")
-    return lines
+    def add(self, row: _Row) -> None:
+        """Take what it held from a later time on."""
+        from watcher.amounts import to_atoms
+
+        at_ms, text = row["at_ms"], row[self._field]
+        self._held[_PARTS * (at_ms - self._since_ms) // self._span_ms] = at_ms, text
+        self._name, self._last = printable(row["symbol"] or row["asset"]), text or "is not known"
+        if text is not None:
+            amount = to_atoms(text), text
+            self._least = min(self._least or amount, amount)
+            self._most = max(self._most or amount, amount)
+
+    def lines(self) -> list[str]:
+        """Draw it: a title, the curve beside its axis, and the time below. A column says what was held at the
+        end of its time."""
+        from watcher.amounts import to_atoms
+        from watcher.journal.events import iso
+
+        title = f"{self._name}  {self._field} {self._last}"
+        if self._least is None or self._most is None:
+            return [title]
+        labels = [self._most[1], *[""] * (_HEIGHT - 2), self._least[1]]
+        margin = max(map(len, labels))
+        columns = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns) - margin - 3
+        columns = max(_NARROWEST, columns)
+        low = self._least[0]
+        high = max(self._most[0] - low, 1)
+        held = sorted(self._held.values(), key=itemgetter(0))
+        levels, place = [], 0
+        for column in range(1, columns + 1):
+            end_ms = self._since_ms + self._span_ms * column // columns
+            while place + 1 < len(held) and held[place + 1][0] <= end_ms:
+                place += 1
+            text = held[place][1]
+            levels.append(None if text is None else 1 + (to_atoms(text) - low) * (8 * _HEIGHT - 1) // high)
+        encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+        is_fine = "utf" in encoding.lower()
+        lines = [title]
+        for line, label in enumerate(labels):
+            floor = 8 * (_HEIGHT - 1 - line)
+            filled = [0 if level is None else min(8, max(0, level - floor)) for level in levels]
+            drawn = "".join(_EIGHTHS[part] if is_fine else "#" if part > 3 else " " for part in filled)
+            axis = "┤" if is_fine else "|"
+            lines.append(f"{label:>{margin}} {axis}{drawn.rstrip()}")
+        begin, end = iso(self._since_ms)[:16] + "Z", iso(self._until_ms)[:16] + "Z"
+        room = max(1, columns - len(begin) - len(end))
+        lines.append(f"{'':>{margin}}  {begin}{'':>{room}}{end}")
+        return lines
