@@ -274,6 +274,14 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
     "a backlog is garbage": (to("HSET", backlogs, OPS, "x"), {"backlog"}),
     "the backlogs are of another type": (to("SET", backlogs, 1, instead=True), {"type"}),
     "the sizes are gone": (to("DEL", lambda keys: keys.sizes(SHARD)), {"size"}),
+    "of dead letters too many are noted": (
+        to("HINCRBY", lambda keys: keys.sizes(SHARD), f"dead {OPS}", 1),
+        {"size"},
+    ),
+    "dead letters are noted that are nowhere": (
+        to("HSET", lambda keys: keys.sizes(SHARD), "dead nobody", 1),
+        {"size"},
+    ),
     "a size is garbage": (to("HSET", lambda keys: keys.sizes(SHARD), "log", "x"), {"size"}),
     "the index of queues is gone": (to("DEL", lambda keys: keys.due_subscriptions(SHARD)), {"index"}),
     "the index of polls is gone": (to("DEL", lambda keys: keys.due_polls(SHARD)), {"index"}),

@@ -204,6 +204,7 @@ def test_the_functions_of_parts_that_touch_keys_are_found() -> None:
         "grow",
         "check_types",
         "bury",
+        "note_dead",
         "note_given_up",
         "next_change",
         "note_change",

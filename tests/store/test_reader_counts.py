@@ -6,6 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import OPS, a_store
 from watcher.journal.events import Delivery
 from watcher.store import reader
 from watcher.store.keys import SHARDS, Keys, shard_of
@@ -83,13 +84,34 @@ async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(
         for number in range(20):
             account = f"account-{number}"
             pipeline.zadd(keys.queues(shard_of(account), name), {account: NOW_MS})
+            pipeline.zadd(keys.due_subscriptions(shard_of(account)), {name: NOW_MS})
             pipeline.rpush(keys.queue(name, account), a_delivery(number + 1).entry)
     await pipeline.execute()
     pipe = _CountingPipe(redis_client)
     waiting = await Reader(pipe, keys).waiting(names)
     assert all(found.queues == 20 and found.oldest_sequence for found in waiting.values())
-    counting = SHARDS * math.ceil(len(names) / 200)
+    counting = SHARDS * (3 + math.ceil(len(names) / 200))
     assert pipe.calls <= counting + 3 * max(256, len(names))
+
+
+async def test_of_thousands_only_those_are_looked_at_that_something_waits_for_or_was_given_up_of(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.fill(a_delivery(1), notes=[b"note"])
+    lease, (head,) = await store.lease_queue(), await store.queue()
+    until = store.queues.until(lease, 60_000)
+    await store.queues.dead(OPS, lease, head, until=until, reason="410", record=b"{}")
+    await queued(redis_client, store.keys, "waits", "account-1", 7)
+    names = [OPS, "waits", *(f"idle-{number}" for number in range(5_000))]
+    pipe = _CountingPipe(redis_client)
+    waiting = await Reader(pipe, store.keys).waiting(names)
+    assert len(waiting) == len(names)
+    assert {name: found for name, found in waiting.items() if found != Backlog()} == {
+        OPS: Backlog(dead=1),
+        "waits": Backlog(queues=1, deliveries=1, oldest_sequence=7),
+    }
+    assert pipe.calls <= 3 * SHARDS + 2 + 3, "those that are noted, their counts, and the oldest that waits"
 
 
 class _CountingPipe(Pipe):

@@ -311,12 +311,13 @@ async def taken(store: Store) -> dict[bytes, bytes]:
         + body(one["entry"].partition(b" ")[2])
         for one in await store.stream(keys.log(SHARD))
     )
+    letters = await store.stream(keys.dead(SHARD, OPS))
     dead = sum(
-        150 + sum(map(len, one.values())) + body(one["delivery"].rpartition(b" ")[0])
-        for one in await store.stream(keys.dead(SHARD, OPS))
+        150 + sum(map(len, one.values())) + body(one["delivery"].rpartition(b" ")[0]) for one in letters
     )
     attempts = sum(80 + len(one["attempt"]) for one in await store.stream(keys.attempts(SHARD, OPS)))
-    return {b"log": b"%d" % log, b"dead": b"%d" % dead, b"attempts": b"%d" % attempts}
+    sizes = {b"log": log, b"dead": dead, b"attempts": attempts, b"dead ops": len(letters)}
+    return {part: b"%d" % size for part, size in sizes.items()}
 
 
 async def noted_of(store: Store) -> dict[bytes, bytes]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile
 from typing import NamedTuple
 
-from watcher.store.keys import Keys, shard_of
+from watcher.store.keys import DEAD_OF, Keys, shard_of
 
 RECORD_BYTES, LETTER_BYTES = 80, 150
 """What a record of the log or an attempt, and a dead letter, take beside what they say: see the scripts."""
@@ -78,6 +78,7 @@ class Inventory:
         self._account_by_reference: dict[str, str] = {}
         self._records: dict[str, tuple[str, int]] = {}
         self._there = Counter[str]()
+        self._letters = Counter[str]()
         self._flaws: list[Flaw] = []
         self._is_whole = True
 
@@ -120,16 +121,25 @@ class Inventory:
             self._refers("dead letters", match[1], account)
         else:
             self._unreadable(f"{self._keys.dead(self._shard, subscription)} {_text(letter_id)}")
+        self._letters[subscription] += 1
         self._there["dead"] += sum(map(len, (account, reason, entry))) + body_bytes + LETTER_BYTES
 
     def attempt(self, _: bytes, fields: Sequence[bytes], body_bytes: int) -> None:
         """Take an attempt."""
         self._there["attempts"] += sum(map(len, fields[1::2])) + body_bytes + RECORD_BYTES
 
-    def sizes(self, dead: bytes, attempts: bytes) -> None:
-        """Take the noted sizes of all dead letters and attempts, once they were taken."""
-        self._size("dead", self._there["dead"], dead)
-        self._size("attempts", self._there["attempts"], attempts)
+    def sizes(self, noted: Mapping[str, bytes]) -> None:
+        """Take the noted sizes of all dead letters and attempts, and how many dead letters each subscription
+        has, once they were taken."""
+        for part in ("dead", "attempts"):
+            self._size(part, self._there[part], noted.get(part, b""))
+        parts = {part for part in noted if part.startswith(DEAD_OF)}
+        for part in sorted(parts | {f"{DEAD_OF}{name}" for name in self._letters}):
+            count = self._letters[part.removeprefix(DEAD_OF)]
+            if self._is_whole and noted.get(part, b"0") != b"%d" % count:
+                key, text = self._keys.sizes(self._shard), f"it says {_text(noted.get(part, b'0'))}"
+                advice = f"`status` may count others; to correct it: HSET {key} '{part}' {count}"
+                self._find("size", f"{key} {part}", f"{text}, and {count} dead letters are there", advice)
 
     def queue(
         self,

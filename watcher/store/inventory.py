@@ -146,8 +146,7 @@ class _Look:
                 found.backlog(name, *count)
         for name in sorted(subscriptions):
             await self._letters(name)
-        sizes = await self._hash(keys.sizes(shard))
-        found.sizes(sizes.get("dead", b""), sizes.get("attempts", b""))
+        found.sizes(await self._hash(keys.sizes(shard)))
         await self._due("polls", keys.due_polls(shard), keys.polls, providers)
         await self._due("queues", keys.due_subscriptions(shard), keys.queues, sorted(subscriptions))
         async for seen in Reader(self._pipe, keys).read_states(accounts):

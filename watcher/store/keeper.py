@@ -295,8 +295,8 @@ class Keeper:
         keys, ours = self._keys, waiting * _DELIVERY_BYTES
         (said,) = await read_meta(self._pipe, keys, "providers")
         for shard in shards:
-            sizes = await self._pipe.command("HGETALL", keys.sizes(shard))
-            ours += sum(int(size) for size in sizes[1::2] if size.isdigit())
+            sizes = await self._pipe.command("HMGET", keys.sizes(shard), "log", "dead", "attempts")
+            ours += sum(int(size) for size in sizes if size and size.isdigit())
             ours += _EVENT_BYTES * await self._pipe.command("HLEN", keys.bodies(shard))
             ours += _GIVEN_UP_BYTES * await self._pipe.command("XLEN", keys.given_up(shard))
             for provider in provider_names(said):

@@ -11,6 +11,10 @@ SHARDS = 16
 """Stored with the state; a program with another number is refused: it would look in the wrong places."""
 
 
+DEAD_OF = "dead "
+"""In front of a subscription, in `Keys.sizes`, where it has dead letters."""
+
+
 def shard_of(account: str) -> int:
     return crc32(account.encode()) % SHARDS
 
@@ -138,8 +142,9 @@ class Keys:
         return self._tagged(shard, "bodies")
 
     def sizes(self, shard: int) -> str:
-        """HASH, permanent: log, dead, attempts -> bytes that they take; trimmed -> the last record that the
-        log no longer holds. By the scripts that fill and trim them."""
+        """HASH, permanent: log, dead, attempts -> bytes that they take; `dead SUBSCRIPTION` -> its dead
+        letters; trimmed -> the last record that the log no longer holds. By the scripts that fill and trim
+        them."""
         return self._tagged(shard, "sizes")
 
     def backlogs(self, shard: int) -> str:

@@ -28,7 +28,7 @@ from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.guarantee import check_rights
 from watcher.store.history import START, place
-from watcher.store.keys import SHARDS, Keys, OldKeys, read_count, shard_of
+from watcher.store.keys import DEAD_OF, SHARDS, Keys, OldKeys, read_count, shard_of
 from watcher.store.layout import LAYOUT, LEASE_MS, Layout, Numbers, in_the_way, read_meta
 from watcher.store.members import Workers, provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
@@ -701,6 +701,7 @@ class _Up(_Way):
         delivery, stored = self._referring(step, subscription, entry.get(b"delivery", b""))
         size = LETTER_BYTES + len(account) + len(reason) + len(delivery) + stored
         step.grown[self._keys.sizes(self._shard), "dead"] += size
+        step.grown[self._keys.sizes(self._shard), f"{DEAD_OF}{subscription}"] += 1
         return [b"account", account, b"reason", reason, b"delivery", delivery]
 
     def _entry(self, step: _Step, subscription: str, account: str, entry: bytes) -> bytes | None:

@@ -14,7 +14,7 @@ from watcher.journal.account import AccountState
 from watcher.journal.events import Delivery
 from watcher.store.errors import DamagedKey
 from watcher.store.history import START, place
-from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of
+from watcher.store.keys import DEAD_OF, SHARDS, Keys, read_count, read_score, shard_of
 from watcher.store.members import provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
 from watcher.store.polls import Failing, read_failing, read_watch
@@ -371,7 +371,12 @@ class Reader:
         """Count what waits in each shard: shard, subscription, queues, queues that retry, dead letters,
         deliveries."""
         kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
-        all_parts = [(shard, part) for shard in range(SHARDS) for part in in_parts(names, _AT_ONCE)]
+        shards = range(SHARDS)
+        names_by_shard = dict.fromkeys(shards, names)
+        if len(names) > _AT_ONCE:
+            wanted = {*names}
+            names_by_shard = {shard: sorted(wanted & await self._noted(shard)) for shard in shards}
+        all_parts = [(shard, part) for shard in shards for part in in_parts(names_by_shard[shard], _AT_ONCE)]
         for parts in in_parts(all_parts, SHARDS):  # not all of 10,000 names at once: that takes half a second
             asked = (
                 self._pipe.script(
@@ -385,6 +390,17 @@ class Reader:
                 for i, name in enumerate(part):
                     queues, retrying, dead, deliveries = counts[4 * i : 4 * i + 4]
                     yield shard, name, queues, retrying, dead, deliveries
+
+    async def _noted(self, shard: int) -> set[str]:
+        """Name the subscriptions of which something waits in a shard, or was given up; perhaps some more."""
+        queued, waiting, sizes = await asyncio.gather(
+            self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1),
+            self._pipe.command("HGETALL", self._keys.backlogs(shard)),
+            self._pipe.command("HGETALL", self._keys.sizes(shard)),
+        )
+        dead_of = DEAD_OF.encode()
+        dead = (part.removeprefix(dead_of) for part in sizes[::2] if part.startswith(dead_of))
+        return {name.decode("utf-8", "replace") for name in (*queued, *waiting[::2], *dead)}
 
     async def _oldest_in(self, subscription: str, shard: int, at_most: int) -> int | None:
         """Look at both ends of the schedule: full queues were due first, failing ones are due last."""

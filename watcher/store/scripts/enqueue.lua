@@ -36,6 +36,7 @@ for i = 1, count do
   end
 end
 if not queued[1] then return 0 end
+if dead then note_dead(sizes, dead, subscription) end
 append(queue, alone, not last, queued)
 grow(backlogs, subscription, #queued)
 if redis.call('ZADD', queues, 'NX', now, account) == 1 then

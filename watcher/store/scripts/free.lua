@@ -26,6 +26,7 @@ end
 if gone[1] then
   redis.call('XDEL', stream, unpack(gone))
   grow(sizes, part, -freed)
+  if part == 'dead' then note_dead(sizes, stream, subscription) end
   if part == 'log' then redis.call('HSET', sizes, 'trimmed', gone[#gone]) end
 end
 return #gone

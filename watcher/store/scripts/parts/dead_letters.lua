@@ -17,6 +17,15 @@ local function letter_size(fields, body) -- what a dead letter takes with its bo
   return #fields[2] + #(fields[4] or '') + #(fields[6] or '') + body + 150
 end
 
+local function note_dead(sizes, dead, subscription) -- so that what has none need not be looked at
+  local count = redis.call('XLEN', dead)
+  if count > 0 then
+    redis.call('HSET', sizes, 'dead ' .. subscription, count)
+  else
+    redis.call('HDEL', sizes, 'dead ' .. subscription)
+  end
+end
+
 local function note_given_up(given_up, bytes, subscription, account, reason, entry) -- without its body
   local most = math.max(8, math.min(10000, math.floor(bytes / 256)))
   redis.call('XADD', given_up, 'MAXLEN', '~', most, '*', 'subscription', subscription, 'account', account,
@@ -30,10 +39,9 @@ local function bury(dead, bodies, sizes, given_up, subscription, account, reason
   local total = grow(sizes, 'dead', letter_size(new, #stored))
   local left = redis.call('XLEN', dead)
   local function is_too_much() return left > length or (left > 8 and total > bytes) end
-  if not is_too_much() then return end
   -- A few at a time, so that it takes no longer than it must.
-  for _, letter in ipairs(redis.call('XRANGE', dead, '-', '+', 'COUNT', 8)) do
-    if not is_too_much() then return end
+  for _, letter in ipairs(is_too_much() and redis.call('XRANGE', dead, '-', '+', 'COUNT', 8) or {}) do
+    if not is_too_much() then break end
     local fields = letter[2]
     local whose, why, old = fields[2], fields[4] or '', fields[6] or ''
     redis.call('XDEL', dead, letter[1])
@@ -41,4 +49,5 @@ local function bury(dead, bodies, sizes, given_up, subscription, account, reason
     left = left - 1
     note_given_up(given_up, bytes, subscription, whose, why, old)
   end
+  note_dead(sizes, dead, subscription)
 end
