@@ -10,11 +10,20 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.builders import a_provider, a_subscription, an_account
 from tests.support.scraped import parsed
 from watcher.delivery.sink import Outcome
-from watcher.observe.metrics import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES, Meaning, Metrics
+from watcher.observe.metrics import (
+    ATTEMPT_OUTCOMES,
+    ERROR_CLASSES,
+    METRICS,
+    POLL_OUTCOMES,
+    Meaning,
+    Metrics,
+    lines,
+)
 from watcher.observe.views import Overview
 from watcher.providers.contract import ErrorClass
 from watcher.run.directory import Followed
@@ -195,3 +204,38 @@ def test_promtool_has_nothing_to_say() -> None:
         timeout=30,
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_whatever_a_label_says_prometheus_reads_it_as_it_is() -> None:
+    odd = 'a "b" \\ c\n\\n {d="e"} 1.0'
+    meaning = Meaning("counter", "Counts.", ("provider", "outcome"))
+    text = "".join(lines("odd_total", meaning, [((odd, "x"), 2**60), (("", odd), 0.25)]))
+    (family,) = text_string_to_metric_families(text)
+    read = [(one.labels, one.value) for one in family.samples]
+    assert read == [({"provider": odd, "outcome": "x"}, 2.0**60), ({"provider": "", "outcome": odd}, 0.25)]
+    assert family.documentation == "Counts."
+    assert family.type == "counter"
+
+
+def test_a_histogram_is_read_with_its_buckets_count_and_sum() -> None:
+    meaning = Meaning("histogram", "Lasts.", ("provider",))
+    text = "".join(lines("lasts_seconds", meaning, [(("p",), [("0.5", 1), ("+Inf", 3)], 7.5)]))
+    (family,) = text_string_to_metric_families(text)
+    read = {(one.name, one.labels.get("le")): one.value for one in family.samples}
+    assert family.type == "histogram"
+    assert read == {
+        ("lasts_seconds_bucket", "0.5"): 1.0,
+        ("lasts_seconds_bucket", "+Inf"): 3.0,
+        ("lasts_seconds_count", None): 3.0,
+        ("lasts_seconds_sum", None): 7.5,
+    }
+
+
+async def test_other_work_goes_on_while_the_metrics_of_thousands_are_written() -> None:
+    many = SEEN._replace(waiting={f"s-{number}": Backlog() for number in range(5_000)})
+    writing, turns = asyncio.create_task(told(many)), 0
+    while not writing.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert (await writing).count("watcher_queues_waiting{") == 5_000
+    assert turns > 3, "it begins, it waits for a thread, it has the text"

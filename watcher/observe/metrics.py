@@ -6,19 +6,14 @@ A Redis that is down does not make a worker look dead: only readiness asks it.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
 
 from watcher import __version__
 from watcher.engine.breaker import State, is_closed, pace_per_s, rests_until_ms, state
@@ -214,51 +209,60 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TYPES = (*CHANGE_EVENTS, *(name for name in SERVICE_EVENTS if not name.startswith("subscription.")))
 """What a poll may commit; events about subscriptions are emitted elsewhere."""
 
-_FAMILY_BY_KIND: Mapping[str, Callable[..., Any]] = {
-    "counter": CounterMetricFamily,
-    "gauge": GaugeMetricFamily,
-    "histogram": HistogramMetricFamily,
-}
-_Samples = dict[str, list[tuple[Any, ...]]]
-"""By name, what `add_metric` of its family takes: labels and a value, or labels, buckets and a sum."""
+_Samples = dict[str, Iterable[tuple[Any, ...]]]
+"""By name, labels and a value each; of a histogram labels, buckets and a sum."""
 
 
 class Metrics:
-    """The metrics of one worker, in a registry of their own."""
+    """The metrics of one worker."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._one_at_a_time = asyncio.Lock()
         self._overview = OverviewReader(worker)
-        self._families: list[Metric] = []
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
 
     async def text(self) -> bytes:
         """Read everything, and write it as Prometheus reads it."""
         async with self._one_at_a_time:
             seen = await self._overview.look()
-            samples = _of_worker(self._worker)
-            if not self._worker.stands_by:
-                samples |= {"watcher_store_up": [((), float(seen is not None))]}
-            if seen:
-                samples |= _of_store(self._worker.settings, seen)
-                if followed := self._worker.followed:
-                    unverified = followed.count("subscription", "unverified")
-                    samples |= {"watcher_subscriptions_unverified": [((), unverified)]}
-            self._families = []
-            for name, meaning in METRICS.items():
-                if name in samples:
-                    family = _FAMILY_BY_KIND[meaning.kind](name, meaning.text, labels=meaning.labels)
-                    for sample in samples[name]:
-                        family.add_metric(*sample)
-                    self._families.append(family)
-            return await asyncio.to_thread(generate_latest, self._registry)  # milliseconds, if there is much
+            # In a thread, line by line: of 10,000 subscriptions there are 160,000 lines.
+            return await asyncio.to_thread(self._write, seen)
 
-    def collect(self) -> Iterable[Metric]:
-        """Give the registry what was read last."""
-        return self._families
+    def _write(self, seen: Overview | None) -> bytes:
+        samples = _of_worker(self._worker)
+        if not self._worker.stands_by:
+            samples |= {"watcher_store_up": [((), float(seen is not None))]}
+        if seen:
+            samples |= _of_store(self._worker.settings, seen)
+            if followed := self._worker.followed:
+                unverified = followed.count("subscription", "unverified")
+                samples |= {"watcher_subscriptions_unverified": [((), unverified)]}
+        told = (lines(name, METRICS[name], samples[name]) for name in METRICS if name in samples)
+        return "".join(chain.from_iterable(told)).encode() + generate_latest(self._process)
+
+
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+
+def lines(name: str, meaning: Meaning, samples: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+    """Write a metric as Prometheus reads it (text format 0.0.4). Not by the types of prometheus_client, which
+    take five times as long."""
+    yield f"# HELP {name} {meaning.text}\n# TYPE {name} {meaning.kind}\n"
+    is_histogram = meaning.kind == "histogram"
+    labels = ",".join(f'{label}="%s"' for label in (*meaning.labels, *(["le"] if is_histogram else [])))
+    line = f"{name}{'_bucket' if is_histogram else ''}{f'{{{labels}}}' if labels else ''} %r\n"
+    for values, *figures in samples:
+        texts = [text.translate(_ESCAPES) for text in values]
+        if is_histogram:
+            counts, total = figures
+            yield from (line % (*texts, bound, float(count)) for bound, count in counts)
+            own = ",".join(f'{label}="{text}"' for label, text in zip(meaning.labels, texts, strict=True))
+            own = f"{{{own}}}" if own else ""
+            yield f"{name}_count{own} {float(counts[-1][1])}\n{name}_sum{own} {float(total)}\n"
+        else:
+            yield line % (*texts, float(figures[0]))
 
 
 def _of_worker(worker: Worker) -> _Samples:
@@ -275,10 +279,10 @@ def _of_worker(worker: Worker) -> _Samples:
         "watcher_polls_rejected_total": _counts(counters.by_error_class, providers, ERROR_CLASSES),
         "watcher_changes_total": _counts(counters.by_change, providers, _TYPES),
         "watcher_attempts_total": _counts(counters.by_attempt, subscriptions, ATTEMPT_OUTCOMES),
-        "watcher_breaker_openings_total": [((name,), counters.openings[name]) for name in subscriptions],
-        "watcher_deliveries_pushed_out_total": [
+        "watcher_breaker_openings_total": (((name,), counters.openings[name]) for name in subscriptions),
+        "watcher_deliveries_pushed_out_total": (
             ((name,), counters.pushed_out[name]) for name in subscriptions
-        ],
+        ),
         "watcher_api_requests_total": [((word,), counters.by_api_request[word]) for word in API_OUTCOMES],
         "watcher_poll_duration_seconds": [
             (
@@ -319,9 +323,9 @@ def _of_directory(followed: Followed) -> _Samples:
 
 def _counts(
     count_by: Mapping[tuple[str, str], int], names: Iterable[str], words: Iterable[str]
-) -> list[tuple[Any, ...]]:
+) -> Iterable[tuple[Any, ...]]:
     """Count by names in force and words of ours alone; from zero on, so that a first one is an increase."""
-    return [((name, word), count_by.get((name, word), 0)) for name in names for word in words]
+    return (((name, word), count_by.get((name, word), 0)) for name in names for word in words)
 
 
 def _of_store(settings: Settings, seen: Overview) -> _Samples:
@@ -340,30 +344,30 @@ def _of_store(settings: Settings, seen: Overview) -> _Samples:
         "watcher_poll_overdue_seconds": [
             ((name,), _age_s(overdue.first_due_ms, seen.now_ms)) for name, overdue in seen.overdue.items()
         ],
-        "watcher_deliveries_waiting": [((name,), found.deliveries) for name, found in waiting.items()],
-        "watcher_queues_waiting": [((name,), found.queues) for name, found in waiting.items()],
-        "watcher_oldest_undelivered_seconds": [
+        "watcher_deliveries_waiting": (((name,), found.deliveries) for name, found in waiting.items()),
+        "watcher_queues_waiting": (((name,), found.queues) for name, found in waiting.items()),
+        "watcher_oldest_undelivered_seconds": (
             ((name,), _age_s(found.oldest_sequence, seen.now_ms)) for name, found in waiting.items()
-        ],
-        "watcher_subscription_failing": [
+        ),
+        "watcher_subscription_failing": (
             ((name,), float(not is_closed(breakers.get(name)))) for name in waiting
-        ],
-        "watcher_subscription_breaker": [
+        ),
+        "watcher_subscription_breaker": (
             ((name,), _BREAKER.get(state(breakers.get(name), seen.now_ms), 0.0)) for name in waiting
-        ],
-        "watcher_subscription_rest_seconds": [
+        ),
+        "watcher_subscription_rest_seconds": (
             ((name,), _rest_s(breakers.get(name), seen.now_ms)) for name in waiting
-        ],
-        "watcher_subscription_pace": [
+        ),
+        "watcher_subscription_pace": (
             ((name,), pace_per_s(breakers.get(name), seen.now_ms)) for name in waiting
-        ],
-        "watcher_subscription_delayed": [
+        ),
+        "watcher_subscription_delayed": (
             ((name,), float(is_delayed(found, seen.now_ms))) for name, found in waiting.items()
-        ],
-        "watcher_subscription_paused": [
+        ),
+        "watcher_subscription_paused": (
             ((name,), float(name in breakers and breakers[name].paused_at_ms > 0)) for name in waiting
-        ],
-        "watcher_dead_letters": [((name,), found.dead) for name, found in waiting.items()],
+        ),
+        "watcher_dead_letters": (((name,), found.dead) for name, found in waiting.items()),
     }
 
 
