@@ -346,11 +346,14 @@ async def test_a_ping_says_what_came_of_it_and_verifies_a_url_that_takes_it(
         assert (await ask(api, "PUT", "/subscriptions/new", body)).status == 201
         said = (await ask(api, "POST", "/subscriptions/new/ping")).data
         assert (said["delivered"], said["verified"], said["status"]) == (False, False, 503)
-        assert (await ask(api, "GET", "/subscriptions/new")).data["state"] == "unverified"
+        found = (await ask(api, "GET", "/subscriptions/new")).data
+        assert (found["state"], found["status"]["ping_error"]) == ("unverified", "status 503")
+        assert "`POST /v1/subscriptions/new/ping`" in found["status"]["todo"]
         rig.receiver.fail = None
         said = (await ask(api, "POST", "/subscriptions/new/ping")).data
         assert (said["delivered"], said["verified"], said["status"]) == (True, True, 200)
-        assert (await ask(api, "GET", "/subscriptions/new")).data["state"] == "in_force"
+        found = (await ask(api, "GET", "/subscriptions/new")).data
+        assert (found["state"], found["status"]["ping_error"]) == ("in_force", None)
         monkeypatch.setattr(verification, "SPACING_MS", 60_000)
         await ask(api, "POST", "/subscriptions/new/ping")
         limited = await ask(api, "POST", "/subscriptions/new/ping")

@@ -28,10 +28,9 @@ from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig
 from tests.support.stores import fail, pause
 from watcher import cli
-from watcher.commands import ping
 from watcher.commands.deliveries import cells
-from watcher.delivery import webhook
-from watcher.delivery.sink import Attempt
+from watcher.delivery import sink, webhook
+from watcher.delivery.sink import Attempt, remedy
 from watcher.engine.breaker import Answer
 from watcher.journal.events import Delivery
 from watcher.printable import plain
@@ -191,16 +190,16 @@ async def test_a_ping_goes_nowhere_where_a_delivery_would_not(
 
 def test_advice_is_for_what_an_attempt_really_says() -> None:
     said = [*(words for _, words in webhook._WORDS), "no connection within 20 s", "no answer within 20 s"]
-    for words, advice in ping._BY_ERROR:
+    for words, advice in sink._BY_ERROR:
         (found, *_) = [each for each in said if words in each]
-        assert ping._advice(Attempt(Answer.NO_ANSWER, 0, error=found)) == advice
-    assert ping._advice(Attempt(Answer.NO_ANSWER, 0, error="something new")).startswith(
+        assert remedy(Attempt(Answer.NO_ANSWER, 0, error=found), is_signed=True) == advice
+    assert remedy(Attempt(Answer.NO_ANSWER, 0, error="something new"), is_signed=True).startswith(
         "look at the receiver"
     )
-    assert ping._advice(Attempt(Answer.REJECTED, 0, status=101)) == "it is no webhook receiver"
+    assert remedy(Attempt(Answer.REJECTED, 0, status=101), is_signed=True) == "it is no webhook receiver"
     for status, begin in ((429, "it takes no more"), (500, "the service itself"), (418, "look at the subs")):
         refused = Attempt(Answer.REJECTED, 0, status=status)
-        assert ping._advice(refused, is_signed=False).startswith(begin)
+        assert remedy(refused, is_signed=False).startswith(begin)
 
 
 # what all of them share
@@ -295,7 +294,8 @@ async def test_subscriptions_say_how_they_stand_and_what_waits(one: Owed, run: C
     assert re.search(r"^ops +(healthy|delayed) +http://127", text, re.MULTILINE)
     assert "4 waiting in 2 queues, the oldest for" in text
     assert "; 1 dead letter" in text
-    assert "breaker half-open: status 500 \\x1b]0;owned\\x07\\u202e; nothing waits\n" in text
+    assert "breaker half-open: status 500 \\x1b]0;owned\\x07\\u202e; nothing waits; what to do: " in text
+    assert (ops["todo"], "`watcher ping audit` tries it" in audit["todo"]) == (None, True)
     assert "t0ken" not in text
 
 

@@ -536,3 +536,13 @@ def test_it_is_never_more_than_what_happened_in_two_seconds(gaps_ms: Sequence[in
         found = recent.per_s(now_ms)
         assert sum(at > now_ms - 1 for at in times) <= found + 1e-9
         assert found <= sum(at > now_ms - 2000 for at in times) + 1e-9
+
+
+def test_why_a_url_is_not_verified_is_known_until_it_is_and_changes_nothing_else() -> None:
+    failed = decide.pinged(None, NOW_MS, error="status 404")
+    assert failed == Breaker(ping_error="status 404")
+    assert decide.tidied(failed, NOW_MS + 10 * PATIENCE_MS) == failed
+    assert state(failed, NOW_MS) is State.CLOSED
+    assert decide.pinged(failed, NOW_MS, error="") is None
+    open_ = opened()
+    assert decide.pinged(open_._replace(ping_error="x"), NOW_MS, error="") == open_

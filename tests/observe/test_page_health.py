@@ -21,6 +21,7 @@ def seen(**changes: Any) -> dict[str, Any]:
 def a_subscription_line(**changes: Any) -> dict[str, Any]:
     line = {
         **dict.fromkeys(("failing_since", "paused_at", "per_second", "reason", "oldest_s", "record")),
+        **dict.fromkeys(("ping_error", "todo")),
         **dict.fromkeys(("queues", "deliveries", "retrying", "dead", "backing_off_s"), 0),
         "kind": "subscription",
         "subscription": "ops",

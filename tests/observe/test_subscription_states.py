@@ -1,6 +1,7 @@
 """What a subscription is has one word, the same in status, subscriptions, metrics and on the page."""
 
 import json
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -11,8 +12,10 @@ from tests.support.scraped import parsed
 from tests.support.stores import MINUTE_MS, Store, a_delivery, a_store, fail, pause
 from watcher.commands.status import as_text, read_lines
 from watcher.config.loading import Look as Configuration
+from watcher.engine.breaker import BY_HAND
 from watcher.observe.metrics import Metrics
 from watcher.observe.page.look import Look
+from watcher.observe.views import remedy_of
 from watcher.run.worker import Opened, Worker
 from watcher.settings import RedisSettings, Settings
 from watcher.store.health import StoreHealth
@@ -128,3 +131,31 @@ async def test_a_queue_that_is_tried_again_is_listed_and_as_it_should_be_and_a_d
     assert f"{well} of 7 as they should be" in screen
     assert says in screen
     assert ("young" in screen) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"state": "paused", "reason": BY_HAND}, "`watcher subscriptions resume ops` sends what waits"),
+        ({"state": "paused", "reason": "status 410"}, "it says that this URL is gone for good: set the new"),
+        ({"state": "paused", "reason": "channel_not_found; invite it"}, "then `watcher subscriptions resume"),
+        ({"state": "failing", "reason": "status 401"}, "compare the secret on both sides; `watcher verify` "),
+        ({"state": "failing", "reason": "cannot connect: refused"}, "look whether the receiver listens at"),
+        ({"state": "failing", "reason": "something new"}, "look at the receiver, and at what is in front"),
+        ({"state": "backing off", "reason": "status 429"}, "it asks for fewer requests: set requests_per_"),
+        ({"state": "delayed", "reason": "status 503"}, "look into the receiver's log: it failed while"),
+        ({"record": "unverified", "ping_error": "status 404"}, "look at the path of the subscription's url"),
+        ({"record": "unverified"}, "`watcher ping ops` shows what it answers; workers ping it for a day"),
+    ],
+)
+def test_whatever_keeps_events_from_a_subscription_says_what_to_do(
+    changes: dict[str, Any], says: str
+) -> None:
+    line = {"subscription": "ops", "state": "healthy", "format": "standard", "reason": None}
+    assert (remedy_of({**line, "record": None, "ping_error": None, **changes}) or "").startswith(says)
+
+
+@pytest.mark.parametrize("changes", [{}, {"state": "delayed"}, {"reason": "status 503"}])
+def test_where_nothing_is_known_to_be_wrong_nothing_is_advised(changes: dict[str, Any]) -> None:
+    line = {"subscription": "ops", "state": "healthy", "format": None, "reason": None, "record": None}
+    assert remedy_of({**line, "ping_error": None, **changes}) is None

@@ -36,11 +36,14 @@ class Worker:
     answers: dict[str, Attempt] = field(default_factory=dict)
     sent: list[str] = field(default_factory=list)
     noted: list[tuple[str, str]] = field(default_factory=list)
+    told: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         server = self.schedule.now_ms
         self.schedule.now_ms = lambda: server() + self.later_ms
-        self.verification = Verification(self.schedule, self.keys, send=self._send, note=self._note)
+        self.verification = Verification(
+            self.schedule, self.keys, send=self._send, note=self._note, tell=self._tell
+        )
 
     async def _send(self, settings: SubscriptionSettings, event: Event) -> Attempt:
         assert event.type == "subscription.ping"
@@ -50,6 +53,9 @@ class Worker:
     async def _note(self, name: str, url: str) -> bool:
         self.noted.append((name, url))
         return True
+
+    async def _tell(self, name: str, error: str) -> None:
+        self.told[name] = error
 
     async def sleep(self, ms: int, *hosts: str) -> None:
         """Let time pass; meanwhile other workers do nothing, and the hosts may be pinged again."""
@@ -85,6 +91,7 @@ async def test_what_answers_is_noted_with_its_url(workers: Iterator[Worker]) -> 
     one.answers["ops"] = OK
     assert await one.look(waiting("ops", since_ms=now_ms)) == ["ops"]
     assert one.noted == [("ops", f"https://{HOST}/hooks/ops")]
+    assert one.told == {"ops": ""}
 
 
 async def test_what_does_not_answer_is_pinged_by_the_ladder_of_the_breaker_and_for_a_day(
@@ -99,7 +106,7 @@ async def test_what_does_not_answer_is_pinged_by_the_ladder_of_the_breaker_and_f
         await one.sleep(1000, HOST)
     await one.sleep(PATIENCE_MS, HOST)
     assert await one.look(new) == []
-    assert one.noted == []
+    assert (one.noted, one.told) == ([], {"ops": "status 500"})
 
 
 async def test_a_record_that_was_written_again_is_pinged_at_once(workers: Iterator[Worker]) -> None:

@@ -85,6 +85,8 @@ class SubscriptionStatus(BaseModel):
     backing_off_s: int
     per_second: float | None
     reason: str | None
+    ping_error: str | None = Field(description="why its URL is not verified: what the last ping met")
+    todo: str | None = Field(description="what to do about its state; null where there is nothing to do")
 
 
 class Subscription(Described):

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from watcher.api.accounts import Names, Opened, etag, found_now, opened
 from watcher.api.problems import Problem, answer, limit_in, query_of
-from watcher.observe.views import letter_line, subscription_line, waiting_line
+from watcher.observe.views import letter_line, remedy_of, subscription_line, waiting_line
 from watcher.run.worker import Worker
 from watcher.store.keys import SHARDS
 from watcher.store.queues import Breakers
@@ -44,6 +44,9 @@ class Subscriptions:
         )
         line = subscription_line(
             name, waiting[name], breakers.get(name), now_ms, known=None, is_configured=True
+        )
+        line["todo"] = remedy_of(
+            {**line, "record": found["state"], "format": found["settings"].get("format")}
         )
         status = {key: line[key] for key in line.keys() - {"kind", "subscription", "is_configured", "format"}}
         return answer({**found, "status": status}, headers=etag(found))

@@ -6,7 +6,6 @@ Sends as a delivery is sent: the same format, signature, headers, bounds and egr
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -20,37 +19,6 @@ from watcher.commands._shared import (
     subscription_named,
 )
 from watcher.commands._table import opened, say_json
-
-if TYPE_CHECKING:
-    from watcher.delivery.sink import Attempt
-
-_BY_STATUS = {
-    400: "it may not accept the signature: give its request to `watcher verify`, which names the step",
-    401: "compare the secret on both sides; `watcher verify` says which step of a verification fails",
-    403: "compare the secret on both sides, and the `headers` of the subscription with what it expects",
-    404: "look at the path of the subscription's url",
-    405: "look at the path of the subscription's url: it takes no POST",
-    410: "it says that this URL is gone for good: a real event would pause the subscription",
-    413: "it refuses the size of the body: events are smaller than 20 kB, allow as much",
-    429: "it asks for fewer requests: set requests_per_second of the subscription",
-}
-_BY_ERROR = (
-    ("resolve", "look at the host name of the subscription's url, and at the DNS of this machine"),
-    ("no connection within", "look whether the receiver listens at that port, and at the firewalls between"),
-    ("cannot connect", "look whether the receiver listens at that port, and at the firewalls between"),
-    ("no answer within", "answer first and work later: 20 seconds is all there is"),
-)
-_ANY_ERROR = "look at the receiver, and at what is in front of it; a port with TLS needs https://"
-_ANY_MESSAGE = "look at the subscription's url and format, and at what the service says"
-_MESSAGE_BY_STATUS = {
-    429: "it takes no more for now: ping again in a minute; a worker waits as long as it says",
-}
-_SERVICE_FAILS = "the service itself fails: ping again in a minute; a worker tries again on its schedule"
-_BAD_REQUEST, _ANY_FAILURE = 400, 500
-_BY_KIND = {
-    4: "look into the receiver's log: it rejected the request",
-    5: "look into the receiver's log: it failed while it handled the event",
-}
 
 
 def _types(_context: click.Context | None, _parameter: click.Parameter | None, begin: str) -> list[str]:
@@ -94,6 +62,7 @@ async def command(*, config_path: Path | None, type_: str, is_json: bool, name: 
     from watcher.config.loading import Look
     from watcher.delivery.chat import target_of
     from watcher.delivery.egress import Policy
+    from watcher.delivery.sink import remedy
     from watcher.delivery.webhook import WebhookSink
     from watcher.engine.breaker import Answer
     from watcher.journal.notices import sample
@@ -113,7 +82,7 @@ async def command(*, config_path: Path | None, type_: str, is_json: bool, name: 
         attempt = await sink.send(target_of(subscription, policy), [event.to(name)], 1)
     is_signed = subscription.format == "standard"
     is_taken = attempt.answer is Answer.DELIVERED
-    todo = None if is_taken else _advice(attempt, is_signed=is_signed)
+    todo = None if is_taken else remedy(attempt, is_signed=is_signed)
     if is_json:
         about = {"status": attempt.status, "error": attempt.error, "duration_ms": attempt.duration_ms}
         answer = {"answer": attempt.excerpt or None, "todo": todo}
@@ -127,21 +96,3 @@ async def command(*, config_path: Path | None, type_: str, is_json: bool, name: 
         click.echo(f"  it says: {attempt.excerpt}")
     click.echo(f"  what to do: {todo}")
     return 1
-
-
-def _advice(attempt: "Attempt", *, is_signed: bool = True) -> str:
-    from watcher.engine.breaker import Answer
-
-    if attempt.answer is Answer.FORBIDDEN:
-        return "if this address is yours, add it to [egress] allow; no byte was sent there"
-    if attempt.status is None:
-        found = (advice for words, advice in _BY_ERROR if words in (attempt.error or ""))
-        return attempt.fix or next(found, _ANY_ERROR)
-    if attempt.fix:
-        return attempt.fix
-    if attempt.status == _BAD_REQUEST and "https" in attempt.excerpt.lower():
-        return "its port speaks TLS, as it says: write https:// in the subscription's url"
-    if not is_signed:
-        any_message = _SERVICE_FAILS if attempt.status >= _ANY_FAILURE else _ANY_MESSAGE
-        return _MESSAGE_BY_STATUS.get(attempt.status, any_message)
-    return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")

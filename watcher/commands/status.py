@@ -120,6 +120,7 @@ async def read_lines(look: "Look") -> list[_Line]:
         )
         for line in subscriptions:
             line |= record_of(found.subscriptions.get(line["subscription"]))
+            line["todo"] = views.remedy_of(line)
     url = safe_url(settings.redis.url.get_secret_value())
     place = f"embedded, in {settings.redis.data_dir.absolute()}" if url == "embedded" else url
     return [
@@ -210,8 +211,12 @@ def as_text(lines: Sequence[_Line], time: Callable[[str], str] = str) -> Iterato
             yield _entry("", f"    failing since {time(line['failing_since'])}, {breaker}: {reason}", says)
         elif backing_off or pace:
             yield _entry("", f"    {f'{backing_off}{pace}'.removeprefix(', ')}: {reason}", says)
+        elif line["record"] == "unverified" and line["ping_error"]:
+            yield _entry("", f"    its last ping: {printable(line['ping_error'])}", says)
         elif delayed and reason:
             yield _entry("", f"    failed last: {reason}", says)
+        if line["todo"] and line is worst[0]:  # `watcher subscriptions` says it of each
+            yield _entry("", f"    what to do: {line['todo']}", says)
     yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` lists all")
     for line in _of("directory", lines):
         made = f"{many(line['accounts'], 'account')} and {many(line['subscriptions'], 'subscription')}"

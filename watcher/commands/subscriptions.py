@@ -84,7 +84,7 @@ async def command(
     """
     from watcher.commands.accounts import remove
     from watcher.commands.export import say_section
-    from watcher.observe.views import place_of, subscription_lines
+    from watcher.observe.views import place_of, remedy_of, subscription_lines
     from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
@@ -116,6 +116,7 @@ async def command(
             "url": place_of(settings, line["subscription"]),
             "failing_s": max(0, failing_ms) // 1000,
         }
+        line["todo"] = remedy_of(line)
     if not (lines or is_json):
         click.echo("no subscription is known here", err=True)
     if is_json:
@@ -190,11 +191,13 @@ def _cells(line: _Line, display: Display) -> list[str]:
     if line["record"] == "unverified":
         since = f" since {display.time(line['unverified_since'])}" if line["unverified_since"] else ""
         rest = "" if state in ("healthy", "delayed") else f"; {state}"
-        way = f"`watcher ping {printable(line['subscription'])}` says what it answers"
-        state = f"unverified{since}: its events wait until its URL has answered a ping; {way}{rest}"
+        error = f", the last: {printable(line['ping_error'])}" if line["ping_error"] else ""
+        state = f"unverified{since}: its events wait until its URL has answered a ping{error}{rest}"
     elif line["record"] in ("shadowed", "unfit", "locked") and line["record_reason"]:
         state = f"{state}; its record of the API is {line['record']}: {printable(line['record_reason'])}"
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
     word = "unverified" if line["record"] == "unverified" and line["state"] == "healthy" else line["state"]
     about = "; ".join((backlog,) if state == word else (state.removeprefix(f"{word}: "), backlog))
+    if line["todo"]:
+        about += f"; what to do: {line['todo']}"
     return [printable(line["subscription"]), IN_STATE.get(word, str)(word), where, about]

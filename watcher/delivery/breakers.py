@@ -249,6 +249,10 @@ class SubscriptionBreakers:
         _, after = await self._shared.change(name, partial(decide.tried_again, reasons=reasons))
         return after is not None and not after.paused_at_ms and after.reason.startswith(reasons)
 
+    async def note_ping(self, name: str, error: str) -> None:
+        """Note why a URL is not verified; "" once it is. Raises StoreError."""
+        await self._change(name, partial(decide.pinged, error=error))
+
     async def resume(self, name: str) -> None:
         """Forget that a subscription failed or was paused. Raises StoreError."""
         await self._shared.resume(name)

@@ -16,7 +16,7 @@ import orjson
 
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Outcome, Sink, Target, Verdict, judge
-from watcher.engine.breaker import RESULTS, paused
+from watcher.engine.breaker import BY_HAND, RESULTS, paused
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.journal.events import Delivery
@@ -486,7 +486,7 @@ class Tried(NamedTuple):
 async def pause_by_hand(breakers: Breakers, subscription: str) -> bool:
     """Send a subscription nothing until it is resumed; says whether it was not paused before. Raises
     StoreError."""
-    before, _ = await breakers.change(subscription, partial(paused, reason="by hand"))
+    before, _ = await breakers.change(subscription, partial(paused, reason=BY_HAND))
     return before is None or not before.paused_at_ms
 
 

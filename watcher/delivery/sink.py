@@ -4,6 +4,7 @@ A sink knows its own service: it alone reads statuses and answers, and translate
 means for the delivery and for its subscription is the same for all sinks: `judge` says it, and is pure.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -134,3 +135,62 @@ def judge(
     asked_s = min(attempt.retry_after_s or 0, LONGEST_RETRY_AFTER_S)
     is_held = is_closed or answer is Answer.SLOW_DOWN  # else the whole subscription rests as long
     return Verdict(Outcome.RETRY, max(spread_ms, int(1000 * asked_s) if is_held else 0), is_used)
+
+
+_BY_STATUS = {
+    400: "it may not accept the signature: give its request to `watcher verify`, which names the step",
+    401: "compare the secret on both sides; `watcher verify` says which step of a verification fails",
+    403: "compare the secret on both sides, and the `headers` of the subscription with what it expects",
+    404: "look at the path of the subscription's url",
+    405: "look at the path of the subscription's url: it takes no POST",
+    410: "it says that this URL is gone for good: set the new url, or remove the subscription",
+    413: "it refuses the size of the body: events are smaller than 20 kB, allow as much",
+    429: "it asks for fewer requests: set requests_per_second of the subscription",
+}
+_BY_ERROR = (
+    ("resolve", "look at the host name of the subscription's url, and at the DNS of this machine"),
+    ("no connection within", "look whether the receiver listens at that port, and at the firewalls between"),
+    ("cannot connect", "look whether the receiver listens at that port, and at the firewalls between"),
+    ("no answer within", "answer first and work later: 20 seconds is all there is"),
+)
+_ANY_ERROR = "look at the receiver, and at what is in front of it; a port with TLS needs https://"
+_ANY_MESSAGE = "look at the subscription's url and format, and at what the service says"
+_MESSAGE_BY_STATUS = {
+    429: "it takes no more for now: ping again in a minute; a worker waits as long as it says",
+}
+_SERVICE_FAILS = "the service itself fails: ping again in a minute; a worker tries again on its schedule"
+_BAD_REQUEST, _ANY_FAILURE = 400, 500
+_BY_KIND = {
+    4: "look into the receiver's log: it rejected the request",
+    5: "look into the receiver's log: it failed while it handled the event",
+}
+
+
+def remedy(attempt: Attempt, *, is_signed: bool) -> str:
+    """Say what to do about an attempt that failed: of a webhook that `is_signed`, or of a message."""
+    if attempt.answer is Answer.FORBIDDEN:
+        return "if this address is yours, add it to [egress] allow; no byte was sent there"
+    if attempt.status is None:
+        found = (advice for words, advice in _BY_ERROR if words in (attempt.error or ""))
+        return attempt.fix or next(found, _ANY_ERROR)
+    if attempt.fix:
+        return attempt.fix
+    if attempt.status == _BAD_REQUEST and "https" in attempt.excerpt.lower():
+        return "its port speaks TLS, as it says: write https:// in the subscription's url"
+    if not is_signed:
+        any_message = _SERVICE_FAILS if attempt.status >= _ANY_FAILURE else _ANY_MESSAGE
+        return _MESSAGE_BY_STATUS.get(attempt.status, any_message)
+    return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")
+
+
+_STATUS = re.compile(r"status ([0-9]{3})")
+
+
+def remedy_for(reason: str, *, is_signed: bool) -> str | None:
+    """Say what to do about an attempt of which only the `reason` is known; None where that says it."""
+    said, _, fix = reason.partition("; ")
+    if fix or "[egress]" in said:
+        return None
+    status = _STATUS.fullmatch(said)
+    attempt = Attempt(Answer.FAILED, 0, status=int(status[1]) if status else None, error=said)
+    return remedy(attempt, is_signed=is_signed)

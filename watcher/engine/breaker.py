@@ -103,6 +103,10 @@ UNANSWERED = 0.5
 wait until all of these have hung again."""
 
 
+BY_HAND = "by hand"
+"""Why a subscription is paused that a person has paused."""
+
+
 class Failure(NamedTuple):
     """What a failed attempt says of its subscription. `retry_after_ms`: what the receiver asks for."""
 
@@ -275,8 +279,14 @@ def tidied(breaker: Breaker | None, now_ms: int) -> Breaker | None:
         and now_ms >= breaker.held_until_ms
         and now_ms - breaker.closed_at_ms > WINDOW_MS
         and not pace_per_s(breaker, now_ms)
+        and not breaker.ping_error
     )
     return None if is_over else breaker
+
+
+def pinged(breaker: Breaker | None, now_ms: int, *, error: str) -> Breaker | None:
+    """Note what came of the last ping of a URL that is not verified; "" where it was answered."""
+    return tidied((breaker or Breaker())._replace(ping_error=error), now_ms)
 
 
 def paused(breaker: Breaker | None, now_ms: int, *, reason: str) -> Breaker:

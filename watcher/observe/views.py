@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from yarl import URL
 
 from watcher.amounts import Conversions
-from watcher.engine.breaker import is_closed, pace_per_s, rests_until_ms, state
+from watcher.delivery.sink import remedy_for
+from watcher.engine.breaker import BY_HAND, is_closed, pace_per_s, rests_until_ms, state
 from watcher.journal.account import Entry
 from watcher.journal.events import Delivery, amounts_of, iso, shown
 from watcher.journal.explain import in_atoms, in_text
@@ -416,7 +417,29 @@ def subscription_line(
         "backing_off_s": max(0, int(until_ms) - now_ms) // 1000,
         "per_second": round(min(pace, most or pace), 2) if (pace := pace_per_s(breaker, now_ms)) else None,
         "reason": breaker.reason if breaker else None,
+        "ping_error": (breaker and breaker.ping_error) or None,
     }
+
+
+def remedy_of(line: Line) -> str | None:
+    """Say what to do about a subscription that is sent nothing or less, or whose events wait: None where
+    nothing is known, or nothing has to be done."""
+    name, reason = printable(line["subscription"]), line["reason"]
+    is_unverified, resume = line.get("record") == "unverified", f"`watcher subscriptions resume {name}`"
+    if line["state"] == "paused" and reason == BY_HAND:
+        return f"{resume} sends what waits"
+    if is_unverified and line["state"] != "paused":
+        reason = line["ping_error"]
+        rest = f"`watcher ping {name}` shows what it answers; workers ping it for a day, and "
+        rest += f"`POST /v1/subscriptions/{name}/ping` does so at once"
+    elif not reason or line["state"] == "healthy":
+        return None
+    elif line["state"] == "paused":
+        rest = f"then {resume}"
+    else:
+        rest = f"`watcher ping {name}` tries it; {resume} sends what waits at once"
+    mend = remedy_for(reason, is_signed=line["format"] in (None, "standard")) if reason else None
+    return f"{mend}; {rest}" if mend else rest
 
 
 _MOST_REASONS = 20

@@ -138,7 +138,9 @@ class Upkeep:
         self.followed = Followed(
             directory, configured, agreement.neighbours, now_ms=schedule.now_ms, keeper=keeper
         )
-        self.verification = Verification(schedule, keys, send=configured.send, note=self._note_verified)
+        self.verification = Verification(
+            schedule, keys, send=configured.send, note=self._note_verified, tell=self._tell_ping
+        )
         self._directory = directory
         self._roster = Roster(schedule.pipe, keys)
         self._reader = Reader(schedule.pipe, keys)
@@ -367,6 +369,12 @@ class Upkeep:
         with suppress(EditRefused):
             return await editor.note_verified(name, url, by="verification")
         return False
+
+    async def _tell_ping(self, name: str, error: str) -> None:
+        """Let `watcher subscriptions` and the API say why a URL is not verified."""
+        known = self.followed.get("subscription", name)
+        is_unverified = known is not None and known.state == "unverified"
+        await self._configured.breakers.note_ping(name, error if is_unverified else "")
 
     async def _keep_enrolled(self) -> None:
         """When Redis has lost its state, let every account start anew: baselines, and no events."""

@@ -65,7 +65,7 @@ class Verification:
     """One worker's part in it.
 
     `send` makes one attempt, as a delivery is sent; `note` writes down that a URL has answered, and says
-    whether that is news.
+    whether that is news; `tell` shows why one has not ("": it has).
     """
 
     def __init__(
@@ -75,12 +75,14 @@ class Verification:
         *,
         send: Callable[[SubscriptionSettings, Event], Awaitable[Attempt]],
         note: Callable[[str, str], Awaitable[bool]],
+        tell: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self._schedule = schedule
         self._keys = keys
         self._holder = secrets.token_hex(8)
         self._send = send
         self._note = note
+        self._tell = tell
         self._tried: dict[str, _Tried] = {}
         self._failing = Throttle()
 
@@ -110,6 +112,7 @@ class Verification:
         attempt = await self._send(settings, event)
         if attempt.answer is Answer.DELIVERED and await self._note(name, settings.url.get_secret_value()):
             log.info("subscription.verified", subscription=name, duration_ms=attempt.duration_ms)
+        await self._tell(name, "" if attempt.answer is Answer.DELIVERED else attempt.reason)
         return attempt
 
     def _is_due(self, one: Unverified, now_ms: int) -> bool:

@@ -327,6 +327,7 @@ class Breaker(NamedTuple):
     | closed_at_ms | results up to then do not count |
     | held_until_ms | the receiver asked for no attempts until then |
     | pace_per_s, pace_at_ms | attempts a second at that time, over all workers (0: no limit) |
+    | ping_error | what came of the last ping of a URL that is not verified |
     """
 
     paused_at_ms: int = 0
@@ -342,6 +343,7 @@ class Breaker(NamedTuple):
     held_until_ms: int = 0
     pace_per_s: float = 0.0
     pace_at_ms: int = 0
+    ping_error: str = ""
 
 
 class Miss(NamedTuple):

@@ -26,6 +26,7 @@ from watcher.observe.views import (
     place_of,
     problems_of,
     provider_line,
+    remedy_of,
     server_line,
     subscription_line,
     worker_line,
@@ -318,6 +319,8 @@ def _subscription(settings: Settings, name: str, found: Found) -> Line:
     return {
         **line,
         "reason": _said(line["reason"]),
+        "ping_error": _said(line["ping_error"]),
+        "todo": remedy_of({**line, "record": record}),
         "place": place_of(settings, name),
         "record": record,
         "record_reason": _said(why) or None,
