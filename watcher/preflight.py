@@ -264,15 +264,15 @@ def trials(settings: Settings, *, limit_s: float = LIMIT_S) -> list[Trial]:
 
 async def try_all(found: Sequence[Trial], *, done: Callable[[], None]) -> list[Tried]:
     """Run trials side by side; returns their lines in the order given. `done` is called after each."""
-    room = asyncio.Semaphore(_AT_ONCE)
+    slots = asyncio.Semaphore(_AT_ONCE)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_within(trial, room, done), name=trial.name) for trial in found]
+        tasks = [group.create_task(_within(trial, slots, done), name=trial.name) for trial in found]
     return [line for task in tasks for line in task.result()]
 
 
-async def _within(trial: Trial, room: asyncio.Semaphore, done: Callable[[], None]) -> list[Tried]:
+async def _within(trial: Trial, slots: asyncio.Semaphore, done: Callable[[], None]) -> list[Tried]:
     lines: list[Tried] = []
-    async with room:
+    async with slots:
         try:
             async with asyncio.timeout(trial.limit_s):
                 async for tried in trial.run():

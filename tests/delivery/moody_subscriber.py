@@ -202,6 +202,6 @@ class CommandLine:
         return Ended(end.value.code, out, err)
 
 
-def resting(monkeypatch: pytest.MonkeyPatch, *rests_ms: int) -> None:
+def inactive(monkeypatch: pytest.MonkeyPatch, *rests_ms: int) -> None:
     """Let breakers rest for so long."""
-    monkeypatch.setattr(breaker, "RESTS_MS", rests_ms)
+    monkeypatch.setattr(breaker, "BACKOFF_MS", rests_ms)

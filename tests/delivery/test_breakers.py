@@ -8,16 +8,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.builders import a_subscription
-from watcher.delivery.breakers import LONGEST_REST_MS, SubscriptionBreakers
+from watcher.delivery.breakers import LONGEST_BACKOFF_MS, SubscriptionBreakers
 from watcher.delivery.sink import Attempt
 from watcher.engine.breaker import TURN_MS, Answer, Failure, State, counted, state
 from watcher.store.exceptions import StoreUnreachable
-from watcher.store.queues import Breaker, Change, Decide, Miss, Tally
+from watcher.store.queues import Breaker, Change, Decide, Miss, Results
 
 OPS = a_subscription("ops")
 NOW_MS = 6000
-BAD = Tally(0, row=tuple(Miss(at, True, "a") for at in range(5)))
-GOOD = Tally(0, 100, 1)
+BAD = Results(0, row=tuple(Miss(at, True, "a") for at in range(5)))
+GOOD = Results(0, 100, 1)
 
 
 class Shared:
@@ -30,8 +30,8 @@ class Shared:
         self.now_ms = NOW_MS
         self.changes = 0
         self.reads = 0
-        self.tallies = 0
-        self.tally_: Tally = BAD
+        self.counts = 0
+        self.results: Results = BAD
         self.meanwhile: Callable[[], Awaitable[object]] | None = None
         self.trouble: Exception | None = None
         self.probes: list[str] = []
@@ -51,12 +51,12 @@ class Shared:
             raise self.trouble
         return {"ops": self.breaker} if self.breaker else {}
 
-    async def tally(self, _name: str, *, closed_at_ms: int) -> Tally:
-        self.tallies += 1
+    async def count_results(self, _name: str, *, closed_at_ms: int) -> Results:
+        self.counts += 1
         if meanwhile := self.meanwhile:
             self.meanwhile = None
             await meanwhile()
-        return self.tally_._replace(from_ms=closed_at_ms)
+        return self.results._replace(from_ms=closed_at_ms)
 
     async def is_idle(self, _name: str) -> bool:
         return self.is_idle_
@@ -102,7 +102,7 @@ async def note(
     """Note attempts; returns how many may start then."""
     for answer in answers:
         await breakers.note(OPS, account, an_attempt(answer, retry_after_s))
-    return breakers.room(OPS, 0, 0)
+    return breakers.capacity(OPS, 0, 0)
 
 
 async def probe(breakers: SubscriptionBreakers, answer: Answer, account: str = "a") -> None:
@@ -119,23 +119,23 @@ async def test_a_delivery_to_a_healthy_subscription_asks_redis_for_nothing(
     assert await note(breakers, *[Answer.DELIVERED] * 7) == 9
     assert await breakers.take_probes("ops", 9, lease_ms=1) == 9
     assert await breakers.turn_ms(OPS) == 0
-    assert (shared.changes, shared.tallies, shared.probes, shared.turns) == (0, 0, [], [])
+    assert (shared.changes, shared.counts, shared.probes, shared.turns) == (0, 0, [], [])
 
 
 async def test_a_failure_is_counted_and_opens_it_if_the_count_says_so(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    shared.tally_ = GOOD
+    shared.results = GOOD
     await note(breakers, Answer.FAILED)
-    assert (shared.tallies, shared.changes) == (1, 0)
-    shared.tally_ = BAD
+    assert (shared.counts, shared.changes) == (1, 0)
+    shared.results = BAD
     await note(breakers, Answer.FAILED)
     assert not breakers.is_closed("ops")
-    assert breakers.is_resting("ops")
-    assert breakers.rest_ms("ops") == 1000
+    assert breakers.is_backing_off("ops")
+    assert breakers.backoff_ms("ops") == 1000
     assert breakers._openings == {"ops": 1}
     await note(breakers, Answer.FAILED)
-    assert shared.tallies == 2, "what had begun before it opened is not counted"
+    assert shared.counts == 2, "what had begun before it opened is not counted"
 
 
 @pytest.mark.parametrize("answer", [Answer.REJECTED, Answer.SLOW_DOWN])
@@ -143,17 +143,17 @@ async def test_what_speaks_of_the_one_event_and_a_429_open_nothing(
     shared: Shared, breakers: SubscriptionBreakers, answer: Answer
 ) -> None:
     await note(breakers, *[answer] * 30)
-    assert shared.tallies == 0
+    assert shared.counts == 0
     assert breakers.is_closed("ops")
 
 
 async def test_failures_that_end_during_a_count_are_in_the_next_one(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    shared.tally_ = GOOD
+    shared.results = GOOD
     shared.meanwhile = lambda: note(breakers, *[Answer.FAILED] * 30)
     await note(breakers, Answer.FAILED)
-    assert shared.tallies == 2
+    assert shared.counts == 2
 
 
 async def test_on_a_cluster_failures_are_counted_at_the_next_look(
@@ -161,10 +161,10 @@ async def test_on_a_cluster_failures_are_counted_at_the_next_look(
 ) -> None:
     shared.is_apart = True
     await note(breakers, *[Answer.FAILED] * 30)
-    assert shared.tallies == 0
+    assert shared.counts == 0
     await breakers.refresh()
-    assert shared.tallies == 1
-    assert breakers.rest_ms("ops") == 1000
+    assert shared.counts == 1
+    assert breakers.backoff_ms("ops") == 1000
 
 
 async def test_one_that_opened_lets_probes_out_which_close_it(
@@ -174,8 +174,8 @@ async def test_one_that_opened_lets_probes_out_which_close_it(
     with capture_logs() as lines:
         await note(breakers, Answer.FAILED)
         shared.now_ms += 1000
-        assert not breakers.is_resting("ops")
-        assert breakers.room(OPS, 0, 0) == 1
+        assert not breakers.is_backing_off("ops")
+        assert breakers.capacity(OPS, 0, 0) == 1
         assert await breakers.take_probes("ops", 1, lease_ms=1) == 1
         await breakers.probe("ops", ["a"])
         assert breakers.is_probe("ops", "a")
@@ -185,7 +185,7 @@ async def test_one_that_opened_lets_probes_out_which_close_it(
         for _ in range(3):
             await probe(breakers, Answer.DELIVERED)
     assert breakers.is_closed("ops")
-    assert breakers.room(OPS, 0, 0) == 32, "what it earned is kept"
+    assert breakers.capacity(OPS, 0, 0) == 32, "what it earned is kept"
     assert shared.probes == []
     assert [line["event"] for line in lines] == ["subscription.failing", "subscription.recovered"]
 
@@ -206,7 +206,7 @@ async def test_only_an_opening_and_a_rest_of_more_than_5_s_is_a_line(
     with capture_logs() as lines:
         await note(breakers, Answer.OVERLOADED)
         for _ in range(5):
-            shared.now_ms += breakers.rest_ms("ops")
+            shared.now_ms += breakers.backoff_ms("ops")
             await probe(breakers, Answer.OVERLOADED)
     assert [line["next_ms"] for line in lines] == [1000, 10_000, 30_000, 60_000]
     assert {line["reason"] for line in lines} == {"status 500"}
@@ -257,7 +257,7 @@ async def test_a_429_holds_it_and_the_pace_is_kept_by_turns(
     await note(breakers, *[Answer.DELIVERED] * 40)
     with capture_logs() as lines:
         await note(breakers, *[Answer.SLOW_DOWN] * 3, retry_after_s=2)
-    assert breakers.rest_ms("ops") == 2000
+    assert breakers.backoff_ms("ops") == 2000
     assert breakers.is_closed("ops")
     assert [(line["event"], line["per_second"], line["next_ms"]) for line in lines] == [
         ("subscription.rate_limited", 80 * 1.2, 2000)
@@ -270,7 +270,7 @@ async def test_a_429_holds_it_and_the_pace_is_kept_by_turns(
     assert [round(shared.turns[-1][0], 1), shared.turns[-1][1]] == [10.4, 2]
     assert await breakers.turn_ms(OPS) == TURN_MS
     assert shared.turns[-1][1] == 0, "what was delivered is said once"
-    assert breakers.room(OPS, 0, 0) == 24, "as many as have a turn soon"
+    assert breakers.capacity(OPS, 0, 0) == 24, "as many as have a turn soon"
 
 
 async def test_what_all_workers_counted_sets_a_pace_that_is_there_already(
@@ -290,8 +290,8 @@ async def test_a_turn_that_is_far_off_is_waited_for_like_a_breaker(
     shared.turn_ms = 2500
     limited = a_subscription("ops", requests_per_second=0.4)
     assert await breakers.turn_ms(limited) is None
-    assert breakers.rest_ms("ops") == 2500 - TURN_MS / 2
-    assert not breakers.is_resting("ops"), "a queue that has its turn goes on"
+    assert breakers.backoff_ms("ops") == 2500 - TURN_MS / 2
+    assert not breakers.is_backing_off("ops"), "a queue that has its turn goes on"
 
 
 async def test_of_two_rates_the_slower_one_is_kept(shared: Shared, breakers: SubscriptionBreakers) -> None:
@@ -307,28 +307,28 @@ async def test_a_paused_one_is_looked_at_again_after_a_minute(
 ) -> None:
     shared.breaker = Breaker(paused_at_ms=1, reason="by hand")
     await breakers.refresh()
-    assert breakers.rest_ms("ops") == LONGEST_REST_MS
+    assert breakers.backoff_ms("ops") == LONGEST_BACKOFF_MS
 
 
 async def test_what_other_workers_note_is_learned_and_what_is_better_is_named(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    await shared.change("ops", partial(counted, tally=BAD, failure=Failure("status 503")))
+    await shared.change("ops", partial(counted, results=BAD, failure=Failure("status 503")))
     assert await breakers.refresh() == []
-    assert breakers.rest_ms("ops") == 1000
+    assert breakers.backoff_ms("ops") == 1000
     shared.breaker = None
     assert await breakers.refresh() == ["ops"]
-    assert breakers.rest_ms("ops") == 0
+    assert breakers.backoff_ms("ops") == 0
 
 
 async def test_while_redis_is_away_breakers_stand_as_they_did(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    await shared.change("ops", partial(counted, tally=BAD, failure=Failure("status 503")))
+    await shared.change("ops", partial(counted, results=BAD, failure=Failure("status 503")))
     await breakers.refresh()
     shared.trouble = StoreUnreachable("Redis is away")
     assert await breakers.refresh() == []
-    assert breakers.rest_ms("ops") == 1000
+    assert breakers.backoff_ms("ops") == 1000
 
 
 async def test_what_is_noted_while_a_read_fails_stands(
@@ -340,20 +340,20 @@ async def test_what_is_noted_while_a_read_fails_stands(
 
     monkeypatch.setattr(shared, "read", read)
     assert await breakers.refresh() == []
-    assert breakers.rest_ms("ops") == 1000
+    assert breakers.backoff_ms("ops") == 1000
 
 
 async def test_breakers_that_are_damaged_are_closed_and_a_bug_once(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    await shared.change("ops", partial(counted, tally=BAD, failure=Failure("status 503")))
+    await shared.change("ops", partial(counted, results=BAD, failure=Failure("status 503")))
     await breakers.refresh()
     shared.trouble = ValueError("WRONGTYPE")
     with capture_logs() as lines:
         assert await breakers.refresh() == ["ops"]
         assert await breakers.refresh() == []
     assert [line["affected"] for line in lines if line["event"] == "bug"] == ["breakers"]
-    assert breakers.rest_ms("ops") == 0
+    assert breakers.backoff_ms("ops") == 0
     assert shared.reads == 2, "not again so soon"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, owed, resting
+from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, inactive, owed
 from tests.support.events_schema import assert_valid
 from tests.support.stores import fail
 from watcher.delivery import breakers
@@ -72,7 +72,7 @@ async def test_410_pauses_at_once_says_so_and_loses_nothing(
 async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers_until_it_takes_one(
     one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
-    resting(monkeypatch, 50, 100, 200)
+    inactive(monkeypatch, 50, 100, 200)
     subscriber.status, subscriber.delay_s = 503, 0.02
     await one.queue(FIFTY, [1, 2])
     async with one.worker() as first, one.worker() as second, one.worker() as third:

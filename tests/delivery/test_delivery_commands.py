@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is read or written in parts takes several of them."""
-    monkeypatch.setattr("watcher.store.reader._LETTERS_PAGE", 2)
+    monkeypatch.setattr("watcher.store.reader._DEAD_LETTERS_PAGE", 2)
     monkeypatch.setattr("watcher.store.reader._DELIVERIES_PAGE", 2)
     monkeypatch.setattr("watcher.delivery.resend._AT_ONCE", 2)
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import resting, told
+from tests.delivery.moody_subscriber import inactive, told
 from tests.support.builders import seconds
 from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig, quick
@@ -64,7 +64,7 @@ def test_a_backlog_that_stays_full_is_said_at_once_then_every_five_minutes_and_c
 async def test_a_receiver_that_was_away_for_longer_than_its_backlog_holds_sees_the_gap(
     rig: Rig, logged: list[Any], redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resting(monkeypatch, 50)
+    inactive(monkeypatch, 50)
     change(rig, retries=quick(1000), max_backlog=5)
     receiver = rig.receiver
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, resting, told
+from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, inactive, told
 from tests.support.builders import seconds
 from tests.support.stores import fail, pause
 
@@ -31,7 +31,7 @@ async def failing_for(one: Owed, days: float) -> None:
 async def test_it_is_warned_of_with_the_time_that_is_left_and_not_with_each_attempt(
     one: Owed, subscriber: MoodySubscriber, logged: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resting(monkeypatch, 20, 20, 20, 6000)
+    inactive(monkeypatch, 20, 20, 20, 6000)
     await failing_for(one, days=4)
     await one.queue(["treasury"])
     async with one.worker():

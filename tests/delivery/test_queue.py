@@ -28,7 +28,7 @@ from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.queue import DeliveryWork
 from watcher.delivery.sink import Attempt
 from watcher.engine.breaker import Answer
-from watcher.engine.dispatch import Claim, Room
+from watcher.engine.dispatch import Capacity, Claim
 from watcher.engine.loop import InUse, Neighbours
 from watcher.journal.events import Delivery
 from watcher.observe.counters import LAG_BOUNDS_S, Counters
@@ -259,8 +259,8 @@ async def test_a_turn_that_is_far_off_is_waited_for_without_the_queue(bench: Ben
     await bench.deliver()
     assert bench.sent == []
     assert await bench.waits_ms() <= 0
-    assert 29_000 < bench.breakers.rest_ms(OPS) <= 30_000
-    assert (await bench.work.room(OPS, 0, 0)).most == 0
+    assert 29_000 < bench.breakers.backoff_ms(OPS) <= 30_000
+    assert (await bench.work.capacity(OPS, 0, 0)).most == 0
 
 
 async def test_a_queue_that_is_long_is_given_back_in_between(
@@ -325,7 +325,7 @@ async def test_attempts_that_failed_are_counted_by_what_becomes_of_their_deliver
 async def test_a_subscription_that_is_not_known_is_not_looked_at_for_two_seconds(bench: Bench) -> None:
     """It may have been added just now: in the index, which all workers share, it is held back no longer."""
     assert bench.work.takes("unknown")
-    assert await bench.work.room("unknown", 0, 0) == Room(0, 2.0)
+    assert await bench.work.capacity("unknown", 0, 0) == Capacity(0, 2.0)
 
 
 async def test_a_subscription_that_is_locked_is_left_to_other_workers(bench: Bench) -> None:
@@ -378,7 +378,7 @@ async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
     while await bench.store.now_ms() <= failing.open_until_ms:  # noqa: ASYNC110 - the server's time
         await asyncio.sleep(0.001)
     await bench.breakers.refresh()
-    assert (await bench.work.room(OPS, 0, 0)).most == 1
+    assert (await bench.work.capacity(OPS, 0, 0)).most == 1
     assert await bench.is_probed()
     bench.sink.answer = Answer.REJECTED
     if is_due:
@@ -396,12 +396,12 @@ async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
 async def test_an_attempt_that_failed_is_settled_with_what_it_counts_for_the_breaker(
     bench: Bench, answer: Answer, failed: int, is_unavailable: list[bool]
 ) -> None:
-    await bench.shared.tally(OPS, closed_at_ms=0)
+    await bench.shared.count_results(OPS, closed_at_ms=0)
     bench.sink.answer = answer
     await bench.deliver()
-    tally = await bench.shared.tally(OPS, closed_at_ms=0)
-    assert (tally.tried, tally.failed) == (failed, failed)
-    assert [miss.is_unavailable for miss in tally.row] == is_unavailable
+    results = await bench.shared.count_results(OPS, closed_at_ms=0)
+    assert (results.tried, results.failed) == (failed, failed)
+    assert [miss.is_unavailable for miss in results.row] == is_unavailable
 
 
 async def half_open(bench: Bench) -> None:
@@ -422,11 +422,11 @@ async def test_a_probe_is_one_attempt_and_one_that_fails_uses_nothing_up(bench: 
     bench.sink.answer = Answer.OVERLOADED
     for _ in range(3):
         await half_open(bench)
-        assert (await bench.work.room(OPS, 0, 0)).most == 1
+        assert (await bench.work.capacity(OPS, 0, 0)).most == 1
         await bench.deliver()
     bench.sink.answer = Answer.DELIVERED
     await half_open(bench)
-    assert (await bench.work.room(OPS, 0, 0)).most == 1
+    assert (await bench.work.capacity(OPS, 0, 0)).most == 1
     await bench.deliver()
     assert bench.sent == [(1, 1)] * 4, "the first attempt is still the first; the next delivery has no probe"
 

@@ -54,8 +54,8 @@ async def test_an_event_has_the_same_bytes_at_every_attempt_as_a_dead_letter_and
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wishes = {"url": SecretStr(subscriber.url), "events": ("total.*",), "retries": quick(3)}
-    ops = rig.settings.subscription_by_name["ops"].model_copy(update=wishes)
+    filters = {"url": SecretStr(subscriber.url), "events": ("total.*",), "retries": quick(3)}
+    ops = rig.settings.subscription_by_name["ops"].model_copy(update=filters)
     audit = ops.model_copy(update={"name": "audit", "url": SecretStr(second.url)})
     rig.settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops, "audit": audit}})
     run = CommandLine(rig.settings, tmp_path / "watcher.toml", capsys)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from watcher.engine import breaker as decide
 from watcher.engine.breaker import (
+    BACKOFF_MS,
     FORBIDDEN_MS,
     LEAST_PER_S,
     LONGEST_RETRY_AFTER_MS,
     MOST_PER_S,
     PATIENCE,
     REPORT_MS,
-    RESTS_MS,
     RESULTS,
     Answer,
     Concurrency,
@@ -29,7 +29,7 @@ from watcher.engine.breaker import (
     pace_per_s,
     state,
 )
-from watcher.store.queues import WINDOW_MS, Breaker, Miss, Tally
+from watcher.store.queues import WINDOW_MS, Breaker, Miss, Results
 
 NOW_MS = 1_800_000_000_000
 MINUTE_MS = 60_000
@@ -43,11 +43,11 @@ def a_row(*misses: str) -> tuple[Miss, ...]:
     return tuple(Miss(NOW_MS + i, miss.endswith("!"), miss.strip("!")) for i, miss in enumerate(misses))
 
 
-BAD = Tally(NOW_MS, row=a_row(*["a!"] * 5))
+BAD = Results(NOW_MS, row=a_row(*["a!"] * 5))
 
 
 def opened(now_ms: int = NOW_MS, before: Breaker | None = None) -> Breaker:
-    after = decide.counted(before, now_ms, tally=BAD, failure=DOWN)
+    after = decide.counted(before, now_ms, results=BAD, failure=DOWN)
     assert after
     return after
 
@@ -65,21 +65,21 @@ def probing(results: str, breaker: Breaker | None = None, **failure: Any) -> Bre
 
 
 @pytest.mark.parametrize(
-    ("tally", "expected"),
+    ("results", "expected"),
     [
-        (Tally(NOW_MS, 20, 10), True),
-        (Tally(NOW_MS, 20, 9), False),
-        (Tally(NOW_MS, 19, 19), False),
-        (Tally(NOW_MS, 100, 60, taken_lately=201, failed_lately=200), False),
-        (Tally(NOW_MS, 100, 60, taken_lately=200, failed_lately=200), True),
-        (Tally(NOW_MS, 100, 33, taken_lately=1, failed_lately=99), False),
-        (Tally(NOW_MS, 0, 0), False),
+        (Results(NOW_MS, 20, 10), True),
+        (Results(NOW_MS, 20, 9), False),
+        (Results(NOW_MS, 19, 19), False),
+        (Results(NOW_MS, 100, 60, taken_lately=201, failed_lately=200), False),
+        (Results(NOW_MS, 100, 60, taken_lately=200, failed_lately=200), True),
+        (Results(NOW_MS, 100, 33, taken_lately=1, failed_lately=99), False),
+        (Results(NOW_MS, 0, 0), False),
     ],
 )
 def test_it_opens_when_half_of_twenty_queues_failed_and_no_more_is_taken_than_fails(
-    tally: Tally, expected: bool
+    results: Results, expected: bool
 ) -> None:
-    assert decide.opens(tally) is expected
+    assert decide.opens(results) is expected
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_it_opens_when_half_of_twenty_queues_failed_and_no_more_is_taken_than_fa
 def test_where_few_were_tried_five_failures_in_a_row_open_it_of_two_queues_or_without_an_answer(
     row: list[str], expected: bool
 ) -> None:
-    assert decide.opens(Tally(NOW_MS, 19, 1, row=a_row(*row))) is expected
-    assert not decide.opens(Tally(NOW_MS, 20, 1, row=a_row(*row))), "where many were tried, they decide"
-    busy = Tally(NOW_MS, 19, 1, taken_lately=6, failed_lately=5, row=a_row(*row))
+    assert decide.opens(Results(NOW_MS, 19, 1, row=a_row(*row))) is expected
+    assert not decide.opens(Results(NOW_MS, 20, 1, row=a_row(*row))), "where many were tried, they decide"
+    busy = Results(NOW_MS, 19, 1, taken_lately=6, failed_lately=5, row=a_row(*row))
     assert not decide.opens(busy), "more is taken than fails"
 
 
@@ -123,7 +123,7 @@ def test_rests_grow_longer_while_no_probe_is_delivered() -> None:
         breaker = probing("0", breaker)
         rests.append(breaker.open_until_ms - now_ms)
     assert rests == [1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000, 300_000, 300_000, 300_000]
-    assert tuple(rests[:8]) == RESTS_MS
+    assert tuple(rests[:8]) == BACKOFF_MS
 
 
 def test_after_a_delivery_among_the_last_five_a_failed_probe_costs_a_second_only() -> None:
@@ -161,9 +161,9 @@ def test_a_probe_that_ends_while_it_is_open_again_lengthens_nothing_and_counts()
 
 def test_retry_after_of_a_failed_probe_lengthens_the_rest_to_a_day_at_most() -> None:
     before = probing("0")
-    for asked_ms, rest_ms in ((1, 5000), (MINUTE_MS, MINUTE_MS), (10**12, LONGEST_RETRY_AFTER_MS)):
+    for asked_ms, backoff_ms in ((1, 5000), (MINUTE_MS, MINUTE_MS), (10**12, LONGEST_RETRY_AFTER_MS)):
         after = probing("0", before, retry_after_ms=asked_ms)
-        assert after.open_until_ms - before.open_until_ms == rest_ms
+        assert after.open_until_ms - before.open_until_ms == backoff_ms
 
 
 def test_a_probe_of_a_breaker_that_was_closed_meanwhile_changes_nothing() -> None:
@@ -228,7 +228,7 @@ def test_a_receiver_that_is_gone_is_paused_at_once_and_stays_so() -> None:
         decide.probed(breaker, NOW_MS + 9, account="a"),
         decide.forbidden(breaker, NOW_MS + 9, failure=DOWN),
         decide.limited(breaker, NOW_MS + 9, failure=DOWN, delivered_per_s=9),
-        decide.counted(breaker, NOW_MS + 9, tally=BAD, failure=DOWN),
+        decide.counted(breaker, NOW_MS + 9, results=BAD, failure=DOWN),
         decide.tidied(breaker, NOW_MS + 10 * PATIENCE_MS),
         decide.paused(breaker, NOW_MS + 9, reason="by hand"),
     ):
@@ -302,7 +302,11 @@ def limited(
 
 def test_a_429_holds_the_subscription_and_sets_the_pace_to_four_fifths() -> None:
     breaker = limited(None, asked_ms=1000)
-    assert [state(breaker, NOW_MS + ms) for ms in (0, 999, 1000)] == [State.HELD, State.HELD, State.CLOSED]
+    assert [state(breaker, NOW_MS + ms) for ms in (0, 999, 1000)] == [
+        State.BACKING_OFF,
+        State.BACKING_OFF,
+        State.CLOSED,
+    ]
     assert pace_per_s(breaker, NOW_MS + 1000) == 80
     assert breaker.reason == "status 429"
 
@@ -378,7 +382,7 @@ def test_whatever_happens_one_that_is_not_paused_lets_something_through_within_a
         now_ms += later_ms
         asked = DOWN._replace(retry_after_ms=10**10 if event == "0!" else 0)
         decisions: dict[str, Any] = {
-            "count": partial(decide.counted, tally=BAD._replace(from_ms=now_ms), failure=DOWN),
+            "count": partial(decide.counted, results=BAD._replace(from_ms=now_ms), failure=DOWN),
             "idle": decide.idle,
             "forbidden": partial(decide.forbidden, failure=DOWN),
             "limited": partial(decide.limited, failure=asked, delivered_per_s=3),
@@ -387,7 +391,7 @@ def test_whatever_happens_one_that_is_not_paused_lets_something_through_within_a
         }
         decision = decisions.get(event, partial(decide.probed, account="a", failure=asked))
         before, breaker = breaker, decision(breaker, now_ms)
-        assert decide.rests_until_ms(breaker) <= now_ms + LONGEST_RETRY_AFTER_MS or (
+        assert decide.backs_off_until_ms(breaker) <= now_ms + LONGEST_RETRY_AFTER_MS or (
             breaker and breaker.paused_at_ms
         )
         if before and breaker and before.paused_at_ms:
@@ -411,7 +415,7 @@ def test_what_speaks_of_the_one_event_is_not_counted_nor_is_a_429() -> None:
 # Concurrency
 
 
-def room(
+def capacity(
     concurrency: Concurrency,
     in_flight: int = 0,
     of_all: int = 0,
@@ -420,7 +424,7 @@ def room(
     probes: int | None = None,
     per_second: float = 0,
 ) -> int:
-    return concurrency.room(
+    return concurrency.capacity(
         name,
         probes=probes,
         limit=32,
@@ -439,7 +443,7 @@ def earning(deliveries: int, name: str = "ops") -> Concurrency:
 
 @pytest.mark.parametrize(("deliveries", "expected"), [(0, 2), (1, 3), (7, 9), (100, 32)])
 def test_each_delivery_earns_one_more_up_to_what_is_set(deliveries: int, expected: int) -> None:
-    assert room(earning(deliveries)) == expected
+    assert capacity(earning(deliveries)) == expected
 
 
 def test_overload_takes_half_of_it_once_a_second_and_leaves_two() -> None:
@@ -447,44 +451,44 @@ def test_overload_takes_half_of_it_once_a_second_and_leaves_two() -> None:
     found = []
     for now_ms in (0, 999, 1000, 2000, 3000, 4000, 5000):
         concurrency.overloaded("ops", now_ms)
-        found.append(room(concurrency, in_flight=0))
+        found.append(capacity(concurrency, in_flight=0))
     assert found == [16, 16, 8, 4, 2, 2, 2]
     concurrency.delivered("ops", limit=32)
-    assert room(concurrency) == 3
+    assert capacity(concurrency) == 3
 
 
 def test_what_fails_otherwise_costs_it_nothing() -> None:
     concurrency = earning(40)
     concurrency.failed("ops")
-    assert room(concurrency) == 32
+    assert capacity(concurrency) == 32
 
 
 @pytest.mark.parametrize(("probes", "in_flight", "expected"), [(1, 0, 1), (1, 1, 0), (4, 1, 3), (64, 0, 32)])
 def test_one_that_is_half_open_has_its_probes_whatever_it_earned(
     probes: int, in_flight: int, expected: int
 ) -> None:
-    assert room(earning(40), in_flight, in_flight, probes=probes) == expected
+    assert capacity(earning(40), in_flight, in_flight, probes=probes) == expected
 
 
 @pytest.mark.parametrize(("per_second", "expected"), [(0.1, 1), (2.5, 1), (20, 5), (1000, 32)])
 def test_no_more_begin_than_have_a_turn_in_a_quarter_of_a_second(per_second: float, expected: int) -> None:
-    assert room(earning(40), per_second=per_second) == expected
+    assert capacity(earning(40), per_second=per_second) == expected
 
 
 def test_those_that_have_something_in_flight_leave_a_fifth_to_those_that_have_nothing() -> None:
     concurrency = earning(40)
-    assert room(concurrency, 3, 70) == 10
-    assert room(concurrency, 3, 80) == 0
-    assert room(concurrency, 0, 80) == 20
-    assert room(concurrency, 0, MOST) == 0
+    assert capacity(concurrency, 3, 70) == 10
+    assert capacity(concurrency, 3, 80) == 0
+    assert capacity(concurrency, 0, 80) == 20
+    assert capacity(concurrency, 0, MOST) == 0
 
 
 def test_those_that_did_not_answer_leave_half_and_those_unknown_take_one_of_the_last_fifth() -> None:
     concurrency = earning(40)
     concurrency.failed("ops")
-    assert [room(concurrency, 0, of_all) for of_all in (49, 50)] == [1, 0]
-    assert [room(earning(0), 0, of_all, probes=1) for of_all in (49, 50)] == [1, 0]
-    assert [room(earning(0), 0, of_all) for of_all in (78, 79, 80, 99, 100)] == [2, 1, 1, 1, 0]
+    assert [capacity(concurrency, 0, of_all) for of_all in (49, 50)] == [1, 0]
+    assert [capacity(earning(0), 0, of_all, probes=1) for of_all in (49, 50)] == [1, 0]
+    assert [capacity(earning(0), 0, of_all) for of_all in (78, 79, 80, 99, 100)] == [2, 1, 1, 1, 0]
 
 
 @given(
@@ -498,7 +502,7 @@ def test_whatever_happens_a_healthy_subscription_with_nothing_in_flight_finds_ro
     in_flight, fails = dict.fromkeys(names, 0), dict.fromkeys(names, False)
     for now_s, (name, is_delivered, ends) in enumerate(happened):
         of_all = sum(in_flight.values())
-        most = room(concurrency, in_flight[name], of_all, name=name)
+        most = capacity(concurrency, in_flight[name], of_all, name=name)
         assert of_all + most <= 20
         if fails[name] or in_flight[name]:
             bound = 10 if fails[name] else 16

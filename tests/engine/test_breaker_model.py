@@ -33,7 +33,7 @@ from watcher.engine.breaker import (
     state,
 )
 from watcher.settings import DEFAULT_RETRIES
-from watcher.store.queues import WINDOW_MS, Breaker, Miss, Tally
+from watcher.store.queues import WINDOW_MS, Breaker, Miss, Results
 
 RETRIES = tuple(map(parse_duration, DEFAULT_RETRIES))
 NOW_MS = 1_800_000_000_000
@@ -99,8 +99,8 @@ class Model:
     def _start(self, now_ms: float) -> float:
         """Start what may be; returns when there may be more to start."""
         breaker, at_ms = self.breaker, int(NOW_MS + now_ms)
-        if (rest_ms := decide.rests_until_ms(breaker) - at_ms) > 0:
-            return now_ms + rest_ms if math.isfinite(rest_ms) else math.inf
+        if (backoff_ms := decide.backs_off_until_ms(breaker) - at_ms) > 0:
+            return now_ms + backoff_ms if math.isfinite(backoff_ms) else math.inf
         waiting = [
             (queue.due_ms, n) for n, queue in enumerate(self.queues) if queue.events and not queue.is_busy
         ]
@@ -108,7 +108,7 @@ class Model:
             self.breaker = decide.idle(breaker, at_ms)
             return now_ms
         pace = pace_per_s(breaker, at_ms)
-        room = self._concurrency.room(
+        capacity = self._concurrency.capacity(
             "ops",
             probes=None if breaker is None or is_closed(breaker) else breaker.allowed,
             limit=32,
@@ -119,7 +119,7 @@ class Model:
         for due_ms, n in sorted(waiting):
             if due_ms > now_ms:
                 return due_ms
-            if room <= 0:
+            if capacity <= 0:
                 return math.inf  # until something ends
             start_ms = now_ms
             if pace:
@@ -127,7 +127,7 @@ class Model:
                     return self._turn_ms - TURN_MS / 2
                 start_ms = max(now_ms, self._turn_ms)
                 self._turn_ms = start_ms + 1000 / pace
-            room -= 1
+            capacity -= 1
             self.queues[n].is_busy = True
             probe = not is_closed(breaker)
             heapq.heappush(self._in_flight, (start_ms + 10, next(self._numbers), n, probe, not probe))
@@ -181,16 +181,16 @@ class Model:
                 self._row.clear()
         elif answer in RESULTS:
             was = is_closed(self.breaker)
-            self.breaker = decide.counted(self.breaker, at_ms, tally=self._tally(now_ms), failure=failure)
+            self.breaker = decide.counted(self.breaker, at_ms, results=self._count(now_ms), failure=failure)
             self.openings += was and not is_closed(self.breaker)
 
-    def _tally(self, now_ms: float) -> Tally:
+    def _count(self, now_ms: float) -> Results:
         closed_ms = self.breaker.closed_at_ms - NOW_MS if self.breaker else -math.inf
         from_ms = max(now_ms - WINDOW_MS, closed_ms)
         results = [is_delivered for at_ms, is_delivered in self._results.values() if at_ms > from_ms]
         self._attempts = [one for one in self._attempts if one[0] > now_ms - 1500]
         taken = sum(is_delivered for _, is_delivered in self._attempts)
-        return Tally(
+        return Results(
             int(NOW_MS + max(from_ms, 0)),
             len(results),
             results.count(False),

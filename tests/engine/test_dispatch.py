@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.engine.dispatch import AT_ONCE, LOOK_S, Claim, Dispatch, Key, Room
+from watcher.engine.dispatch import AT_ONCE, LOOK_S, Capacity, Claim, Dispatch, Key
 
 SHOP, OPS = Key("poll", "shop"), Key("delivery", "ops")
 NOW = 1000.0
 
 
-def served(dispatch: Dispatch, key: Key, room: Room, now: float, *, found: int = 0) -> list[Claim]:
+def served(dispatch: Dispatch, key: Key, capacity: Capacity, now: float, *, found: int = 0) -> list[Claim]:
     """Serve a key that was taken: claims that bring `found` pieces of work each."""
-    claims = dispatch.plan(key, room, now)
+    claims = dispatch.plan(key, capacity, now)
     for claim in claims:
         dispatch.claimed(key, claim.shard, None, now)
         for _ in range(min(found, claim.at_most)):
@@ -32,7 +32,7 @@ def test_what_is_due_is_taken_once_and_what_is_not_is_not() -> None:
     dispatch.due(OPS, 5, NOW + 2, NOW)
     assert dispatch.take(NOW) == [SHOP]
     assert dispatch.take(NOW) == [], "it is being claimed for"
-    assert served(dispatch, SHOP, Room(4), NOW) == [Claim(3, 4)]
+    assert served(dispatch, SHOP, Capacity(4), NOW) == [Claim(3, 4)]
     assert dispatch.next_at == NOW + 2
     assert dispatch.take(NOW + 1.9) == []
     assert dispatch.take(NOW + 2) == [OPS]
@@ -56,7 +56,7 @@ def test_ahead_of_what_comes_up_is_what_is_in_hand_and_what_waits_already() -> N
         dispatch.wake(OPS, shard, NOW, is_one=True)
     assert dispatch.ahead(OPS, NOW) == 3
     dispatch.take(NOW)
-    dispatch.plan(OPS, Room(8), NOW)
+    dispatch.plan(OPS, Capacity(8), NOW)
     assert dispatch.ahead(OPS, NOW) == 5, "claims may bring as many"
     dispatch.claimed(OPS, 3, None, NOW)
     dispatch.claimed(OPS, 5, None, NOW)
@@ -75,10 +75,10 @@ def test_nobody_knows_how_much_is_ahead_where_more_may_wait_or_the_key_backs_off
     dispatch.wake(OPS, 5, NOW, is_one=True)
     assert dispatch.ahead(OPS, NOW) is None
     dispatch.take(NOW)
-    served(dispatch, OPS, Room(0, 5.0), NOW)
+    served(dispatch, OPS, Capacity(0, 5.0), NOW)
     assert dispatch.ahead(OPS, NOW + 4) is None
     dispatch.take(NOW + 5)
-    dispatch.plan(OPS, Room(2), NOW + 5)
+    dispatch.plan(OPS, Capacity(2), NOW + 5)
     dispatch.claimed(OPS, 3, None, NOW + 5)
     dispatch.claimed(OPS, 5, None, NOW + 5)
     dispatch.served(OPS, NOW + 5, 2.0)
@@ -91,13 +91,13 @@ def test_of_what_was_made_due_piece_by_piece_no_more_is_claimed_than_tells_wheth
     for shard in (3, 3, 5):
         dispatch.wake(OPS, shard, NOW, is_one=True)
     dispatch.take(NOW)
-    assert served(dispatch, OPS, Room(20), NOW) == [Claim(3, 3), Claim(5, 2)]
+    assert served(dispatch, OPS, Capacity(20), NOW) == [Claim(3, 3), Claim(5, 2)]
     dispatch.wake(OPS, 3, NOW, is_one=True)
     dispatch.take(NOW)
-    assert served(dispatch, OPS, Room(20), NOW) == [Claim(3, 2)], "it is counted anew"
+    assert served(dispatch, OPS, Capacity(20), NOW) == [Claim(3, 2)], "it is counted anew"
     dispatch.wake(OPS, 3, NOW, is_one=True)
     dispatch.take(NOW)
-    assert dispatch.plan(OPS, Room(1), NOW) == [Claim(3, 1)], "and never more than there is room for"
+    assert dispatch.plan(OPS, Capacity(1), NOW) == [Claim(3, 1)], "and never more than there is room for"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_where_more_may_be_due_as_much_is_claimed_as_there_is_room_for(what: str
     if what in ("left by a claim", "not answered"):
         dispatch.wake(OPS, 3, NOW, is_one=True)
         dispatch.take(NOW)
-        dispatch.plan(OPS, Room(20), NOW)
+        dispatch.plan(OPS, Capacity(20), NOW)
         if what == "left by a claim":
             dispatch.claimed(OPS, 3, 0.0, NOW)
         dispatch.served(OPS, NOW)
@@ -120,7 +120,7 @@ def test_where_more_may_be_due_as_much_is_claimed_as_there_is_room_for(what: str
     if what == "found later":
         dispatch.due(OPS, 3, NOW - 1, NOW)
     dispatch.take(NOW)
-    assert dispatch.plan(OPS, Room(20), NOW) == [Claim(3, 20)]
+    assert dispatch.plan(OPS, Capacity(20), NOW) == [Claim(3, 20)]
 
 
 def test_a_queue_that_is_given_back_with_more_in_it_is_one_piece_that_is_due() -> None:
@@ -128,7 +128,7 @@ def test_a_queue_that_is_given_back_with_more_in_it_is_one_piece_that_is_due() -
     dispatch.began(OPS)
     dispatch.ended(OPS, 3, NOW, is_more=True)
     dispatch.take(NOW)
-    assert dispatch.plan(OPS, Room(20), NOW) == [Claim(3, 2)]
+    assert dispatch.plan(OPS, Capacity(20), NOW) == [Claim(3, 2)]
 
 
 def test_work_that_is_made_due_now_is_claimed_now_where_more_is_due_later() -> None:
@@ -142,7 +142,7 @@ def test_what_claims_may_bring_counts_as_in_flight_until_they_are_answered() -> 
     dispatch = Dispatch()
     dispatch.wake(OPS, 3, NOW)
     dispatch.take(NOW)
-    dispatch.plan(OPS, Room(5), NOW)
+    dispatch.plan(OPS, Capacity(5), NOW)
     assert (dispatch.in_flight(OPS), dispatch.in_flight_of("delivery")) == (5, 5)
     dispatch.claimed(OPS, 3, None, NOW)
     dispatch.served(OPS, NOW)
@@ -159,7 +159,7 @@ def test_keys_that_are_due_take_turns() -> None:
             dispatch.due(key, 0, NOW, now)
         for key in dispatch.take(now):
             taken[key] += 1
-            served(dispatch, key, Room(1), now)
+            served(dispatch, key, Capacity(1), now)
     assert set(taken.values()) == {10}, "none is taken more often than another"
 
 
@@ -168,7 +168,7 @@ def test_the_shard_where_work_has_waited_longest_comes_first() -> None:
     for shard, since in ((1, 5), (2, 9), (3, 1)):
         dispatch.due(SHOP, shard, NOW - since, NOW)
     dispatch.take(NOW)
-    assert [claim.shard for claim in dispatch.plan(SHOP, Room(2), NOW)] == [2, 1]
+    assert [claim.shard for claim in dispatch.plan(SHOP, Capacity(2), NOW)] == [2, 1]
 
 
 def test_room_is_shared_out_over_the_shards() -> None:
@@ -176,7 +176,7 @@ def test_room_is_shared_out_over_the_shards() -> None:
     for shard in range(4):
         dispatch.due(OPS, shard, NOW, NOW)
     dispatch.take(NOW)
-    assert [claim.at_most for claim in dispatch.plan(OPS, Room(9), NOW)] == [2, 2, 2, 2]
+    assert [claim.at_most for claim in dispatch.plan(OPS, Capacity(9), NOW)] == [2, 2, 2, 2]
 
 
 def test_scarce_room_is_for_what_has_waited_longest_whatever_its_shard() -> None:
@@ -184,7 +184,7 @@ def test_scarce_room_is_for_what_has_waited_longest_whatever_its_shard() -> None
     dispatch.due(SHOP, 1, NOW - 8, NOW)
     dispatch.due(SHOP, 2, NOW - 1, NOW)
     dispatch.take(NOW)
-    claims = dispatch.plan(SHOP, Room(2, is_scarce=True), NOW)
+    claims = dispatch.plan(SHOP, Capacity(2, is_scarce=True), NOW)
     assert {claim.waited_s for claim in claims} == {8 - LOOK_S}, "nor at the other shard what waited for less"
 
 
@@ -194,19 +194,19 @@ def test_while_something_is_in_hand_few_shards_are_claimed_at() -> None:
     for shard in range(16):
         dispatch.due(SHOP, shard, NOW, NOW)
     dispatch.take(NOW)
-    assert len(served(dispatch, SHOP, Room(64, per_claim=16), NOW, found=1)) == 16
+    assert len(served(dispatch, SHOP, Capacity(64, per_claim=16), NOW, found=1)) == 16
     for shard in range(16):
         dispatch.due(SHOP, shard, NOW, NOW)
     dispatch.take(NOW)
-    assert len(dispatch.plan(SHOP, Room(32, per_claim=16), NOW)) == 2
+    assert len(dispatch.plan(SHOP, Capacity(32, per_claim=16), NOW)) == 2
 
 
 def test_few_shards_are_claimed_at_where_each_of_them_is_known_to_have_more() -> None:
-    dispatch, room = Dispatch(), Room(64, per_claim=16)
+    dispatch, capacity = Dispatch(), Capacity(64, per_claim=16)
 
     def claimed_at(now: float, more: Mapping[int, float | None]) -> list[int]:
         dispatch.take(now)
-        shards = [claim.shard for claim in dispatch.plan(SHOP, room, now)]
+        shards = [claim.shard for claim in dispatch.plan(SHOP, capacity, now)]
         for shard in shards:
             dispatch.claimed(SHOP, shard, more.get(shard, 5.0), now)
         dispatch.served(SHOP, now)
@@ -226,24 +226,24 @@ def test_a_key_that_backs_off_is_taken_when_that_is_over_and_at_once_when_it_is_
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.take(NOW)
-    assert served(dispatch, OPS, Room(0, 60), NOW) == []
+    assert served(dispatch, OPS, Capacity(0, 60), NOW) == []
     dispatch.due(OPS, 2, NOW, NOW + 1)
     assert dispatch.take(NOW + 59) == []
-    assert dispatch.rest_s(OPS, NOW + 59) == 1
+    assert dispatch.wait_s(OPS, NOW + 59) == 1
     dispatch.reset(OPS)
     dispatch.wake(OPS, 3, NOW + 59)
     assert dispatch.take(NOW + 59) == [OPS]
-    assert sorted(claim.shard for claim in dispatch.plan(OPS, Room(9), NOW + 59)) == [1, 2, 3]
+    assert sorted(claim.shard for claim in dispatch.plan(OPS, Capacity(9), NOW + 59)) == [1, 2, 3]
 
 
 def test_a_key_that_is_full_is_taken_as_soon_as_something_of_it_ends() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.take(NOW)
-    served(dispatch, OPS, Room(1), NOW, found=1)
+    served(dispatch, OPS, Capacity(1), NOW, found=1)
     dispatch.due(OPS, 2, NOW, NOW)
     dispatch.take(NOW)
-    served(dispatch, OPS, Room(0, 1.0, is_full=True), NOW)
+    served(dispatch, OPS, Capacity(0, 1.0, is_full=True), NOW)
     assert dispatch.take(NOW + 0.5) == []
     dispatch.ended(OPS, 1, NOW + 0.5)
     assert dispatch.take(NOW + 0.5) == [OPS]
@@ -253,10 +253,10 @@ def test_a_key_that_backs_off_does_so_whatever_of_it_ends() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.take(NOW)
-    served(dispatch, OPS, Room(1), NOW, found=1)
+    served(dispatch, OPS, Capacity(1), NOW, found=1)
     dispatch.due(OPS, 2, NOW, NOW)
     dispatch.take(NOW)
-    served(dispatch, OPS, Room(0, 60), NOW)
+    served(dispatch, OPS, Capacity(0, 60), NOW)
     dispatch.ended(OPS, 1, NOW + 1, is_more=True)
     assert dispatch.take(NOW + 59) == []
 
@@ -265,7 +265,7 @@ def test_what_ended_and_says_that_more_is_due_is_claimed_for_again() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.take(NOW)
-    served(dispatch, OPS, Room(1), NOW, found=1)
+    served(dispatch, OPS, Capacity(1), NOW, found=1)
     dispatch.ended(OPS, 1, NOW)
     assert dispatch.take(NOW) == []
     dispatch.began(OPS)
@@ -278,7 +278,7 @@ def test_a_look_that_began_before_a_claim_makes_no_second_one_and_a_commit_does(
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.due(OPS, 2, NOW, NOW)
     dispatch.take(NOW)
-    for claim in dispatch.plan(OPS, Room(9), NOW):
+    for claim in dispatch.plan(OPS, Capacity(9), NOW):
         dispatch.due(OPS, claim.shard, NOW, NOW)
         if claim.shard == 2:
             dispatch.wake(OPS, 2, NOW)
@@ -292,11 +292,11 @@ def test_a_claim_that_failed_leaves_what_is_due_as_it_was() -> None:
     dispatch = Dispatch()
     dispatch.due(SHOP, 1, NOW - 5, NOW)
     dispatch.take(NOW)
-    dispatch.plan(SHOP, Room(9), NOW)
-    dispatch.served(SHOP, NOW, rest_s=2)
+    dispatch.plan(SHOP, Capacity(9), NOW)
+    dispatch.served(SHOP, NOW, wait_s=2)
     assert dispatch.take(NOW + 1.9) == []
     assert dispatch.take(NOW + 2) == [SHOP]
-    (claim,) = dispatch.plan(SHOP, Room(1, is_scarce=True), NOW + 2)
+    (claim,) = dispatch.plan(SHOP, Capacity(1, is_scarce=True), NOW + 2)
     assert claim.waited_s == 7 - LOOK_S
 
 
@@ -305,7 +305,7 @@ def test_work_that_is_woken_has_waited_for_as_long_as_before() -> None:
     dispatch.due(SHOP, 1, NOW - 8, NOW)
     dispatch.wake(SHOP, 1, NOW)
     dispatch.take(NOW)
-    (claim,) = dispatch.plan(SHOP, Room(1, is_scarce=True), NOW)
+    (claim,) = dispatch.plan(SHOP, Capacity(1, is_scarce=True), NOW)
     assert claim.waited_s == 8 - LOOK_S
 
 
@@ -314,14 +314,14 @@ def test_a_damaged_shard_is_left_alone_and_the_others_are_not() -> None:
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.due(OPS, 2, NOW, NOW)
     dispatch.take(NOW)
-    dispatch.plan(OPS, Room(9), NOW)
+    dispatch.plan(OPS, Capacity(9), NOW)
     dispatch.block(OPS, 1, 30, NOW)
     dispatch.claimed(OPS, 2, None, NOW)
     dispatch.served(OPS, NOW)
     dispatch.due(OPS, 1, NOW, NOW + 1)
     dispatch.due(OPS, 2, NOW, NOW + 1)
     assert dispatch.take(NOW + 1) == [OPS]
-    assert [claim.shard for claim in served(dispatch, OPS, Room(9), NOW + 1)] == [2]
+    assert [claim.shard for claim in served(dispatch, OPS, Capacity(9), NOW + 1)] == [2]
     assert dispatch.take(NOW + 29.9) == []
     assert dispatch.take(NOW + 30) == [OPS]
 
@@ -330,7 +330,7 @@ def test_when_more_is_due_is_known_from_the_claim() -> None:
     dispatch = Dispatch()
     dispatch.due(SHOP, 1, NOW, NOW)
     dispatch.take(NOW)
-    dispatch.plan(SHOP, Room(1), NOW)
+    dispatch.plan(SHOP, Capacity(1), NOW)
     dispatch.claimed(SHOP, 1, 4.0, NOW)
     dispatch.served(SHOP, NOW)
     assert dispatch.next_at == NOW + 4
@@ -349,7 +349,7 @@ def test_what_is_another_workers_is_neither_taken_nor_remembered() -> None:
     taken_away.clear()
     dispatch.wake(OPS, 3, NOW)
     dispatch.take(NOW)
-    assert [claim.shard for claim in dispatch.plan(OPS, Room(9), NOW)] == [3]
+    assert [claim.shard for claim in dispatch.plan(OPS, Capacity(9), NOW)] == [3]
 
 
 def test_it_is_idle_when_nothing_is_in_hand_and_nothing_may_be_claimed() -> None:
@@ -360,7 +360,7 @@ def test_it_is_idle_when_nothing_is_in_hand_and_nothing_may_be_claimed() -> None
     dispatch.take(NOW)
     assert not dispatch.is_idle
     assert [*dispatch.serving_since()] == [(OPS, NOW)]
-    served(dispatch, OPS, Room(1), NOW, found=1)
+    served(dispatch, OPS, Capacity(1), NOW, found=1)
     assert not dispatch.is_idle
     assert (dispatch.in_flight(OPS), dispatch.in_flight_of("delivery"), dispatch.in_flight_of("poll")) == (
         1,
@@ -371,7 +371,7 @@ def test_it_is_idle_when_nothing_is_in_hand_and_nothing_may_be_claimed() -> None
     assert dispatch.is_idle
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.take(NOW)
-    served(dispatch, OPS, Room(0, 60), NOW)
+    served(dispatch, OPS, Capacity(0, 60), NOW)
     assert dispatch.is_idle, "it backs off: nothing may be claimed"
 
 
@@ -401,8 +401,12 @@ class World:
     def serve(self) -> None:
         for key in self.dispatch.take(self.now):
             free = self.limit_by_key[key] - self.dispatch.in_flight(key)
-            room = Room(free, is_scarce=self.chance.random() < 0.2) if free else Room(0, 1.0, is_full=True)
-            for claim in self.dispatch.plan(key, room, self.now):
+            capacity = (
+                Capacity(free, is_scarce=self.chance.random() < 0.2)
+                if free
+                else Capacity(0, 1.0, is_full=True)
+            )
+            for claim in self.dispatch.plan(key, capacity, self.now):
                 if self.chance.random() < 0.1:
                     continue  # the claim failed
                 found = min(claim.at_most, self.waiting.get((key, claim.shard), 0))
@@ -451,7 +455,7 @@ def test_it_never_sleeps_past_what_it_knows(seed: int) -> None:
         world.chance.choice([world.arrive, world.look, world.serve, world.end, world.wait])()
         dispatch = world.dispatch
         for key in world.limit_by_key:
-            if dispatch.rest_s(key, world.now) == 0 and dispatch.due_shards(key, world.now):
+            if dispatch.wait_s(key, world.now) == 0 and dispatch.due_shards(key, world.now):
                 assert dispatch.next_at <= world.now
 
 
@@ -461,7 +465,7 @@ def test_nothing_is_left_behind_by_keys_that_come_and_go(count: int) -> None:
     for number in range(count):
         dispatch.due(SHOP, 1, NOW + number + 1, NOW + number)
         dispatch.take(NOW + number + 1)
-        served(dispatch, SHOP, Room(1), NOW + number + 1)
+        served(dispatch, SHOP, Capacity(1), NOW + number + 1)
     assert dispatch.next_at == math.inf
 
 
@@ -470,7 +474,7 @@ def test_what_is_being_claimed_takes_room_from_other_keys() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.take(NOW)
-    dispatch.plan(OPS, Room(3), NOW)
+    dispatch.plan(OPS, Capacity(3), NOW)
     assert dispatch.in_flight_of("delivery") == 3
     dispatch.claimed(OPS, 1, None, NOW)
     dispatch.began(OPS)
@@ -488,7 +492,7 @@ def test_a_key_is_forgotten_with_its_timer_but_not_while_it_is_in_hand() -> None
     assert not dispatch.forget(OPS), "it is to be taken next"
     assert dispatch.take(NOW + 3) == [OPS]
     assert not dispatch.forget(OPS), "it is claimed for"
-    served(dispatch, OPS, Room(4), NOW + 3, found=1)
+    served(dispatch, OPS, Capacity(4), NOW + 3, found=1)
     assert not dispatch.forget(OPS), "something of it is in flight"
     dispatch.ended(OPS, 5, NOW + 3)
     assert dispatch.forget(OPS)

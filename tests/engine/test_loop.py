@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from watcher.engine import loop
-from watcher.engine.dispatch import AT_ONCE, Claim, Key, Kind, Room
+from watcher.engine.dispatch import AT_ONCE, Capacity, Claim, Key, Kind
 from watcher.engine.loop import Claimed, InUse, Loop, Places
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.health import StoreHealth
@@ -49,7 +49,7 @@ class Work:
     breath_s = 0.0
 
     def __init__(self) -> None:
-        self.room_of: Callable[[], Room] = lambda: Room(10)
+        self.room_of: Callable[[], Capacity] = lambda: Capacity(10)
         self.claimed: list[int] = []
         self.begun = 0
         self.ended: list[str] = []
@@ -64,7 +64,7 @@ class Work:
     def takes(self, _name: str) -> bool:
         return True
 
-    async def room(self, _name: str, _in_flight: int, _in_flight_of_all: int) -> Room:
+    async def capacity(self, _name: str, _in_flight: int, _in_flight_of_all: int) -> Capacity:
         return self.room_of()
 
     def spare(self, _name: str, in_flight: int, _in_flight_of_all: int) -> int:
@@ -160,9 +160,9 @@ async def test_what_is_in_hand_when_the_loop_stops_goes_on_to_its_end(world: Wor
 
 
 async def test_a_loop_that_is_stopped_while_it_asks_for_room_claims_nothing(world: World) -> None:
-    def stopping() -> Room:
+    def stopping() -> Capacity:
         world.loop.stop()
-        return Room(10)
+        return Capacity(10)
 
     world.deliveries.room_of = stopping
     async with world.running():
@@ -194,17 +194,17 @@ async def test_a_key_that_was_full_is_claimed_for_as_soon_as_something_of_it_end
     async with world.running():
         world.loop.wake(OPS, 1)
         await world.until(lambda: world.deliveries.begun)
-        world.deliveries.room_of = lambda: Room(0, 60, is_full=True)
+        world.deliveries.room_of = lambda: Capacity(0, 60, is_full=True)
         world.loop.wake(OPS, 2)
         await world.until(lambda: world.deliveries.held)
-        world.deliveries.room_of = lambda: Room(10)
+        world.deliveries.room_of = lambda: Capacity(10)
         world.deliveries.may_end.set()
         await world.until(lambda: len(world.deliveries.ended) == 2)
     assert world.deliveries.claimed == [1, 2]
 
 
 async def test_what_has_no_room_is_kept_out_of_the_index_for_as_long(world: World) -> None:
-    world.deliveries.room_of = lambda: Room(0, 60)
+    world.deliveries.room_of = lambda: Capacity(0, 60)
     async with world.running():
         world.loop.wake(OPS, 1)
         await world.until(lambda: world.deliveries.held)
@@ -218,11 +218,11 @@ async def test_what_has_no_room_is_kept_out_of_the_index_for_as_long(world: Worl
 
 
 async def test_a_key_that_is_woken_at_all_shards_is_asked_anew_whether_it_has_room(world: World) -> None:
-    world.deliveries.room_of = lambda: Room(0, 60)
+    world.deliveries.room_of = lambda: Capacity(0, 60)
     async with world.running():
         world.loop.wake(OPS, 1)
         await world.until(lambda: world.deliveries.held)
-        world.deliveries.room_of = lambda: Room(16)
+        world.deliveries.room_of = lambda: Capacity(16)
         world.loop.wake_all(OPS)
         assert world.loop.dispatch.ahead(OPS, time.monotonic()) is None, "as many as may wait there"
         await world.until(lambda: len(world.deliveries.ended) == SHARDS)
@@ -388,7 +388,7 @@ async def test_what_was_leased_at_a_place_that_was_kept_for_it_is_begun_without_
 
 
 async def test_places_are_as_many_as_there_is_room_and_count_as_what_is_in_hand(world: World) -> None:
-    world.deliveries.room_of = lambda: Room(2)
+    world.deliveries.room_of = lambda: Capacity(2)
     async with world.running():
         await world.looked(1)
         with Places(world.loop, [OPS]), Places(world.loop, [OPS]) as second:
@@ -409,7 +409,7 @@ async def test_a_thousand_keys_get_no_more_places_at_a_time_than_are_claimed_for
 
 
 async def test_what_claims_may_bring_leaves_no_place(world: World) -> None:
-    world.deliveries.room_of = lambda: Room(2)
+    world.deliveries.room_of = lambda: Capacity(2)
     world.deliveries.may_answer.clear()
     async with world.running():
         world.loop.wake(OPS, 1)
@@ -422,7 +422,7 @@ async def test_what_claims_may_bring_leaves_no_place(world: World) -> None:
 
 
 async def test_work_that_waits_already_comes_before_what_would_be_leased(world: World) -> None:
-    world.deliveries.room_of = lambda: Room(2)
+    world.deliveries.room_of = lambda: Capacity(2)
     async with world.running():
         await world.looked(1)
         world.loop.wake(OPS, 1)
@@ -446,7 +446,7 @@ async def test_a_loop_that_does_not_run_or_is_stopped_keeps_no_place(world: Worl
 
 
 async def test_a_place_that_was_given_back_is_for_what_waits(world: World) -> None:
-    world.deliveries.room_of = lambda: Room(1 - world.loop.dispatch.in_flight(OPS), 60, is_full=True)
+    world.deliveries.room_of = lambda: Capacity(1 - world.loop.dispatch.in_flight(OPS), 60, is_full=True)
     async with world.running():
         await world.looked(1)
         with Places(world.loop, [OPS]) as places:

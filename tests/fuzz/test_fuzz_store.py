@@ -146,7 +146,7 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
     breakers, workers = Breakers(store.pipe, KEYS), Workers(store.pipe, KEYS)
     await fail(breakers, "other", "status 500", pause=True)
     await breakers.take_probes(OPS, ["me"], at_most=1, lease_ms=MINUTE_MS)
-    await breakers.tally(OPS, closed_at_ms=0)
+    await breakers.count_results(OPS, closed_at_ms=0)
     await workers.note(Presence("w", "host", 1, "1.0", 1, {PROVIDER: 0.5}))
     await store.polls.take_turns(PROVIDER, 1, spacing_ms=1)
     await breakers.take_turn(OPS, spacing_ms=1, within_ms=1000)
@@ -354,14 +354,14 @@ async def _goes_by_breakers(store: Store) -> None:
     shared, now_ms = Breakers(store.pipe, KEYS), store.schedule.now_ms
     breakers = SubscriptionBreakers(shared, now_ms=now_ms, alert=_nobody, most=100)
     await breakers.refresh()
-    assert 0 <= breakers.rest_ms(OPS) <= MINUTE_MS
-    assert breakers.room(SETTINGS, 0, 0)
+    assert 0 <= breakers.backoff_ms(OPS) <= MINUTE_MS
+    assert breakers.capacity(SETTINGS, 0, 0)
     await breakers.take_probes(OPS, 1, lease_ms=1000)
     await breakers.probe(OPS, [NEIGHBOUR])
     for status in (500, 503, 429, 200):
         await breakers.note(SETTINGS, NEIGHBOUR, Attempt(answer_of(status), 1, status))
     await breakers.leave_probe(OPS, NEIGHBOUR)
-    assert 0 <= breakers.rest_ms(OPS) <= MINUTE_MS
+    assert 0 <= breakers.backoff_ms(OPS) <= MINUTE_MS
 
 
 async def _nobody(_subscription: str, _breaker: Breaker) -> None:

@@ -30,7 +30,7 @@ from watcher.journal.log import Damaged, Record, audit, read_back
 from watcher.journal.step import Reading, diff, go_stale
 from watcher.observe.page.document import _event
 from watcher.observe.page.look import steps_of
-from watcher.observe.views import attempt_line, letter_line
+from watcher.observe.views import attempt_line, dead_letter_line
 from watcher.store.history import _record
 from watcher.store.keys import MOST
 from watcher.store.polls import read_failing, read_watch
@@ -156,7 +156,7 @@ def test_any_attempt_can_be_shown(said: Any) -> None:
 def test_any_dead_letter_can_be_shown(said: dict[str, str], stored: bytes) -> None:
     fields = {name.encode(errors="replace"): text.encode(errors="replace") for name, text in said.items()}
     letter = _dead_letter(0, "ops", "1795175095846-0", fields, stored)
-    assert all(isinstance(cell, str) for cell in cells(letter_line("ops", letter, NOW_MS)))
+    assert all(isinstance(cell, str) for cell in cells(dead_letter_line("ops", letter, NOW_MS)))
 
 
 def lives_on(text: bytes) -> None:

@@ -20,7 +20,7 @@ from watcher.store.state import dump_state, load_state
 
 NOW_MS = 1_795_175_095_846
 NOTHING = a_snapshot()
-HELD = a_snapshot(ETH="10", LRC=a_balance("5", "2", "1"))
+BACKING_OFF = a_snapshot(ETH="10", LRC=a_balance("5", "2", "1"))
 LOW = a_subscription(
     events=("*.*", "threshold.crossed", "account.*"),
     thresholds=(ThresholdSettings(asset="ETH", field="total", below="5"),),
@@ -50,7 +50,7 @@ def told(*polls: tuple[float, Snapshot], state: AccountState | None = None) -> l
     return types
 
 
-HELD_STATE = poll(None, HELD, -30)[0]
+HELD_STATE = poll(None, BACKING_OFF, -30)[0]
 GONE = ["locked.decreased", "total.decreased"]
 
 
@@ -85,7 +85,7 @@ def test_a_listing_that_names_something_again_ends_it_without_a_trace() -> None:
     state = HELD_STATE
     for at_s in (0, 20, 40):
         state, _ = poll(state, NOTHING, at_s)
-    state, step = poll(state, HELD, 60)
+    state, step = poll(state, BACKING_OFF, 60)
     assert step
     assert not step.events
     assert replace(state, polled_at_ms=0) == replace(HELD_STATE, polled_at_ms=0)
@@ -126,7 +126,7 @@ def test_rows_of_zeros_are_said_in_so_many_words() -> None:
 
 @pytest.mark.parametrize("watched", [None, ("ETH", "LRC")])
 def test_a_listing_of_what_was_asked_for_says_nothing_by_being_empty(watched: tuple[str, ...] | None) -> None:
-    asked = replace(HELD, watched=watched, absent_is_zero=False)
+    asked = replace(BACKING_OFF, watched=watched, absent_is_zero=False)
     state, _ = poll(None, asked, 0)
     for at_s in (30, 60, 90, 120):
         state, step = poll(state, replace(asked, row_by_asset={}), at_s)
@@ -156,7 +156,7 @@ def test_a_list_that_is_widened_meanwhile_still_gives_the_new_tokens_a_baseline(
     state, step = poll(state, NOTHING, 30)
     assert step
     assert state.watched == ("ETH",)
-    state, step = poll(state, HELD, 50)
+    state, step = poll(state, BACKING_OFF, 50)
     assert step
     assert not step.events
     assert set(step.advance.baselined) == {"LRC"}
@@ -169,7 +169,7 @@ def test_an_account_that_is_read_elsewhere_is_not_empty_there_from_one_listing()
         assert step
         assert not step.events
         assert state.source == "here"
-    found, step = poll(state, HELD, 60, source="there")
+    found, step = poll(state, BACKING_OFF, 60, source="there")
     assert step
     assert [event.type for event in step.events] == ["account.baseline"]
     assert found.entry_by_asset == HELD_STATE.entry_by_asset
@@ -180,7 +180,7 @@ def test_an_account_that_is_read_elsewhere_is_not_empty_there_from_one_listing()
 
 
 def test_a_threshold_on_what_is_not_listed_is_told_once_and_not_for_an_empty_listing() -> None:
-    absent = replace(HELD, row_by_asset={"LRC": HELD.row_by_asset["LRC"]})
+    absent = replace(BACKING_OFF, row_by_asset={"LRC": BACKING_OFF.row_by_asset["LRC"]})
     zero = (a_snapshot(ETH="0").row_by_asset["ETH"],)
     crossed = "threshold.crossed"
     listed, emptied = replace(absent, zeros=zero), replace(NOTHING, zeros=zero)
@@ -251,12 +251,12 @@ def test_empty_listings_count_when_they_last_and_are_otherwise_as_if_they_had_ne
 
 def test_an_empty_listing_raises_no_height_until_it_counts() -> None:
     """So a node that lags behind the empty one, but not behind what was accepted, ends it."""
-    state, _ = poll(HELD_STATE, replace(HELD, height=1000), -20)
+    state, _ = poll(HELD_STATE, replace(BACKING_OFF, height=1000), -20)
     for at_s, height in ((0, 1010), (20, 1011)):
         state, _ = poll(state, replace(NOTHING, height=height), at_s)
         assert state.emptiness
         assert state.height == 1000
-    again, _ = poll(state, replace(HELD, height=1005), 40)
+    again, _ = poll(state, replace(BACKING_OFF, height=1005), 40)
     assert (again.emptiness, again.height) == (None, 1005)
     for at_s, height in ((40, 1012), (60, 1013)):
         state, _ = poll(state, replace(NOTHING, height=height), at_s)

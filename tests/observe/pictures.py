@@ -48,7 +48,7 @@ ASSETS = {
 }
 
 Totals = Mapping[str, str]
-HELD: Mapping[str, Totals] = {
+BACKING_OFF: Mapping[str, Totals] = {
     "treasury": {"ETH": "1482.503318745120448337", "USDC": "2750000", "WBTC": "18.25"},
     "hot-wallet": {"ETH": "25.500000000000000001", "USDC": "48211.07", "LRC": "91744.25"},
     "payouts": {"USDC": "12900.5", "DAI": "4400.118822000000000001"},
@@ -58,7 +58,7 @@ HELD: Mapping[str, Totals] = {
 }
 LIVELY = ("hot-wallet", "payouts", "market-maker", "fees")
 
-LAST_TOTALS = {**HELD["treasury"], "ETH": "1522.503318745120448337"}
+LAST_TOTALS = {**BACKING_OFF["treasury"], "ETH": "1522.503318745120448337"}
 
 Story = Iterator[tuple[str, int, Snapshot]]
 """What an account held at a time (Unix ms), in the order of time."""
@@ -77,7 +77,7 @@ def held(totals: Totals, **of_the_first: str) -> Snapshot:
 def a_day(now_ms: int) -> Story:
     """Six accounts, four of them lively."""
     chance = random.Random(7)
-    totals = {name: dict(parts) for name, parts in HELD.items()}
+    totals = {name: dict(parts) for name, parts in BACKING_OFF.items()}
     for name, parts in totals.items():
         yield name, now_ms - 23 * 60 * MINUTE_MS, held(parts)
     for quarter in range(90, 0, -1):
@@ -108,7 +108,7 @@ LAST = "treasury", held(LAST_TOTALS, locked="120.5", pending_deposit="12.25")
 async def a_days_page(
     story: Callable[[int], Story] = a_day,
     *,
-    names: tuple[str, ...] = tuple(HELD),
+    names: tuple[str, ...] = tuple(BACKING_OFF),
     last: tuple[str, Snapshot] | None = LAST,
 ) -> AsyncIterator[tuple[int, Worker]]:
     """The port of a page of accounts with a past, and the worker that the page is of: a running one has

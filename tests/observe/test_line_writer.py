@@ -76,7 +76,7 @@ def test_a_write_holds_whole_lines_and_is_small_enough_to_stay_in_one_piece_unle
 
 def test_a_reader_that_stops_costs_lines_but_no_time_and_the_loss_is_told_once_when_it_reads_again() -> None:
     reader, told = Reader(), list[int]()
-    writer = LineWriter(reader.write, on_drop=told.append, room=10)
+    writer = LineWriter(reader.write, on_drop=told.append, capacity=10)
     reader.is_reading.clear()
     writer.put(a_line(0))
     started = time.monotonic()
@@ -136,7 +136,7 @@ def test_closing_does_not_wait_for_ever_for_a_reader() -> None:
 
 def test_what_is_told_at_the_very_end_gets_out_too() -> None:
     reader = Reader()
-    writer = LineWriter(reader.write, on_drop=lambda _: writer.put(b"told\n"), room=1)
+    writer = LineWriter(reader.write, on_drop=lambda _: writer.put(b"told\n"), capacity=1)
     reader.is_reading.clear()
     for number in range(10):
         writer.put(a_line(number))

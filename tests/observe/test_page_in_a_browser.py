@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.observe.browser import AXE, PROGRAM, Browser, a_browser
-from tests.observe.pictures import HELD, a_days_page, held, many_accounts
+from tests.observe.pictures import BACKING_OFF, a_days_page, held, many_accounts
 from watcher.observe.page import look
 
 pytestmark = [
@@ -65,7 +65,7 @@ async def opened(browser: Browser, port: int, **how: Any) -> None:
 
 async def test_at_every_width_all_columns_show_and_no_word_is_broken() -> None:
     def story(now_ms: int) -> Any:
-        yield "treasury", now_ms - 60_000, held(HELD["treasury"], locked="1.000000000000000001")
+        yield "treasury", now_ms - 60_000, held(BACKING_OFF["treasury"], locked="1.000000000000000001")
         yield (
             "everything-at-once",
             now_ms - 50_000,

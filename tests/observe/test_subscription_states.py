@@ -43,9 +43,9 @@ async def staged(store: Store) -> None:
     for name, age_ms in AGE_MS.items():
         await store.fill(a_delivery(now_ms - age_ms, previous=None, subscription=name), subscription=name)
     breakers = Breakers(store.pipe, store.keys)
-    for name, rest_ms in (("held", 60_000), ("briefly", 3_000)):
+    for name, backoff_ms in (("held", 60_000), ("briefly", 3_000)):
         paced = Breaker(reason="status 429", pace_per_s=30.0, pace_at_ms=now_ms + MINUTE_MS)
-        held = paced._replace(held_until_ms=now_ms + rest_ms)
+        held = paced._replace(held_until_ms=now_ms + backoff_ms)
         await breakers.change(name, lambda _, __, held=held: held)  # type: ignore[misc]  # one of each
     await fail(breakers, "open", "status 503", open_ms=60_000)
     await pause(breakers, "off", "by hand")

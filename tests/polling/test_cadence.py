@@ -81,7 +81,7 @@ def test_an_account_has_three_intervals_and_the_time_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("polled_at_ms", "told_ms", "watched_since_ms", "now_ms", "expected"),
+    ("polled_at_ms", "reported_ms", "watched_since_ms", "now_ms", "expected"),
     [
         (5_000, 0, 0, 104_999, None),
         (5_000, 0, 0, 105_000, 5_000),
@@ -94,10 +94,10 @@ def test_an_account_has_three_intervals_and_the_time_out() -> None:
     ],
 )
 def test_an_account_is_stale_by_the_age_of_its_last_successful_poll_while_workers_were_there(
-    polled_at_ms: int, told_ms: int, watched_since_ms: int, now_ms: int, expected: int | None
+    polled_at_ms: int, reported_ms: int, watched_since_ms: int, now_ms: int, expected: int | None
 ) -> None:
     found = stale_since_ms(
-        polled_at_ms, told_ms, watched_since_ms=watched_since_ms, patience_ms=100_000, now_ms=now_ms
+        polled_at_ms, reported_ms, watched_since_ms=watched_since_ms, patience_ms=100_000, now_ms=now_ms
     )
     assert found == expected
 

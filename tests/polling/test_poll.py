@@ -338,7 +338,7 @@ async def test_a_change_is_delivered_at_once_where_there_is_room_and_wakes_the_q
 ) -> None:
     polled.interest.follow({OPS: a_subscription(OPS), "audit": a_subscription("audit")})
     await polled.poll(a_balance(0, "10"))
-    polled.loop.room = 1
+    polled.loop.capacity = 1
     await polled.poll(a_balance(0, "12"))
     ((key, shard, lease),) = polled.loop.begun
     other = "audit" if key.name == OPS else OPS
@@ -356,7 +356,7 @@ async def test_a_change_whose_commit_was_repeated_is_delivered_at_once_all_the_s
     await polled.poll(a_balance(0, "10"))
     now_ms = await polled.store.now_ms()
     polled.store.schedule.now_ms = lambda: now_ms  # it sends the same bytes again
-    polled.polls.is_repeated, polled.loop.room = True, 1
+    polled.polls.is_repeated, polled.loop.capacity = True, 1
     await polled.poll(a_balance(0, "12"))
     assert (len(polled.loop.begun), polled.loop.woken) == (1, [])
 
@@ -365,9 +365,9 @@ async def test_a_change_whose_commit_was_repeated_is_delivered_at_once_all_the_s
 async def test_a_place_for_a_commit_that_is_discarded_is_given_back(polled: Polled, rivals: int) -> None:
     polled.interest.follow({OPS: a_subscription(OPS)})
     await polled.poll(a_balance(0, "10"))
-    polled.polls.rivals, polled.loop.room = rivals, 1
+    polled.polls.rivals, polled.loop.capacity = rivals, 1
     await polled.poll(a_balance(0, "12"))
-    assert (len(polled.loop.begun), polled.loop.room) == ((1, 0) if rivals == 1 else (0, 1))
+    assert (len(polled.loop.begun), polled.loop.capacity) == ((1, 0) if rivals == 1 else (0, 1))
 
 
 async def test_a_change_is_counted_by_provider_and_type_and_each_event_says_who_gets_it(

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.support.builders import an_account, seconds
 from tests.support.stores import ACCOUNT, NEIGHBOURS, SHARD, Store, a_store
-from watcher.engine.dispatch import Claim, Room
+from watcher.engine.dispatch import Capacity, Claim
 from watcher.engine.loop import Neighbours
 from watcher.polling import work
 from watcher.polling.work import PollWork, ProviderPolls
@@ -170,18 +170,18 @@ async def test_a_machine_that_is_always_late_polls_all_the_same(
 async def test_where_turns_are_far_off_the_next_claim_waits_for_them_and_takes_what_waited_longest(
     bench: Bench,
 ) -> None:
-    assert await bench.of_provider.room(0) == Room(3, per_claim=16)
+    assert await bench.of_provider.capacity(0) == Capacity(3, per_claim=16)
     for doing in await bench.begin(1):
         doing.close()
     await bench.polls.take_turns(PROVIDER, 20, spacing_ms=20)
     for doing in await bench.begin(1):
         doing.close()
-    room = await bench.of_provider.room(1)
-    assert (room.most, room.is_scarce) == (3, True)
+    capacity = await bench.of_provider.capacity(1)
+    assert (capacity.most, capacity.is_scarce) == (3, True)
     await bench.polls.take_turns(PROVIDER, 100, spacing_ms=20)
-    room = await bench.of_provider.room(1)
-    assert room.most == 0
-    assert 1 < room.rest_s < 2.5
+    capacity = await bench.of_provider.capacity(1)
+    assert capacity.most == 0
+    assert 1 < capacity.wait_s < 2.5
 
 
 async def test_a_lease_whose_turn_is_too_far_off_is_given_back(bench: Bench) -> None:
@@ -209,9 +209,9 @@ async def test_who_is_stopped_when_a_turn_has_come_polls_nothing_either(bench: B
 
 
 async def test_no_more_polls_run_than_one_process_can_bear(bench: Bench) -> None:
-    room = await bench.of_provider.room(work.CONCURRENCY)
-    assert (room.most, room.is_full) == (0, True)
-    assert (await bench.of_provider.room(work.CONCURRENCY - 1)).most == 1
+    capacity = await bench.of_provider.capacity(work.CONCURRENCY)
+    assert (capacity.most, capacity.is_full) == (0, True)
+    assert (await bench.of_provider.capacity(work.CONCURRENCY - 1)).most == 1
 
 
 async def test_a_run_of_all_accounts_takes_nothing_more_of_a_provider_that_is_polled(bench: Bench) -> None:
@@ -424,14 +424,14 @@ async def test_a_schedule_that_is_gone_is_noticed_where_there_ought_to_be_one(be
 
 async def test_what_a_reload_took_away_in_the_meantime_is_given_back(bench: Bench) -> None:
     none_left = PollWork(bench.polls)
-    assert await none_left.room(PROVIDER, 0, 0) == Room(0), "nor is that a bug"
+    assert await none_left.capacity(PROVIDER, 0, 0) == Capacity(0), "nor is that a bug"
     await asyncio.gather(*await none_left.begin(PROVIDER, [Lease(bench.names[0], 0)]))
     assert bench.polls.given_back == [bench.names[0]]
 
 
 async def test_no_poll_has_room_while_nothing_may_be_committed(bench: Bench) -> None:
-    assert (await bench.of_provider.room(0)).most > 0
+    assert (await bench.of_provider.capacity(0)).most > 0
     bench.health.refusal = ServerRefused("Redis at db evicts keys")
-    assert (await bench.of_provider.room(0)).most == 0
+    assert (await bench.of_provider.capacity(0)).most == 0
     bench.health.refusal = None
-    assert (await bench.of_provider.room(0)).most > 0
+    assert (await bench.of_provider.capacity(0)).most > 0

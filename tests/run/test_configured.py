@@ -33,7 +33,7 @@ from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
 from watcher.polling.work import ProviderPolls
 from watcher.providers.contract import Rejected
-from watcher.run.configured import Configured, Difference, Resting
+from watcher.run.configured import Configured, Difference, Inactive
 from watcher.run.upkeep import Upkeep
 from watcher.settings import MAX_BACKLOG, AccountSettings, EgressSettings, RedisSettings, Settings
 from watcher.store.exceptions import StoreUnreachable
@@ -257,7 +257,7 @@ def test_what_a_provider_must_bear_is_the_same_after_changes_as_after_a_start(ch
 
 async def test_events_of_an_unverified_subscription_wait(bench: Bench) -> None:
     unverified = set[str]()
-    bench.configured.resting = Resting(unverified)
+    bench.configured.inactive = Inactive(unverified)
     await bench.follow(some(subscriptions=(OPS,)))
     unverified.add("new")
     await bench.configured.change(Difference({}, {"new": a_subscription("new")}))
@@ -279,11 +279,11 @@ async def test_a_new_subscription_is_not_claimed_for_before_anything_is_due(benc
 async def test_of_a_record_that_cannot_be_opened_events_are_queued_for_other_workers(bench: Bench) -> None:
     await bench.follow(some(subscriptions=(OPS,)))
     locked = a_subscription("locked", accounts=("a",))
-    wishes: Any = SimpleNamespace(
+    filters: Any = SimpleNamespace(
         name="locked", events=(), **locked.model_dump(include={"accounts", "assets"})
     )
-    wishes.thresholds = ()
-    await bench.configured.change(Difference({}, {"locked": wishes}))
+    filters.thresholds = ()
+    await bench.configured.change(Difference({}, {"locked": filters}))
     assert bench.configured.interest.listeners("a") == (OPS, "locked")
     assert [*bench.configured.targets] == [*bench.configured.settings.subscription_by_name] == [OPS]
 
@@ -294,7 +294,7 @@ async def test_a_changed_url_cuts_off_attempts_at_the_old_one_and_is_to_be_made_
     cut_off: list[Key] = []
     monkeypatch.setattr(bench.configured.loop, "cut_off", lambda key, _: cut_off.append(key))
     unverified = set[str]()
-    bench.configured.resting = Resting(unverified)
+    bench.configured.inactive = Inactive(unverified)
     await bench.follow(some(subscriptions=(OPS,)))
     await bench.configured.change(
         Difference({}, {"new": a_subscription("new"), "same": a_subscription("same")})
@@ -393,7 +393,7 @@ async def test_the_backlog_of_a_subscription_that_is_locked_is_kept_within_bound
     agreement: Any = SimpleNamespace(neighbours=bench.neighbours)
     present: Any = None
     upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement, keeper)
-    bench.configured.resting = Resting(locked={"locked": a_subscription("locked")})
+    bench.configured.inactive = Inactive(locked={"locked": a_subscription("locked")})
     await upkeep.keep_backlogs()
     assert asked == [{"locked": MAX_BACKLOG, OPS: MAX_BACKLOG}]
 

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.support.builders import a_subscription
 from tests.support.servers import EVERY_ENGINE
 from watcher.delivery.sink import Attempt
-from watcher.engine.breaker import RESTS_MS, Answer
+from watcher.engine.breaker import BACKOFF_MS, Answer
 from watcher.journal.events import Event
 from watcher.run.verification import PATIENCE_MS, SPACING_MS, TooMany, Unverified, Verification
 from watcher.settings import SubscriptionSettings
@@ -99,10 +99,10 @@ async def test_what_does_not_answer_is_pinged_by_the_ladder_of_the_breaker_and_f
 ) -> None:
     one, now_ms = await begin(workers)
     new = waiting("ops", since_ms=now_ms)
-    for rest_ms in (*RESTS_MS, RESTS_MS[-1]):
+    for backoff_ms in (*BACKOFF_MS, BACKOFF_MS[-1]):
         assert await one.look(new) == ["ops"]
-        await one.sleep(rest_ms - 1000, HOST)
-        assert await one.look(new) == [], f"sooner than {rest_ms} ms"
+        await one.sleep(backoff_ms - 1000, HOST)
+        assert await one.look(new) == [], f"sooner than {backoff_ms} ms"
         await one.sleep(1000, HOST)
     await one.sleep(PATIENCE_MS, HOST)
     assert await one.look(new) == []

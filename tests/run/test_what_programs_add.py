@@ -87,7 +87,7 @@ async def test_events_wait_until_their_url_has_answered_a_ping(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "VERIFY_S", 0.02)
-    for name, value in {"RESTS_MS": (20,), "SPACING_MS": 1, "PATIENCE_MS": 10**15}.items():
+    for name, value in {"BACKOFF_MS": (20,), "SPACING_MS": 1, "PATIENCE_MS": 10**15}.items():
         monkeypatch.setattr(verification, name, value)
     rig.settings = rig.settings.model_copy(update={"subscription_by_name": {}})
     rig.receiver.fail = Fail(500, times=1)  # each ping is an event of its own

@@ -19,7 +19,7 @@ from watcher.sandbox.world import ACME
 from watcher.snapshot import Balance, Snapshot
 
 PATH = BALANCES.format(account=ACME)
-HELD = {"EUR": "1250.5", "JPY": "300000", "KWD": "70.125"}
+BACKING_OFF = {"EUR": "1250.5", "JPY": "300000", "KWD": "70.125"}
 
 
 class Asked:
@@ -75,7 +75,7 @@ async def test_all_four_fields_are_read_from_two_pages() -> None:
 async def test_however_long_a_page_is_every_currency_is_there_once(longest_page: int) -> None:
     async with asking() as asked:
         asked.sandbox.bank.longest_page = longest_page
-        assert totals(await asked()) == HELD
+        assert totals(await asked()) == BACKING_OFF
 
 
 async def test_an_account_may_be_overdrawn_and_owes_to_the_last_digit() -> None:
@@ -84,7 +84,7 @@ async def test_an_account_may_be_overdrawn_and_owes_to_the_last_digit() -> None:
         world.debit(ACME, "EUR", "1250.51")
         world.withdrawal_debited(ACME, "KWD", "71.126", split=1, first="pending")
         await asked()
-        assert totals(await asked()) == HELD | {"EUR": "-0.01", "KWD": "-1.001"}
+        assert totals(await asked()) == BACKING_OFF | {"EUR": "-0.01", "KWD": "-1.001"}
         for step in (world.unlock, world.deposit_cleared):
             with pytest.raises(Impossible, match="of EUR would fall to -1"):
                 step(ACME, "EUR", "1")
@@ -94,7 +94,7 @@ async def test_numbers_are_as_exact_as_text() -> None:
     async with asking() as asked:
         asked.sandbox.bank.amounts = "numbers"
         asked.sandbox.world.credit(ACME, "KWD", "9007199254740993.001")
-        assert totals(await asked()) == HELD | {"KWD": "9007199254741063.126"}
+        assert totals(await asked()) == BACKING_OFF | {"KWD": "9007199254741063.126"}
 
 
 async def test_a_currency_without_a_row_is_zero_in_a_full_listing() -> None:
@@ -136,7 +136,7 @@ async def test_a_fault_on_the_second_page_rejects_the_poll_and_the_next_is_good(
         asked.sandbox.bank.next_answers.extend([lambda honest: honest, FAULTS[fault], FAULTS[fault]])
         assert await asked.rejection() in ("rate", "transient", "gone", "malformed")
         asked.sandbox.bank.next_answers.clear()
-        assert totals(await asked()) == HELD
+        assert totals(await asked()) == BACKING_OFF
 
 
 async def test_a_halved_movement_shows_its_second_half_a_poll_later_however_many_pages_there_are() -> None:

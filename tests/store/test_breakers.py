@@ -21,7 +21,7 @@ from watcher.engine.breaker import (
     tried_again,
 )
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.queues import Breaker, Breakers, Tally, dump_breaker, take_lease
+from watcher.store.queues import Breaker, Breakers, Results, dump_breaker, take_lease
 from watcher.store.schedule import Lease, Reply
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -123,7 +123,7 @@ async def test_what_is_resumed_is_forgotten_with_all_that_was_counted(
     store = a_store(redis_client, namespace)
     view = a_view(store)
     await pause(view, OPS, "by hand")
-    await view.tally(OPS, closed_at_ms=0)
+    await view.count_results(OPS, closed_at_ms=0)
     await view.take_probes(OPS, ["a"], at_most=1, lease_ms=MINUTE_MS)
     await view.hold_turns(OPS, for_ms=MINUTE_MS)
     assert await view.resume(OPS)
@@ -242,10 +242,10 @@ async def settle(store: Store, account: str, result: str) -> None:
     assert reply is Reply.DONE
 
 
-async def settled(store: Store, *results: tuple[str, str]) -> Tally:
+async def settled(store: Store, *results: tuple[str, str]) -> Results:
     for account, result in results:
         await settle(store, account, result)
-    return await a_view(store).tally(OPS, closed_at_ms=0)
+    return await a_view(store).count_results(OPS, closed_at_ms=0)
 
 
 def accounts_in(shard: int, count: int) -> Sequence[str]:
@@ -269,18 +269,18 @@ async def test_while_all_is_well_nothing_is_noted(redis_client: Redis, namespace
 async def test_of_each_queue_its_last_result_counts(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await settled(store)  # from now on all shards count
-    tally = await settled(
+    results = await settled(
         store, (ONE, "failed"), (ONE, "delivered"), (TWO, "delivered"), (TWO, "failed"), (FAR, "delivered")
     )
-    assert (tally.tried, tally.failed) == (3, 1)
-    assert (tally.taken_lately, tally.failed_lately) == (3, 2)
+    assert (results.tried, results.failed) == (3, 1)
+    assert (results.taken_lately, results.failed_lately) == (3, 2)
 
 
 @everywhere
 async def test_the_first_failure_of_a_shard_is_no_result(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    tally = await settled(store, (ONE, "failed"))
-    assert (tally.tried, tally.failed, tally.failed_lately, len(tally.row)) == (0, 0, 0, 1)
+    results = await settled(store, (ONE, "failed"))
+    assert (results.tried, results.failed, results.failed_lately, len(results.row)) == (0, 0, 0, 1)
     assert (await settled(store, (TWO, "failed"))).tried == 1
 
 
@@ -289,7 +289,7 @@ async def test_results_before_it_was_closed_do_not_count(redis_client: Redis, na
     store = a_store(redis_client, namespace)
     await settled(store, (ONE, "failed"))
     await settled(store, (ONE, "failed"), (FAR, "failed"))
-    found = await a_view(store).tally(OPS, closed_at_ms=await store.now_ms() + 1)
+    found = await a_view(store).count_results(OPS, closed_at_ms=await store.now_ms() + 1)
     assert (found.tried, found.failed, found.row) == (0, 0, ())
 
 
@@ -298,16 +298,16 @@ async def test_a_row_of_failures_runs_over_all_shards_and_ends_with_a_delivery_i
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    tally = await settled(
+    results = await settled(
         store, *[(ONE, "unavailable")] * 7, (FAR, "failed"), (FAR, "unavailable"), (TWO, "failed")
     )
-    row = sorted((miss.account, miss.is_unavailable) for miss in tally.row)
+    row = sorted((miss.account, miss.is_unavailable) for miss in results.row)
     kept = [(ONE, True)] * 4 + [(TWO, False), (FAR, False), (FAR, True)]
     assert row == sorted(kept), "a shard keeps five"
-    assert opens(tally)
+    assert opens(results)
     await asyncio.sleep(0.002)  # a row has the precision of a millisecond
-    tally = await settled(store, (FAR, "delivered"))
-    assert tally.row == ()
+    results = await settled(store, (FAR, "delivered"))
+    assert results.row == ()
     await asyncio.sleep(0.002)
     assert [miss.account for miss in (await settled(store, (ONE, "failed"))).row] == [ONE]
 
@@ -413,7 +413,7 @@ async def test_what_is_only_counted_or_leased_is_made_anew_where_it_is_of_anothe
     for key in (keys.results(shard, OPS), keys.row(shard, OPS)):
         await store.pipe.command("DEL", key)
         await store.pipe.command("RPUSH", key, "damaged")
-    assert (await view.tally(OPS, closed_at_ms=0)).tried == 0
+    assert (await view.count_results(OPS, closed_at_ms=0)).tried == 0
     assert await view.take_turn(OPS, spacing_ms=10, within_ms=250) == 0
     assert await view.take_turn(OPS, spacing_ms=10, within_ms=250) > 0
     assert await view.take_probes(OPS, ["a", "b"], at_most=1, lease_ms=MINUTE_MS) == ["a"]

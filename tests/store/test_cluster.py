@@ -402,14 +402,14 @@ async def test_a_node_that_is_nearly_full_is_freed_of_what_lies_there(store: Sto
 async def test_what_all_shards_count_of_a_subscription_is_added_up(store: Store) -> None:
     breakers = Breakers(store.pipe, store.keys)
     assert breakers.is_apart
-    await breakers.tally(OPS, closed_at_ms=0)
+    await breakers.count_results(OPS, closed_at_ms=0)
     for account in ACCOUNTS:
         await store.fill(a_delivery(), account=account)
         lease = await store.lease_queue(account)
         result = "unavailable" if account in ACCOUNTS[:9] else "failed"
         await store.queues.retry(OPS, lease, a_delivery().entry, wait_ms=60_000, result=result)
-    tally = await breakers.tally(OPS, closed_at_ms=0)
-    assert (tally.tried, tally.failed, len(tally.row)) == (SHARDS, SHARDS, SHARDS)
+    results = await breakers.count_results(OPS, closed_at_ms=0)
+    assert (results.tried, results.failed, len(results.row)) == (SHARDS, SHARDS, SHARDS)
     assert await breakers.resume(OPS) is False
-    assert (await breakers.tally(OPS, closed_at_ms=0)).tried == 0
+    assert (await breakers.count_results(OPS, closed_at_ms=0)).tried == 0
     assert not await breakers.is_idle(OPS)

@@ -126,7 +126,7 @@ class World:
         """Send dead letters again."""
         resend = Resend(self.store.pipe, self.store.keys, is_preview=False)
         settings = a_subscription(subscription)
-        await resend.letters(settings, since_ms=0, until_ms=2 * await self.store.now_ms())
+        await resend.dead_letters(settings, since_ms=0, until_ms=2 * await self.store.now_ms())
 
     async def give_up(self, subscription: str, *, has_memory: bool) -> None:
         """Keep few deliveries, as the keeper does."""

@@ -137,7 +137,7 @@ async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> 
     breakers = Breakers(store.pipe, store.keys)
     await fill(store)
     assert await breakers.take_probes(OPS, ["w"], at_most=1, lease_ms=MINUTE_MS)
-    assert (await breakers.tally(OPS, closed_at_ms=0)).tried == 0
+    assert (await breakers.count_results(OPS, closed_at_ms=0)).tried == 0
     assert (await fail(breakers, OPS, "503", open_ms=MINUTE_MS)).before is None
     assert (await breakers.change(OPS, partial(probed, account=ACCOUNT))).after
     assert (await breakers.read())[OPS].probes == "1"

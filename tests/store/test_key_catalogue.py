@@ -158,7 +158,7 @@ async def _deliver(store: Store) -> None:
     await breakers.take_probes(OPS, ["w"], at_most=1, lease_ms=MINUTE_MS)
     await breakers.take_turn(OPS, spacing_ms=200, within_ms=1000)
     store.pipe.is_apart = True  # as on a Cluster
-    await breakers.tally(OPS, closed_at_ms=0)
+    await breakers.count_results(OPS, closed_at_ms=0)
     await Workers(store.pipe, store.keys).note(Presence("w", "here", 1, "0", 0, {}))
     configurations = Configurations(store.pipe, store.keys)
     await configurations.write(NOBODY)

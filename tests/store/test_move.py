@@ -119,8 +119,10 @@ async def test_all_that_a_store_holds_is_read_as_it_was_written(store: Store) ->
     assert state.entry_by_asset["1"].published == ("1.5", "0", "0", "0")
     records = [one async for one in History(store.pipe, store.keys).records("alice")]
     assert [one.content["type"] for one in records] == ["total.increased"] * 3 + ["baseline"]
-    letters = [one for one in await reader.dead_letters(GONE, 10, lambda _: True) if one.account == "alice"]
-    assert [one.delivery and one.delivery.previous for one in letters] == [AT_MS]
+    dead_letters = [
+        one for one in await reader.dead_letters(GONE, 10, lambda _: True) if one.account == "alice"
+    ]
+    assert [one.delivery and one.delivery.previous for one in dead_letters] == [AT_MS]
     found = await store.contents()
     assert found[store.keys.queued("alice")] == {
         b"ops": b"%d" % (AT_MS + 13),
@@ -172,8 +174,10 @@ async def sizes(store: Store) -> dict[str, dict[str, int]]:
             return len(re.sub(rb"^\d+", b"", bodies.get(match[1], b""))) if match else 0  # noqa: B023
 
         log = sum(80 + len(f[1]) + len(f[3]) + body(f[3]) for _, f in found.get(store.keys.log(shard), ()))
-        letters = [value for key, value in found.items() if f":{{{shard}}}:dead_letters:" in key]
-        dead = sum(150 + len(f[1]) + len(f[3]) + len(f[5]) + body(f[5]) for one in letters for _, f in one)
+        dead_letters = [value for key, value in found.items() if f":{{{shard}}}:dead_letters:" in key]
+        dead = sum(
+            150 + len(f[1]) + len(f[3]) + len(f[5]) + body(f[5]) for one in dead_letters for _, f in one
+        )
         sizes[store.keys.sizes(shard)] = {"log": log, "dead": dead}
     return sizes
 
@@ -457,14 +461,14 @@ def entries(draw: st.DrawFn, subscription: str) -> list[bytes]:
 @st.composite
 def stores(draw: st.DrawFn) -> dict[str, Any]:
     queues = draw(st.lists(st.tuples(SUBSCRIPTIONS, NAMES_OF_ALL), unique=True, max_size=5))
-    letters = draw(st.lists(st.tuples(SUBSCRIPTIONS, NAMES_OF_ALL), max_size=3))
+    dead_letters = draw(st.lists(st.tuples(SUBSCRIPTIONS, NAMES_OF_ALL), max_size=3))
     odd_record = st.sampled_from(
         (b"{", b"evt_1 5", b"{}", b'{"id":"evt_1"}', b"null", b'{"type":"baseline"}')
     )
     return {
         "states": draw(st.dictionaries(NAMES_OF_ALL, STATES | st.none(), max_size=4)),
         "queues": [(*one, draw(entries(one[0])), draw(st.integers(0, 3))) for one in queues],
-        "letters": [(*one, entry) for one in letters for entry in draw(entries(one[0]))],
+        "letters": [(*one, entry) for one in dead_letters for entry in draw(entries(one[0]))],
         "records": draw(st.lists(st.tuples(NAMES_OF_ALL, EVENTS | odd_record), max_size=6)),
     }
 
@@ -593,7 +597,7 @@ async def test_nothing_is_sent_again_into_a_layout_that_the_store_leaves(
     before = await store.contents()
     resend = Resend(Moving(redis_client), store.keys, is_preview=False)
     with pytest.raises(LayoutAwaited, match="is being moved from layout 2 to 1"):
-        await resend.letters(a_subscription(GONE), since_ms=0, until_ms=AT_MS * 2)
+        await resend.dead_letters(a_subscription(GONE), since_ms=0, until_ms=AT_MS * 2)
     await store.pipe.command("HDEL", store.keys.meta(), "moving")
     assert await store.contents() == before
 

@@ -43,12 +43,12 @@ async def test_each_subscription_has_a_chain_of_its_own_over_all_commits(
         a_snapshot(ETH="3", LRC="2"),
         a_snapshot(ETH="3", LRC="3"),
     ]
-    wishes = (
+    filters = (
         a_subscription("all"),
         a_subscription("lrc", assets=("LRC",)),
         a_subscription("none", accounts=("x",)),
     )
-    made = await Books(store.pipe, namespace).live(polls, subscriptions=wishes)
+    made = await Books(store.pipe, namespace).live(polls, subscriptions=filters)
     eth, lrc, eth_again, lrc_again = (event.sequence for step in made[1:] for event in step.events)
     assert await told(store, "all") == [
         (eth, "-"),

@@ -125,7 +125,7 @@ async def test_a_damaged_key_refuses_before_anything_is_written(
     await store.damage(key)
     before = await store.contents()
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await store.queues.enqueue(OPS, ACCOUNT, [TWO], letters=[letter])
+        await store.queues.enqueue(OPS, ACCOUNT, [TWO], dead_letters=[letter])
     assert await store.contents() == before
 
 
@@ -175,10 +175,10 @@ async def test_dead_letters_go_back_to_the_end_of_their_queue_and_are_none_any_m
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    letters = [await a_letter(store, each) for each in (ONE, TWO)]
+    dead_letters = [await a_letter(store, each) for each in (ONE, TWO)]
     kept = await a_letter(store, a_delivery(9), NEIGHBOURS[0])
     await queue(store, THREE)
-    assert await store.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), letters=letters) == 2
+    assert await store.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), dead_letters=dead_letters) == 2
     assert await store.queue() == [each.entry for each in (THREE, ONE, TWO)]
     assert await last_letter(store) == kept
     assert len(await store.stream(store.keys.dead(SHARD, OPS))) == 1
@@ -188,10 +188,10 @@ async def test_dead_letters_go_back_to_the_end_of_their_queue_and_are_none_any_m
 
 async def test_a_dead_letter_that_is_asked_for_twice_moves_once(redis_client: Redis, namespace: str) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
-    letters = [await a_letter(store, each) for each in (ONE, TWO)]
-    assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], letters=letters[:1]) == 1
+    dead_letters = [await a_letter(store, each) for each in (ONE, TWO)]
+    assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], dead_letters=dead_letters[:1]) == 1
     found = await asyncio.gather(
-        *(each.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), letters=letters) for each in (store, other))
+        *(each.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), dead_letters=dead_letters) for each in (store, other))
     )
     assert sorted(found) == [0, 1]
     assert await store.queue() == [ONE.entry, TWO.entry]
@@ -200,9 +200,9 @@ async def test_a_dead_letter_that_is_asked_for_twice_moves_once(redis_client: Re
 async def test_letters_that_are_gone_leave_everything_as_it_was(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     letter = await a_letter(store, ONE)
-    await store.queues.enqueue(OPS, ACCOUNT, [ONE], letters=[letter])
+    await store.queues.enqueue(OPS, ACCOUNT, [ONE], dead_letters=[letter])
     before = await store.contents()
-    assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], letters=[letter]) == 0
+    assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], dead_letters=[letter]) == 0
     assert await store.contents() == before
 
 

@@ -311,12 +311,12 @@ async def taken(store: Store) -> dict[bytes, bytes]:
         + body(one["entry"].partition(b" ")[2])
         for one in await store.stream(keys.log(SHARD))
     )
-    letters = await store.stream(keys.dead(SHARD, OPS))
+    dead_letters = await store.stream(keys.dead(SHARD, OPS))
     dead = sum(
-        150 + sum(map(len, one.values())) + body(one["delivery"].rpartition(b" ")[0]) for one in letters
+        150 + sum(map(len, one.values())) + body(one["delivery"].rpartition(b" ")[0]) for one in dead_letters
     )
     attempts = sum(80 + len(one["attempt"]) for one in await store.stream(keys.attempts(SHARD, OPS)))
-    sizes = {b"log": log, b"dead": dead, b"attempts": attempts, b"dead ops": len(letters)}
+    sizes = {b"log": log, b"dead": dead, b"attempts": attempts, b"dead ops": len(dead_letters)}
     return {part: b"%d" % size for part, size in sizes.items()}
 
 
@@ -338,7 +338,7 @@ async def test_what_everything_takes_is_noted_to_the_byte(redis_client: Redis, n
             ((letter, _),) = await store.pipe.command(
                 "XREVRANGE", store.keys.dead(SHARD, OPS), "+", "-", "COUNT", 1
             )
-            assert await store.queues.enqueue(OPS, ACCOUNT, [one], letters=[letter.decode()]) == 1
+            assert await store.queues.enqueue(OPS, ACCOUNT, [one], dead_letters=[letter.decode()]) == 1
             lease, (head,) = await store.lease_queue(), await store.queue()
             await store.queues.delivered(OPS, lease, head, until=store.queues.until(lease, KEPT_MS))
         noted = await noted_of(store)
@@ -357,7 +357,7 @@ async def test_a_size_that_is_damaged_counts_from_nothing(redis_client: Redis, n
     assert (await store.contents())[sizes] == await taken(store)
     await store.pipe.command("HSET", sizes, "dead", "1")
     ((letter, _),) = await store.pipe.command("XRANGE", store.keys.dead(SHARD, OPS), "-", "+")
-    assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], letters=[letter.decode()]) == 1
+    assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], dead_letters=[letter.decode()]) == 1
     assert b"dead" not in (await store.contents())[sizes]
 
 

@@ -15,18 +15,18 @@ class StillLoop(Loop):
 
     def __init__(self) -> None:
         super().__init__(cast(Any, None), StoreHealth(), {}, list)
-        self.room = 0
+        self.capacity = 0
         self.woken: list[tuple[Key, int]] = []
         self.begun: list[tuple[Key, int, Lease]] = []
         self.delivered: list[tuple[str, Leased]] = []
 
     def keep(self, key: Key) -> bool:
-        has_room = self.room > 0
-        self.room -= has_room
-        return has_room
+        has_capacity = self.capacity > 0
+        self.capacity -= has_capacity
+        return has_capacity
 
     def give_back(self, key: Key) -> None:
-        self.room += 1
+        self.capacity += 1
 
     def begin(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
         self.begun.append((key, shard, lease))

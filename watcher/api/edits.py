@@ -20,7 +20,7 @@ from watcher.api.accounts import opened
 from watcher.api.problems import BATCH_BYTES, Problem, answer, body_of, query_of, unknown
 from watcher.config.bodies import BodyRefused, Table, read_table, section_of
 from watcher.delivery.queue import pause_by_hand, resume_by_hand
-from watcher.delivery.resend import Wish, send_again
+from watcher.delivery.resend import Selection, send_again
 from watcher.delivery.sink import Attempt
 from watcher.durations import parse_duration
 from watcher.engine.breaker import Answer
@@ -71,7 +71,7 @@ class Again(Section):
     dry_run: StrictBool = Field(False, description="only say what would go out again")
 
     @model_validator(mode="after")
-    def _is_one_wish(self) -> Self:
+    def _is_one_selection(self) -> Self:
         if (self.id is not None) == (self.dead or self.since is not None):
             raise ValueError("say what to send again: id, or dead, or since")
         return self
@@ -192,7 +192,7 @@ class Edits:
         await _nothing_else(request)
         store, name = opened(self._worker), self._subscription(request).name
         is_new = await pause_by_hand(Breakers(store.pipe, store.keys), name)
-        return self._told(request, name, "paused", is_new=is_new)
+        return self._answer_change(request, name, "paused", is_new=is_new)
 
     async def resume(self, request: web.Request) -> web.Response:
         """Send a subscription what waits, whatever it failed before."""
@@ -200,7 +200,7 @@ class Edits:
         store, name = opened(self._worker), self._subscription(request).name
         queues = Queues(Schedule(store.pipe), store.keys)
         is_new = await resume_by_hand(Breakers(store.pipe, store.keys), queues, name)
-        return self._told(request, name, "resumed", is_new=is_new)
+        return self._answer_change(request, name, "resumed", is_new=is_new)
 
     async def resend(self, request: web.Request) -> web.Response:
         """Send again: an event, dead letters, or what the log holds since a time."""
@@ -211,15 +211,15 @@ class Edits:
         store, settings = opened(self._worker), self._subscription(request)
         now_ms = await store.reader.now_ms()
         start_ms = since_ms(asked.since, now_ms) if asked.since else 0
-        wish = Wish(asked.id, asked.dead, start_ms, asked.dry_run)
-        found = await send_again(store.pipe, store.keys, [settings], wish)
+        selection = Selection(asked.id, asked.dead, start_ms, asked.dry_run)
+        found = await send_again(store.pipe, store.keys, [settings], selection)
         if not found:
-            raise Problem(404, f"nothing of {wish.event_id} is left: no dead letter, no record of it")
+            raise Problem(404, f"nothing of {selection.event_id} is left: no dead letter, no record of it")
         breaker = (await Breakers(store.pipe, store.keys).read()).get(settings.name)
-        if not wish.is_preview:
-            self._tell(request, settings.name, "resent")
+        if not selection.is_preview:
+            self._log_change(request, settings.name, "resent")
         is_paused = bool(breaker and breaker.paused_at_ms)
-        return answer(found[0].line(is_paused=is_paused, is_preview=wish.is_preview))
+        return answer(found[0].line(is_paused=is_paused, is_preview=selection.is_preview))
 
     async def ping(self, request: web.Request) -> web.Response:
         """Send a sample now, and say what came of it: a URL that takes it is verified."""
@@ -235,7 +235,7 @@ class Edits:
         except TooMany as error:
             after = {"retry-after": str(math.ceil(error.retry_after_s))}
             raise Problem(429, str(error), headers=after) from None
-        self._tell(request, settings.name, "pinged")
+        self._log_change(request, settings.name, "pinged")
         followed = self._worker.followed
         known = followed.get("subscription", settings.name) if followed else None
         return answer(
@@ -279,12 +279,12 @@ class Edits:
             raise Problem(409, f"subscription {name} cannot be used here: {known.reason}")
         raise unknown("subscription", name)
 
-    def _tell(self, request: web.Request, name: str, change: str) -> None:
+    def _log_change(self, request: web.Request, name: str, change: str) -> None:
         log.info("directory.changed", kind="subscription", name=name, change=change, by=request[CALLER].name)
 
-    def _told(self, request: web.Request, name: str, change: str, *, is_new: bool) -> web.Response:
+    def _answer_change(self, request: web.Request, name: str, change: str, *, is_new: bool) -> web.Response:
         if is_new:
-            self._tell(request, name, change)
+            self._log_change(request, name, change)
         return answer({"name": name, "change": change if is_new else "unchanged"})
 
 

@@ -22,7 +22,7 @@ from watcher.api.problems import Problem, cursor, limit_in, page_of, query_of, u
 from watcher.config.tables import is_glob
 from watcher.encryption import Keyring, Undecryptable
 from watcher.journal.events import Event, amounts_of, iso
-from watcher.journal.interest import Interest, Wishes
+from watcher.journal.interest import Filters, Interest
 from watcher.run.worker import Worker
 from watcher.snapshot import Asset
 from watcher.store.history import PAGE_BYTES, Cursor, Gone, History, Logged
@@ -162,10 +162,10 @@ def _known_in(request: web.Request, store: Opened) -> str:
 
 def _named_by(subscription: str, store: Opened) -> set[str] | None:
     """Return the accounts that a subscription names; None if it has globs, as most have."""
-    wishes: Wishes | None = store.followed.settings.subscription_by_name.get(subscription)
+    filters: Filters | None = store.followed.settings.subscription_by_name.get(subscription)
     known = store.followed.get("subscription", subscription)
-    wishes = wishes or (known.wishes if known else None)
-    return None if wishes is None or any(map(is_glob, wishes.accounts)) else {*wishes.accounts}
+    filters = filters or (known.filters if known else None)
+    return None if filters is None or any(map(is_glob, filters.accounts)) else {*filters.accounts}
 
 
 def _start(after: str, owner: str | None, store: Opened) -> Cursor:

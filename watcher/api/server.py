@@ -119,7 +119,7 @@ class Listener:
         self._most = CONNECTIONS if access is None else API_CONNECTIONS
         self._refusals = Throttle()
         self._rates = Rates()
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         self.in_hand = 0
         self._open: dict[Connection, None] = {}  # the oldest first
 
@@ -236,7 +236,7 @@ class Listener:
             with survived("api"):
                 try:
                     self._let_in(request, connection)
-                    async with asyncio.timeout(REQUEST_S), self._room:
+                    async with asyncio.timeout(REQUEST_S), self._slots:
                         response = await handler(request)
                 except (Problem, StoreError, TimeoutError, web.HTTPException) as error:
                     response = _problem(error, request).answer()

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from watcher.api.accounts import Names, Opened, etag, found_now, opened
 from watcher.api.problems import Problem, answer, limit_in, query_of
-from watcher.observe.views import letter_line, remedy_of, subscription_line, waiting_line
+from watcher.observe.views import dead_letter_line, remedy_of, subscription_line, waiting_line
 from watcher.run.worker import Worker
 from watcher.store.keys import SHARDS
 from watcher.store.queues import Breakers
@@ -124,7 +124,8 @@ async def _dead(name: str, store: Opened, after: _Place, limit: int) -> list[tup
         while letters := await store.reader.dead_letters_behind(name, shard, last):
             last = letters[-1].id
             found += (
-                (_Place(shard, "", 0, letter.id), letter_line(name, letter, now_ms)) for letter in letters
+                (_Place(shard, "", 0, letter.id), dead_letter_line(name, letter, now_ms))
+                for letter in letters
             )
             if len(found) > limit:
                 return found

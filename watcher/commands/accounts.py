@@ -191,7 +191,7 @@ async def reset_command(*, look: "Look", is_sure: bool, name: str) -> None:
                 click.echo(f"{name}: nothing is known of it; its next successful poll is a baseline")
                 return
             what = many(len(state.entry_by_asset), "asset")
-            step = reset(state, _who(), version=secrets.token_hex(8), now_ms=schedule.now_ms())
+            step = reset(state, _user_and_host(), version=secrets.token_hex(8), now_ms=schedule.now_ms())
             reply, _ = await polls.commit(Commit(name, provider, None, state.version, step))
             if reply is Reply.LEASE_LOST:
                 raise _NotReset(f"{name} is on no schedule of {provider}: start a worker with it first")
@@ -208,7 +208,7 @@ class _NotReset(click.ClickException):
     """Nothing was changed."""
 
 
-def _who() -> str:
+def _user_and_host() -> str:
     """Name who runs this, and where: for the log."""
     user = "unknown"
     with suppress(OSError, KeyError, ImportError):  # a container may have no name for its user

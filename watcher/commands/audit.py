@@ -167,7 +167,7 @@ async def _audit_store(settings: "Settings", *, is_json: bool) -> int:
             findings = [{**flaw._asdict(), "shard": part.shard} for flaw in part.flaws]
             say_json({**counts, "ok": not findings, "findings": findings})
     else:
-        _tell_flaws(parts)
+        _print_flaws(parts)
     if names is None:
         click.echo("not looked at: keys that nothing names, as this user of Redis may not SCAN", err=True)
     if moving := sum(part.moving for part in parts):
@@ -186,7 +186,7 @@ async def _audit_store(settings: "Settings", *, is_json: bool) -> int:
     return 1 if flaws else 0
 
 
-def _tell_flaws(parts: "Sequence[Audited]") -> None:
+def _print_flaws(parts: "Sequence[Audited]") -> None:
     """Print some of each kind, and what to do."""
     flaws_by_kind = defaultdict(list)
     for part in parts:

@@ -180,7 +180,7 @@ async def command(
 
 async def _read(look: "Look", wanted: _Wanted) -> list[_Row]:
     """Read the rows that are wanted, and one more if there are more."""
-    from watcher.observe.views import attempt_line, letter_line
+    from watcher.observe.views import attempt_line, dead_letter_line
     from watcher.store.history import place
     from watcher.store.queues import Breakers
     from watcher.store.reader import DeadLetter, Reader
@@ -204,7 +204,7 @@ async def _read(look: "Look", wanted: _Wanted) -> list[_Row]:
             latest = reader.dead_letters if wanted.kind == "dead" else reader.attempts
             found += [(name, entry) for entry in await latest(name, most, wanted.takes_late)]
     return [
-        letter_line(name, entry, now_ms)
+        dead_letter_line(name, entry, now_ms)
         if isinstance(entry, DeadLetter)
         else attempt_line(name, entry, now_ms)
         for name, entry in sorted(found, key=lambda one: place(one[1].id))[-most:]  # of all subscriptions

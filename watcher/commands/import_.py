@@ -192,7 +192,7 @@ class Beside:
         interest, names = Interest(file.subscription_by_name), judge.sources()
         async for held in Directory(store.pipe, store.keys).read_all():
             known = [judge.judge(record, now_ms) for record in held.records]
-            interest.change({one.record.name: one.wishes for one in known if one.wishes})
+            interest.change({one.record.name: one.filters for one in known if one.filters})
             names.update((one.source, one.record.name) for one in known if one.source)
             for one in known:
                 if isinstance(one.settings, AccountSettings):
@@ -248,21 +248,21 @@ def check(given: Given, in_force: Beside, findings: "Findings") -> None:
         other = in_force.names.setdefault(source, account.name)
         if other != account.name:
             findings.mistake(entry.finding((), f"is the same account at the same provider as {other}"))
-    policy, wishes = Policy.of(in_force.file.egress), {}
+    policy, filters = Policy.of(in_force.file.egress), {}
     for entry in given.subscriptions:
         if subscription := read_subscription(entry, policy, findings):
-            wishes[subscription.name] = subscription
-    subscriptions = {**in_force.settings.subscription_by_name, **wishes}
+            filters[subscription.name] = subscription
+    subscriptions = {**in_force.settings.subscription_by_name, **filters}
     for entry in given.subscriptions:
         refuse_alerts(entry, subscriptions, findings)
     for name, entry in given.states.items():
         state = settings_of(State, entry, findings)
-        if name not in wishes:
+        if name not in filters:
             findings.mistake(entry.finding(("subscription",), "none of the [[subscriptions]] has this name"))
-        elif state and len(state.secrets_until_ms) != len(wishes[name].secrets):
+        elif state and len(state.secrets_until_ms) != len(filters[name].secrets):
             text = f"says of another number of secrets than [[subscriptions]] {name} has"
             findings.mistake(entry.finding(("secrets_until_ms",), text))
-    in_force.interest.change(wishes)
+    in_force.interest.change(filters)
     in_force.settings = in_force.settings.model_copy(update={"subscription_by_name": subscriptions})
 
 

@@ -18,7 +18,7 @@ from watcher.commands._table import Progress, opened, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
-    from watcher.delivery.resend import Resent, Wish
+    from watcher.delivery.resend import Resent, Selection
 
 _MOST_NAMES = 8
 
@@ -66,7 +66,7 @@ async def command(
     unknown name; 69 Redis cannot be reached; 78 the configuration is not valid.
     """
     from watcher.config.loading import Look
-    from watcher.delivery.resend import Wish, send_again, steps_of
+    from watcher.delivery.resend import Selection, send_again, steps_of
     from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
@@ -80,9 +80,9 @@ async def command(
         store = read.store
         wanted = [*read.targets.values()] if subscription is None else [read.target(subscription)]
         now_ms = await Reader(store.pipe, store.keys).now_ms()
-        wish = Wish(event_id, is_dead, since_ms(moment, now_ms), is_preview)
-        with Progress("counting" if is_preview else "queuing", steps_of(wish, wanted)) as progress:
-            found = await send_again(store.pipe, store.keys, wanted, wish, done=progress.done)
+        selection = Selection(event_id, is_dead, since_ms(moment, now_ms), is_preview)
+        with Progress("counting" if is_preview else "queuing", steps_of(selection, wanted)) as progress:
+            found = await send_again(store.pipe, store.keys, wanted, selection, done=progress.done)
         breakers = await Breakers(store.pipe, store.keys).read()
     paused = {name for name, breaker in breakers.items() if breaker.paused_at_ms}
     for resent in found:
@@ -90,7 +90,7 @@ async def command(
         if is_json:
             say_json(resent.line(is_paused=is_paused, is_preview=is_preview))
         else:
-            _say(resent, wish, is_paused=is_paused)
+            _say(resent, selection, is_paused=is_paused)
     if event_id and not found:
         click.echo(
             f"watcher: nothing of {printable(event_id)} is left: no dead letter, no record of it", err=True
@@ -100,11 +100,11 @@ async def command(
     return 1 if any(resent.unreadable or resent.full for resent in found) else 0
 
 
-def _say(resent: "Resent", wish: "Wish", *, is_paused: bool) -> None:
+def _say(resent: "Resent", selection: "Selection", *, is_paused: bool) -> None:
     name = resent.subscription
-    goes = "would go out again" if wish.is_preview else "queued again"
+    goes = "would go out again" if selection.is_preview else "queued again"
     if resent.deliveries:
-        what = many(resent.deliveries, "dead letter" if wish.is_dead else "event")
+        what = many(resent.deliveries, "dead letter" if selection.is_dead else "event")
         click.echo(f"{name}: {what} of {many(len(resent.accounts), 'account')} {goes}")
     else:
         click.echo(f"{name}: nothing {goes}")

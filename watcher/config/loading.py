@@ -15,19 +15,19 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr
 
-from watcher.config.doubts import (
-    doubt_egress,
-    doubt_globs,
-    doubt_idle,
-    doubt_load,
-    doubt_thresholds,
-    doubt_values,
-)
 from watcher.config.files import find, read_partly, read_toml
 from watcher.config.findings import UNKNOWN, ConfigRefused, Entry, Finding, Findings
 from watcher.config.sections import SECTIONS, read_accounts, read_providers, read_sections
 from watcher.config.subscriptions import read_subscriptions, refuse_fan_out
 from watcher.config.tables import MASK
+from watcher.config.warnings import (
+    warn_of_egress,
+    warn_of_globs,
+    warn_of_idle,
+    warn_of_load,
+    warn_of_thresholds,
+    warn_of_values,
+)
 from watcher.durations import duration_text
 from watcher.environment import Environment, NotSet
 from watcher.printable import hide
@@ -86,12 +86,12 @@ def read_settings(document: Entry, environment: Environment, findings: Findings)
     accounts = read_accounts(document, environment, providers, findings)
     subscriptions = read_subscriptions(document, sections.egress, findings)
     refuse_fan_out(document, accounts.by_name, subscriptions, findings)
-    doubt_values(providers, subscriptions.entries, findings)
-    doubt_idle(document, providers, accounts, subscriptions.entries, findings)
-    doubt_egress(document, sections.egress, findings)
-    doubt_globs(accounts, subscriptions.entries, findings)
-    doubt_thresholds(providers, accounts, subscriptions.entries, findings)
-    doubt_load(providers, accounts, findings)
+    warn_of_values(providers, subscriptions.entries, findings)
+    warn_of_idle(document, providers, accounts, subscriptions.entries, findings)
+    warn_of_egress(document, sections.egress, findings)
+    warn_of_globs(accounts, subscriptions.entries, findings)
+    warn_of_thresholds(providers, accounts, subscriptions.entries, findings)
+    warn_of_load(providers, accounts, findings)
     return Settings(
         redis=sections.redis or RedisSettings(),
         worker=sections.worker or WorkerSettings(),

@@ -34,7 +34,7 @@ from watcher.settings import PER_SECOND_BY_FORMAT, SubscriptionSettings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.queues import Breaker, Breakers, Change, Decide
 
-LONGEST_REST_MS = 60_000
+LONGEST_BACKOFF_MS = 60_000
 """Even a paused subscription is looked at after so long: the worker that noticed its resumption may have
 died."""
 
@@ -157,20 +157,20 @@ class SubscriptionBreakers:
         """Say whether a subscription's breaker is closed, as far as is known."""
         return decide.is_closed(self._known.get(name))
 
-    def is_resting(self, name: str) -> bool:
+    def is_backing_off(self, name: str) -> bool:
         """Say whether nothing may be sent to a subscription now, as far as is known."""
-        return decide.rests_until_ms(self._known.get(name)) > self._now_ms()
+        return decide.backs_off_until_ms(self._known.get(name)) > self._now_ms()
 
-    def rest_ms(self, name: str) -> int:
+    def backoff_ms(self, name: str) -> int:
         """Say for how many ms a subscription is backing off, as far as is known."""
-        until_ms = max(decide.rests_until_ms(self._known.get(name)), self._turn_at_ms.get(name, 0))
-        return int(min(LONGEST_REST_MS, max(0, until_ms - self._now_ms())))
+        until_ms = max(decide.backs_off_until_ms(self._known.get(name)), self._turn_at_ms.get(name, 0))
+        return int(min(LONGEST_BACKOFF_MS, max(0, until_ms - self._now_ms())))
 
-    def room(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
+    def capacity(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
         """Say how many more queues of a subscription may be worked on."""
         known = self._known.get(subscription.name)
         spacing_ms = self.spacing_ms(subscription)
-        return self._concurrency.room(
+        return self._concurrency.capacity(
             subscription.name,
             probes=None if known is None or decide.is_closed(known) else known.allowed,
             limit=subscription.max_in_flight,
@@ -305,9 +305,9 @@ class SubscriptionBreakers:
             while next_ and self.is_closed(name):
                 self._counting[name] = None
                 known = self._known.get(name, Breaker())
-                tally = await self._shared.tally(name, closed_at_ms=known.closed_at_ms)
-                if decide.opens(tally):
-                    await self._change(name, partial(decide.counted, tally=tally, failure=next_))
+                results = await self._shared.count_results(name, closed_at_ms=known.closed_at_ms)
+                if decide.opens(results):
+                    await self._change(name, partial(decide.counted, results=results, failure=next_))
                 next_ = self._counting[name]
         finally:
             del self._counting[name]
@@ -346,16 +346,16 @@ class SubscriptionBreakers:
                 await self._report(name, after)
             return
         is_opening = decide.is_closed(before) and not decide.is_closed(after)
-        rest_ms = after.open_until_ms - now_ms
+        backoff_ms = after.open_until_ms - now_ms
         if is_opening:
             self._openings[name] += 1
-        if is_opening or (after.open_until_ms > before.open_until_ms and rest_ms > SAID_FROM_MS):
+        if is_opening or (after.open_until_ms > before.open_until_ms and backoff_ms > SAID_FROM_MS):
             failing_ms = now_ms - after.since_ms
             log.warning(
                 "subscription.failing",
                 subscription=name,
                 reason=after.reason,
-                next_ms=max(0, rest_ms),
+                next_ms=max(0, backoff_ms),
                 pause_in_ms=max(0, int(1000 * PATIENCE.total_seconds()) - failing_ms),
                 duration_ms=max(0, failing_ms),
                 times=after.rests,

@@ -17,7 +17,7 @@ import orjson
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Outcome, Sink, Target, Verdict, judge
 from watcher.engine.breaker import BY_HAND, RESULTS, paused
-from watcher.engine.dispatch import Claim, Room
+from watcher.engine.dispatch import Capacity, Claim
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.journal.events import Delivery
 from watcher.observe.counters import LAG_BOUNDS_S, Attempted, Counters
@@ -139,26 +139,26 @@ class DeliveryWork(Generic[T_target]):
             return name not in self._neighbours.inactive
         return self._neighbours.is_alone and name not in self._neighbours.locked_subscriptions
 
-    async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
+    async def capacity(self, name: str, in_flight: int, in_flight_of_all: int) -> Capacity:
         """Say how many more queues may be worked on: of a half-open subscription, one for each free probe."""
         target = self.targets.get(name)
         if target is None:
-            return Room(0, _UNKNOWN_S)
-        if rest_ms := self._breakers.rest_ms(name):
-            return Room(0, rest_ms / 1000)
-        room = self._breakers.room(target.settings, in_flight, in_flight_of_all)
-        if room:
-            room = await self._breakers.take_probes(name, room, lease_ms=LONGEST_LEASE_MS)
-        return Room(room, per_claim=_PER_CLAIM) if room else Room(0, _FULL_S, is_full=True)
+            return Capacity(0, _UNKNOWN_S)
+        if backoff_ms := self._breakers.backoff_ms(name):
+            return Capacity(0, backoff_ms / 1000)
+        capacity = self._breakers.capacity(target.settings, in_flight, in_flight_of_all)
+        if capacity:
+            capacity = await self._breakers.take_probes(name, capacity, lease_ms=LONGEST_LEASE_MS)
+        return Capacity(capacity, per_claim=_PER_CLAIM) if capacity else Capacity(0, _FULL_S, is_full=True)
 
     def spare(self, name: str, in_flight: int, in_flight_of_all: int) -> int:
         """Say how many more queues may be worked on without a probe: none while the breaker is not closed,
         and in all no more than have their turn soon."""
         target = self.targets.get(name)
-        if target is None or self._breakers.rest_ms(name) or not self._breakers.is_closed(name):
+        if target is None or self._breakers.backoff_ms(name) or not self._breakers.is_closed(name):
             return 0
-        room = self._breakers.room(target.settings, in_flight, in_flight_of_all)
-        return room - in_flight if self._breakers.spacing_ms(target.settings) else room
+        capacity = self._breakers.capacity(target.settings, in_flight, in_flight_of_all)
+        return capacity - in_flight if self._breakers.spacing_ms(target.settings) else capacity
 
     async def claim(self, name: str, claim: Claim) -> Claimed:
         claimed = await self._queues.claim(name, claim.shard, lease_ms=CLAIM_MS, at_most=claim.at_most)
@@ -289,7 +289,7 @@ class DeliveryWork(Generic[T_target]):
             name in self._neighbours.inactive
             or self.targets.get(name) is not target
             or self._stopped.is_set()
-            or self._breakers.is_resting(name)
+            or self._breakers.is_backing_off(name)
             or not (is_probe or self._breakers.is_closed(name))
         )
 

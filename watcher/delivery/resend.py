@@ -145,7 +145,7 @@ class Resent:
         }
 
 
-class Wish(NamedTuple):
+class Selection(NamedTuple):
     """What to send again: one event, or dead letters, or events of the log since a time (Unix ms)."""
 
     event_id: str | None = None
@@ -154,36 +154,38 @@ class Wish(NamedTuple):
     is_preview: bool = False
 
 
-def steps_of(wish: Wish, subscriptions: Sequence[SubscriptionSettings]) -> int:
+def steps_of(selection: Selection, subscriptions: Sequence[SubscriptionSettings]) -> int:
     """Count the steps that sending again takes at most: an event that is no dead letter is in the log."""
-    return SHARDS * len(subscriptions) * (2 if wish.event_id else 1)
+    return SHARDS * len(subscriptions) * (2 if selection.event_id else 1)
 
 
 async def send_again(
     pipe: Pipe,
     keys: Keys,
     subscriptions: Sequence[SubscriptionSettings],
-    wish: Wish,
+    selection: Selection,
     *,
     done: Callable[[], object] = lambda: None,
 ) -> list[Resent]:
     """Send again what is wished for, from dead letters or else from the log; of one event, gives the
     subscriptions that get it. `done` is called after each step. Raises as Resend does."""
     now_ms = await Reader(pipe, keys).now_ms()
-    resend = Resend(pipe, keys, is_preview=wish.is_preview, done=done)
+    resend = Resend(pipe, keys, is_preview=selection.is_preview, done=done)
     found = []
-    if wish.is_dead or wish.event_id:
+    if selection.is_dead or selection.event_id:
         found = [
-            await resend.letters(one, since_ms=wish.since_ms, until_ms=now_ms, event_id=wish.event_id)
+            await resend.dead_letters(
+                one, since_ms=selection.since_ms, until_ms=now_ms, event_id=selection.event_id
+            )
             for one in subscriptions
         ]
-    if not (wish.is_dead or any(resent.is_found for resent in found)):
+    if not (selection.is_dead or any(resent.is_found for resent in found)):
         ends = await History(pipe, keys).ends()
         found = [
-            await resend.events(one, ends, since_ms=wish.since_ms, event_id=wish.event_id)
+            await resend.events(one, ends, since_ms=selection.since_ms, event_id=selection.event_id)
             for one in subscriptions
         ]
-    return [resent for resent in found if not wish.event_id or resent.is_found]
+    return [resent for resent in found if not selection.event_id or resent.is_found]
 
 
 class Resend:
@@ -201,7 +203,7 @@ class Resend:
         self._layout = Layout(pipe, keys)
         self._is_preview = is_preview
 
-    async def letters(
+    async def dead_letters(
         self,
         settings: SubscriptionSettings,
         *,
@@ -274,8 +276,10 @@ class Resend:
         count = len(new)
         if not self._is_preview:
             check_numbers(await self._layout.read())  # in another layout no worker would find them
-            letters = [one.id for one in new if isinstance(one, DeadLetter)]
-            count = await self._queues.enqueue(name, account, [*map(_delivery, new)], letters=letters)
+            dead_letters = [one.id for one in new if isinstance(one, DeadLetter)]
+            count = await self._queues.enqueue(
+                name, account, [*map(_delivery, new)], dead_letters=dead_letters
+            )
         resent.deliveries += count
         if count:
             resent.accounts.add(account)

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Literal, NamedTuple
 
 from watcher.providers.contract import PERMANENT, Rejected
-from watcher.store.queues import WINDOW_MS, Breaker, Tally
+from watcher.store.queues import WINDOW_MS, Breaker, Results
 
 
 class State(Enum):
@@ -21,7 +21,7 @@ class State(Enum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
-    HELD = "held"
+    BACKING_OFF = "held"
     """Not open, but the receiver's 429 asked for a while without requests."""
     PAUSED = "paused"
 
@@ -55,7 +55,7 @@ RESULTS: Mapping[Answer, Result] = {
     Answer.OVERLOADED: "unavailable",
 }
 
-RESTS_MS = (1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000, 300_000)
+BACKOFF_MS = (1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000, 300_000)
 """For how long a breaker is open: at first, after the first failed probe, ...; then level."""
 
 FORBIDDEN_MS = 900_000
@@ -128,7 +128,7 @@ def state(breaker: Breaker | None, now_ms: float) -> State:
     if now_ms < breaker.open_until_ms:
         return State.OPEN
     if now_ms < breaker.held_until_ms:
-        return State.HELD
+        return State.BACKING_OFF
     return State.HALF_OPEN if breaker.since_ms else State.CLOSED
 
 
@@ -137,7 +137,7 @@ def is_closed(breaker: Breaker | None) -> bool:
     return breaker is None or not (breaker.since_ms or breaker.paused_at_ms)
 
 
-def rests_until_ms(breaker: Breaker | None) -> float:
+def backs_off_until_ms(breaker: Breaker | None) -> float:
     """Say until when nothing is let through, as far as is known."""
     if breaker is None:
         return 0
@@ -146,32 +146,32 @@ def rests_until_ms(breaker: Breaker | None) -> float:
 
 def is_better(new: Breaker | None, old: Breaker | None) -> bool:
     """Say whether more is let through than before, or sooner."""
-    return rests_until_ms(new) < rests_until_ms(old) or (is_closed(new) and not is_closed(old))
+    return backs_off_until_ms(new) < backs_off_until_ms(old) or (is_closed(new) and not is_closed(old))
 
 
-def opens(tally: Tally) -> bool:
+def opens(results: Results) -> bool:
     """Say whether what was counted opens a breaker that is closed.
 
     A queue that fails waits, and is one that failed at last for as long; one that delivers goes on at once
     until it fails. So half of the queues may have failed where a third of the attempts does, and attempts
     have a say, too: where more of them are taken than fail, the receiver is not down.
     """
-    if tally.taken_lately > tally.failed_lately:
+    if results.taken_lately > results.failed_lately:
         return False
-    if tally.tried >= MANY:
-        return 2 * tally.failed >= tally.tried
-    row = tally.row[-ROW:]
+    if results.tried >= MANY:
+        return 2 * results.failed >= results.tried
+    row = results.row[-ROW:]
     are_more = len({miss.account for miss in row}) > 1
     return len(row) == ROW and (are_more or all(miss.is_unavailable for miss in row))
 
 
-def counted(breaker: Breaker | None, now_ms: int, *, tally: Tally, failure: Failure) -> Breaker | None:
+def counted(breaker: Breaker | None, now_ms: int, *, results: Results, failure: Failure) -> Breaker | None:
     """Open a closed breaker if what was counted says so; not if it was closed after the count began."""
     before = breaker or Breaker()
-    if not is_closed(breaker) or before.closed_at_ms > tally.from_ms or not opens(tally):
+    if not is_closed(breaker) or before.closed_at_ms > results.from_ms or not opens(results):
         return breaker
     return before._replace(
-        since_ms=now_ms, open_until_ms=now_ms + RESTS_MS[0], rests=1, reason=failure.reason
+        since_ms=now_ms, open_until_ms=now_ms + BACKOFF_MS[0], rests=1, reason=failure.reason
     )
 
 
@@ -192,9 +192,9 @@ def probed(
     after = breaker._replace(probes=probes, prober=account, allowed=allowed)
     if failure is None or now_ms < breaker.open_until_ms:
         return after
-    rests = 1 if "1" in probes else min(breaker.rests + 1, len(RESTS_MS))
-    rest_ms = max(RESTS_MS[rests - 1], failure.asked_ms)
-    after = after._replace(rests=rests, open_until_ms=now_ms + rest_ms, reason=failure.reason)
+    rests = 1 if "1" in probes else min(breaker.rests + 1, len(BACKOFF_MS))
+    backoff_ms = max(BACKOFF_MS[rests - 1], failure.asked_ms)
+    after = after._replace(rests=rests, open_until_ms=now_ms + backoff_ms, reason=failure.reason)
     is_patient = timedelta(milliseconds=now_ms - breaker.since_ms) < PATIENCE
     return after if is_patient else _paused(after, now_ms)
 
@@ -373,7 +373,7 @@ class Concurrency:
             self._halved_at_ms[name] = now_ms
             self._allowed[name] = max(self._LEAST, self._allowed.get(name, 0) // 2)
 
-    def room(
+    def capacity(
         self,
         name: str,
         *,

@@ -27,7 +27,7 @@ class Key(NamedTuple):
     name: str
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """How much more a key can bear now: `most` may start. With none, it is asked again after `rest_s`, or,
     where it `is_full`, as soon as something of it ends.
 
@@ -37,7 +37,7 @@ class Room(NamedTuple):
     """
 
     most: int
-    rest_s: float = 0.0
+    wait_s: float = 0.0
     is_full: bool = False
     is_scarce: bool = False
     per_claim: int = 1
@@ -153,27 +153,27 @@ class Dispatch:
                     self._arrange(key, line, now)
         return taken
 
-    def plan(self, key: Key, room: Room, now: float) -> list[Claim]:
+    def plan(self, key: Key, capacity: Capacity, now: float) -> list[Claim]:
         """Share out the room of a key over its shards, those first where work has waited longest."""
         line = self._lines[key]
-        line.is_full = room.most <= 0 and room.is_full
-        if room.most <= 0:
-            line.not_before = now + room.rest_s
+        line.is_full = capacity.most <= 0 and capacity.is_full
+        if capacity.most <= 0:
+            line.not_before = now + capacity.wait_s
             return []
         shards = sorted(self.due_shards(key, now), key=line.due.__getitem__)
         waited_s = 0.0
-        if room.is_scarce and shards:
+        if capacity.is_scarce and shards:
             waited_s = max(0.0, now - line.due[shards[0]] - LOOK_S)
         else:
-            few = shards[: max(1, room.most // room.per_claim)]
+            few = shards[: max(1, capacity.most // capacity.per_claim)]
             if line.in_flight or line.rich.issuperset(few):
                 shards = few
-        shards = shards[: room.most]
+        shards = shards[: capacity.most]
         claims = []
         for shard in shards:
             line.claiming[shard] = line.due.pop(shard)
             # One more than are known, so that the answer says whether these were all.
-            at_most = min(room.most // len(shards), line.few.pop(shard, room.most) + 1)
+            at_most = min(capacity.most // len(shards), line.few.pop(shard, capacity.most) + 1)
             claims.append(Claim(shard, at_most, waited_s))
         line.claimed = sum(claim.at_most for claim in claims)
         self._in_flight[key.kind] += line.claimed  # until it is known what the claims bring
@@ -202,7 +202,7 @@ class Dispatch:
         line.claiming.pop(shard, None)
         line.blocked[shard] = now + for_s
 
-    def served(self, key: Key, now: float, rest_s: float = 0.0) -> None:
+    def served(self, key: Key, now: float, wait_s: float = 0.0) -> None:
         """Note that the claims for a key are over. A shard that none of them answered for is due as
         before."""
         line = self._lines[key]
@@ -212,7 +212,7 @@ class Dispatch:
         line.serving_since = None
         self._in_flight[key.kind] -= line.claimed
         line.claimed = 0
-        line.not_before = max(line.not_before, now + rest_s)
+        line.not_before = max(line.not_before, now + wait_s)
         self._arrange(key, line, now)
 
     def ahead(self, key: Key, now: float) -> int | None:
@@ -246,7 +246,7 @@ class Dispatch:
         elif line.due:
             self._arrange(key, line, now)
 
-    def rest_s(self, key: Key, now: float) -> float:
+    def wait_s(self, key: Key, now: float) -> float:
         """Say for how long a key is backing off, or full."""
         return max(0.0, self._line(key).not_before - now)
 

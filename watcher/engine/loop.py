@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from watcher.engine.dispatch import AT_ONCE, Claim, Dispatch, Key, Kind, Room
+from watcher.engine.dispatch import AT_ONCE, Capacity, Claim, Dispatch, Key, Kind
 from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.store.exceptions import StoreError
@@ -60,7 +60,7 @@ class Work(Protocol):
         """Say whether what is due under a name is this worker's to claim."""
         ...
 
-    async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
+    async def capacity(self, name: str, in_flight: int, in_flight_of_all: int) -> Capacity:
         """Say how much more a name can bear."""
         ...
 
@@ -368,8 +368,8 @@ class Loop:
         for due in itertools.chain.from_iterable(part or () for part in found):
             key = Key(due.kind, due.name)
             self.dispatch.due(key, due.shard, now - due.for_s, now)
-            if (rest_s := self.dispatch.rest_s(key, now)) > LOOK_S:
-                self._held[due.kind, due.shard][due.name] = rest_s
+            if (wait_s := self.dispatch.wait_s(key, now)) > LOOK_S:
+                self._held[due.kind, due.shard][due.name] = wait_s
         self._turn_sooner()
         has_more = self._held or self.dispatch.next_at <= now
         if is_finishing and not has_more and self.dispatch.is_idle:
@@ -387,21 +387,21 @@ class Loop:
     async def _serve(self, key: Key) -> None:
         """Claim for one key what it can bear, and start the work."""
         try:
-            rest_s = await self.survive(self._claim(key), DAMAGED_S, f"{key.kind} {key.name}")
+            wait_s = await self.survive(self._claim(key), DAMAGED_S, f"{key.kind} {key.name}")
         except StoreError as error:
-            rest_s = await self._health.failed(error)
-        self.dispatch.served(key, time.monotonic(), rest_s)
+            wait_s = await self._health.failed(error)
+        self.dispatch.served(key, time.monotonic(), wait_s)
         self._turn_sooner()
 
     async def _claim(self, key: Key) -> float:
         """Claim and start; returns how long to wait before the next claim."""
         work, dispatch = self._works[key.kind], self.dispatch
-        room = await work.room(key.name, dispatch.in_flight(key), dispatch.in_flight_of(key.kind))
+        capacity = await work.capacity(key.name, dispatch.in_flight(key), dispatch.in_flight_of(key.kind))
         now = time.monotonic()
-        if room.most <= 0:
+        if capacity.most <= 0:
             for shard in dispatch.due_shards(key, now):
-                self._held[key.kind, shard][key.name] = room.rest_s
-        claims = [] if self.stopped.is_set() else dispatch.plan(key, room, now)
+                self._held[key.kind, shard][key.name] = capacity.wait_s
+        claims = [] if self.stopped.is_set() else dispatch.plan(key, capacity, now)
         found = await self._health.of_parts(*(self._claim_at(key, claim) for claim in claims))
         leases = [
             (claim.shard, lease) for claim, some in zip(claims, found, strict=True) for lease in some or ()

@@ -32,7 +32,7 @@ class Pool:
         self._keep = keep
         self.limit = limit
         """That of places which are new from now on."""
-        self._room: dict[Place, asyncio.Semaphore] = {}
+        self._slots: dict[Place, asyncio.Semaphore] = {}
         self._idle: defaultdict[Place, list[Connection]] = defaultdict(list)
         self._kept = 0
         self._sweep: asyncio.TimerHandle | None = None
@@ -48,21 +48,21 @@ class Pool:
         """
         if not self.limit:
             return await self._send(place, request, limits, deadline, rest_s)
-        room = self._room.get(place)
-        if room is None:
-            room = self._room[place] = asyncio.Semaphore(self.limit)
+        slots = self._slots.get(place)
+        if slots is None:
+            slots = self._slots[place] = asyncio.Semaphore(self.limit)
         try:
-            if room.locked():
+            if slots.locked():
                 async with asyncio.timeout_at(deadline):
-                    await room.acquire()
+                    await slots.acquire()
             else:
-                await room.acquire()
+                await slots.acquire()
         except TimeoutError:
             raise TimedOut(is_connected=False) from None
         try:
             return await self._send(place, request, limits, deadline, rest_s)
         finally:
-            room.release()
+            slots.release()
 
     async def close(self) -> None:
         """Close the idle connections, and each other one when its request has ended."""

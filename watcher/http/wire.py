@@ -147,7 +147,7 @@ class Reader:
 
     def begin(self, limits: Limits) -> None:
         """Expect another answer."""
-        self._room, self._limits = limits.total, limits
+        self._left, self._limits = limits.total, limits
         self._came: list[bytes] = []
         self._is_forgiven = False
         self._forget()
@@ -184,10 +184,10 @@ class Reader:
         return self._feed(data)
 
     def _feed(self, data: bytes) -> bool:
-        self._room -= len(data)
-        is_too_long = self._room < 0
+        self._left -= len(data)
+        is_too_long = self._left < 0
         if is_too_long:
-            data = data[: self._room]
+            data = data[: self._left]
         if self._status is None or self._is_chunked:
             self._came.append(data)
         self._parse(data)

@@ -22,7 +22,7 @@ _SPECIAL = re.compile(r"[*?\[]")
 """What makes a text a glob."""
 
 
-class Wishes(Protocol):
+class Filters(Protocol):
     """What a subscription wants: the settings of one, or the readable part of a record in the directory."""
 
     @property
@@ -41,37 +41,37 @@ class Interest:
     """The wishes of all subscriptions, found by the names of accounts, and by the beginnings of their globs:
     what an event costs does not rise with subscriptions that are for other accounts."""
 
-    def __init__(self, subscriptions: Mapping[str, Wishes]) -> None:
+    def __init__(self, subscriptions: Mapping[str, Filters]) -> None:
         self.version = 0
         """Another one after each change: what was derived before may be out of date."""
         self.follow(subscriptions)
 
-    def follow(self, subscriptions: Mapping[str, Wishes]) -> None:
+    def follow(self, subscriptions: Mapping[str, Filters]) -> None:
         """Go by these subscriptions alone from now on, in this order."""
-        self._wish_by_name: dict[str, _Wish] = {}
+        self._filter_by_name: dict[str, _Filter] = {}
         self._by_account: defaultdict[str, set[str]] = defaultdict(set)
         self._by_beginning: defaultdict[str, set[str]] = defaultdict(set)
         self._next_place = 0
         self.change(subscriptions)
 
-    def change(self, difference: Mapping[str, Wishes | None]) -> None:
+    def change(self, difference: Mapping[str, Filters | None]) -> None:
         """Go by what has changed, too: None is a subscription that is gone. One that changed keeps its place,
         a new one comes last."""
-        for name, wishes in difference.items():
+        for name, filters in difference.items():
             place = self._next_place
             if (
-                before := self._wish_by_name.pop(name, None)
-                if wishes is None
-                else self._wish_by_name.get(name)
+                before := self._filter_by_name.pop(name, None)
+                if filters is None
+                else self._filter_by_name.get(name)
             ):
                 place = before.place
                 self._leave(name, before)
-            if wishes is not None:
+            if filters is not None:
                 self._next_place = max(self._next_place, place + 1)
-                self._wish_by_name[name] = wish = _Wish(wishes, place)
-                for account in wish.accounts.exact:
+                self._filter_by_name[name] = filter_ = _Filter(filters, place)
+                for account in filter_.accounts.exact:
                     self._by_account[account].add(name)
-                for beginning in wish.accounts.beginnings:
+                for beginning in filter_.accounts.beginnings:
                     self._by_beginning[beginning].add(name)
         self._lengths = sorted({len(beginning) for beginning in self._by_beginning})
         self._cached: dict[str, tuple[str, ...]] = {}
@@ -79,7 +79,7 @@ class Interest:
 
     @property
     def names(self) -> Set[str]:
-        return self._wish_by_name.keys()
+        return self._filter_by_name.keys()
 
     def listeners(self, account: str) -> tuple[str, ...]:
         """Name the subscriptions that want events of an account at all."""
@@ -91,20 +91,22 @@ class Interest:
 
     def wants(self, subscription: str, event: Event) -> bool:
         """Say whether a listener of the event's account wants this event."""
-        return event.only_for in (None, subscription) and self._wish_by_name[subscription].wants(event)
+        return event.only_for in (None, subscription) and self._filter_by_name[subscription].wants(event)
 
     def holds(self, subscription: str, asset: Asset | None = None) -> bool:
         """Say whether an asset is one of those that a subscription is for; or, without one, whether all are.
         None is where there is no such subscription."""
-        wish = self._wish_by_name.get(subscription)
-        return wish is not None and wish.is_for(asset)
+        filter_ = self._filter_by_name.get(subscription)
+        return filter_ is not None and filter_.is_for(asset)
 
     def watches(self, account: str) -> tuple[Watch, ...]:
         """Name the thresholds that are watched at an account."""
-        return tuple(watch for name in self.listeners(account) for watch in self._wish_by_name[name].watches)
+        return tuple(
+            watch for name in self.listeners(account) for watch in self._filter_by_name[name].watches
+        )
 
     def _find(self, account: str) -> tuple[str, ...]:
-        wishes = self._wish_by_name
+        filters = self._filter_by_name
         found = {*self._by_account.get(account, ())}
         for length in self._lengths:
             if length > len(account):
@@ -112,14 +114,14 @@ class Interest:
             found |= {
                 name
                 for name in self._by_beginning.get(account[:length], ())
-                if name not in found and wishes[name].accounts.match(account)
+                if name not in found and filters[name].accounts.match(account)
             }
-        return tuple(sorted(found, key=lambda name: wishes[name].place))
+        return tuple(sorted(found, key=lambda name: filters[name].place))
 
-    def _leave(self, name: str, wish: "_Wish") -> None:
+    def _leave(self, name: str, filter_: "_Filter") -> None:
         for index, keys in (
-            (self._by_account, wish.accounts.exact),
-            (self._by_beginning, wish.accounts.beginnings),
+            (self._by_account, filter_.accounts.exact),
+            (self._by_beginning, filter_.accounts.beginnings),
         ):
             for key in keys:
                 index[key].discard(name)
@@ -127,15 +129,15 @@ class Interest:
                     del index[key]
 
 
-class _Wish:
-    def __init__(self, wishes: Wishes, place: int) -> None:
+class _Filter:
+    def __init__(self, filters: Filters, place: int) -> None:
         self.place = place
-        self.accounts = _Globs(wishes.accounts)
+        self.accounts = _Globs(filters.accounts)
         # The default is every change, and what a subscription with a threshold asks for by setting it.
-        by_default = (*CHANGE_EVENTS, "threshold.crossed") if wishes.thresholds else CHANGE_EVENTS
-        self._types = _globs(wishes.events or by_default)
-        self.watches = tuple(Watch(wishes.name, threshold) for threshold in wishes.thresholds)
-        self._assets = None if "*" in wishes.assets else _globs(tuple(map(asset_id, wishes.assets)))
+        by_default = (*CHANGE_EVENTS, "threshold.crossed") if filters.thresholds else CHANGE_EVENTS
+        self._types = _globs(filters.events or by_default)
+        self.watches = tuple(Watch(filters.name, threshold) for threshold in filters.thresholds)
+        self._assets = None if "*" in filters.assets else _globs(tuple(map(asset_id, filters.assets)))
 
     def wants(self, event: Event) -> bool:
         if not self._types.match(event.type):

@@ -46,12 +46,12 @@ class LineWriter:
         *,
         on_drop: Callable[[int], object],
         on_bug: Callable[[Exception], object] = lambda _: None,
-        room: int = _QUEUED_LINES,
+        capacity: int = _QUEUED_LINES,
     ) -> None:
         self._write = write
         self._on_drop = on_drop
         self._on_bug = on_bug
-        self._room = room
+        self._capacity = capacity
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._overflowed = 0  # counted by callers only
         self._unwritten = 0  # counted by the thread only
@@ -68,7 +68,7 @@ class LineWriter:
 
     def put(self, line: bytes) -> None:
         """Take one line, its newline included. Never waits, never raises."""
-        if self._lines.qsize() < self._room or current_thread() is self._thread:
+        if self._lines.qsize() < self._capacity or current_thread() is self._thread:
             self._lines.put(line)
         else:
             self._overflowed += 1

@@ -16,7 +16,7 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from watcher import __version__
-from watcher.engine.breaker import State, is_closed, pace_per_s, rests_until_ms, state
+from watcher.engine.breaker import State, backs_off_until_ms, is_closed, pace_per_s, state
 from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
 from watcher.observe.views import Overview, OverviewReader, is_delayed
 from watcher.providers.contract import PERMANENT
@@ -375,7 +375,7 @@ def _rest_s(breaker: Breaker | None, now_ms: int) -> float:
     """Say for how long nothing is sent; of a pause that is not known."""
     if state(breaker, now_ms) is State.PAUSED:
         return 0.0
-    return max(0.0, rests_until_ms(breaker) - now_ms) / 1000
+    return max(0.0, backs_off_until_ms(breaker) - now_ms) / 1000
 
 
 def _age_s(unix_ms: int | None, now_ms: int) -> float:

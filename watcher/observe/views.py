@@ -12,7 +12,7 @@ from yarl import URL
 
 from watcher.amounts import Conversions
 from watcher.delivery.sink import remedy_for
-from watcher.engine.breaker import BY_HAND, is_closed, pace_per_s, rests_until_ms, state
+from watcher.engine.breaker import BY_HAND, backs_off_until_ms, is_closed, pace_per_s, state
 from watcher.journal.account import Entry
 from watcher.journal.events import Delivery, amounts_of, iso, shown
 from watcher.journal.explain import in_atoms, in_text
@@ -322,7 +322,7 @@ def waiting_line(
 ) -> Line:
     """What waits at a position of a queue, from 1 on; when the first is due."""
     is_paused = breaker is not None and breaker.paused_at_ms > 0
-    due_ms = max(queue.due_ms, 0 if is_paused else int(rests_until_ms(breaker)))
+    due_ms = max(queue.due_ms, 0 if is_paused else int(backs_off_until_ms(breaker)))
     is_foreseen = position == 1 and not is_paused
     return {
         "kind": "waiting",
@@ -338,7 +338,7 @@ def waiting_line(
     }
 
 
-def letter_line(subscription: str, letter: DeadLetter, now_ms: int) -> Line:
+def dead_letter_line(subscription: str, letter: DeadLetter, now_ms: int) -> Line:
     return {
         "kind": "dead",
         "subscription": subscription,
@@ -391,7 +391,7 @@ def subscription_line(
     known, all the same."""
     oldest = backlog.oldest_sequence
     is_paused = breaker is not None and breaker.paused_at_ms > 0
-    until_ms = 0 if is_paused else rests_until_ms(breaker)
+    until_ms = 0 if is_paused else backs_off_until_ms(breaker)
     most = known and (known.requests_per_second or PER_SECOND_BY_FORMAT[known.format])
     claims = (
         is_paused,

@@ -77,7 +77,7 @@ def patience_ms(account: AccountSettings, timeout: timedelta) -> int:
 
 def stale_since_ms(
     polled_at_ms: int,
-    told_ms: int,
+    reported_ms: int,
     *,
     watched_since_ms: int,
     patience_ms: int,
@@ -86,12 +86,12 @@ def stale_since_ms(
     """Say since when an account is stale (Unix ms), or None. The event, the log line, the metric, `status`
     and the page all go by this.
 
-    `told_ms` is not 0 from `account.stale` until `account.recovered`. Else the time counts from the last
+    `reported_ms` is not 0 from `account.stale` until `account.recovered`. Else the time counts from the last
     successful poll; where there was none, from when the account was first to be polled (0: not known). It
     never counts from before workers were there to poll (`watched_since_ms`).
     """
-    if told_ms:
-        return told_ms
+    if reported_ms:
+        return reported_ms
     if not polled_at_ms:
         return None
     silent_since_ms = max(polled_at_ms, watched_since_ms)

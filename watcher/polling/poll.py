@@ -176,19 +176,23 @@ class Poller:
         name, now_ms, patience = account.name, self._now_ms(), self.patience_ms(account)
         state = await self._polls.read_state(self.settings.name, name)
         failing = await self._polls.failing(self.settings.name, name)
-        polled_at_ms, told_ms = (state.polled_at_ms, state.stale_since_ms) if state else (0, 0)
+        polled_at_ms, reported_ms = (state.polled_at_ms, state.stale_since_ms) if state else (0, 0)
         counts_from_ms = polled_at_ms or (failing.since_ms if failing else first_seen_ms)
         since_ms = stale_since_ms(
-            counts_from_ms, told_ms, watched_since_ms=watched_since_ms, patience_ms=patience, now_ms=now_ms
+            counts_from_ms,
+            reported_ms,
+            watched_since_ms=watched_since_ms,
+            patience_ms=patience,
+            now_ms=now_ms,
         )
         if since_ms is None:
             self._report.is_fresh(self.settings.name, name)
             return max(counts_from_ms, watched_since_ms) + patience
         failures, stale_ms = self._report.failures(self.settings.name), now_ms - since_ms
         error_class, reason = self._why_late(failing)
-        if told_ms:
+        if reported_ms:
             # To a worker that came after it was emitted it is news.
-            failures.stale(name, reason, stale_ms, is_news=told_ms + patience < first_seen_ms)
+            failures.stale(name, reason, stale_ms, is_news=reported_ms + patience < first_seen_ms)
             return now_ms + _LOOK_AGAIN_MS
         step = go_stale(
             state,
@@ -313,7 +317,7 @@ class Poller:
             if state and state.source == source and snapshot.height is not None:
                 check_height(state.height, snapshot.height)
             snapshot = await self._client.add_zeros(snapshot, named)
-            told_ms = state.stale_since_ms if state else 0
+            reported_ms = state.stale_since_ms if state else 0
             step = diff(
                 state,
                 Reading(account.name, self.settings.name, source, snapshot, observed_ms),
@@ -331,8 +335,8 @@ class Poller:
             settled = answer._replace(version=after.version, wait_ms=wait_ms)
             if step:
                 reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
-                if told_ms and not after.stale_since_ms and reply is Reply.DONE:
-                    stale_ms = self._now_ms() - told_ms
+                if reported_ms and not after.stale_since_ms and reply is Reply.DONE:
+                    stale_ms = self._now_ms() - reported_ms
                     self._report.failures(self.settings.name).recovered(account.name, stale_ms)
             else:
                 reply = await self._touch(lease, settled, observed_ms, height=snapshot.height)

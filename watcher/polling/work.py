@@ -10,7 +10,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any, NamedTuple
 
-from watcher.engine.dispatch import Claim, Room
+from watcher.engine.dispatch import Capacity, Claim
 from watcher.engine.loop import Claimed, InUse, Neighbours
 from watcher.observe.log import log
 from watcher.pause import pause, slowly
@@ -201,19 +201,19 @@ class ProviderPolls(InUse):
                 )
         return self._polls.now_ms() + _UNKNOWN_MS
 
-    async def room(self, in_flight: int) -> Room:
+    async def capacity(self, in_flight: int) -> Capacity:
         """Say how many polls could start soon; if hardly any, the next claim waits for their turns."""
         if self._health.refusal:
-            return Room(0, _REFUSED_S)
+            return Capacity(0, _REFUSED_S)
         free = CONCURRENCY - in_flight
         if free <= 0:
-            return Room(0, _SCARCE_MS / 1000, is_full=True)
+            return Capacity(0, _SCARCE_MS / 1000, is_full=True)
         if self._is_scarce:
             wait_s = await self._polls.next_turn_ms(self.provider) / 1000
             if wait_s > _AHEAD_S:
-                return Room(0, min(wait_s - _AHEAD_S, LONGEST_TURN_S))
+                return Capacity(0, min(wait_s - _AHEAD_S, LONGEST_TURN_S))
         soon = math.ceil(_AT_ONCE_S / (self.poller.most_requests * self.poller.spacing_s))
-        return Room(min(free, soon), is_scarce=self._is_scarce, per_claim=_PER_CLAIM)
+        return Capacity(min(free, soon), is_scarce=self._is_scarce, per_claim=_PER_CLAIM)
 
     async def claim(self, claim: Claim) -> Claimed:
         """Claim at a shard the accounts that are not left to other workers, as those would lose their
@@ -365,9 +365,9 @@ class PollWork:
         polls = self.by_provider.get(name)
         return polls is not None and (polls.unpolled is None or bool(polls.unpolled))
 
-    async def room(self, name: str, in_flight: int, _: int) -> Room:
+    async def capacity(self, name: str, in_flight: int, _: int) -> Capacity:
         polls = self.by_provider.get(name)  # a reload may have taken it away, here and below
-        return await polls.room(in_flight) if polls else Room(0)
+        return await polls.capacity(in_flight) if polls else Capacity(0)
 
     def spare(self, name: str, _: int, __: int) -> int:
         """No poll is leased but by a claim."""

@@ -458,16 +458,14 @@ class Reader:
         ):
             raise Rejected("malformed", f"asset: {_is_not('an id', text, self.part.asset)}")
         id_ = asset_id(text)
-        told_apart_by = self._unique(row) if self._unique else id_
-        if type(told_apart_by) is not str and type(told_apart_by) is not int:
-            raise Rejected(
-                "malformed", f"unique: {_is_not('a text or a number', told_apart_by, self.part.unique)}"
-            )
-        if told_apart_by in unique:
+        key = self._unique(row) if self._unique else id_
+        if type(key) is not str and type(key) is not int:
+            raise Rejected("malformed", f"unique: {_is_not('a text or a number', key, self.part.unique)}")
+        if key in unique:
             raise Rejected(
                 "malformed", f"'{self.part.unique or self.part.asset or 'id'}' is as in a row above"
             )
-        unique.add(told_apart_by)
+        unique.add(key)
         places = self._places
         if places is None or type(places) is int:
             pass

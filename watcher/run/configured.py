@@ -17,7 +17,7 @@ from watcher.engine.dispatch import Key
 from watcher.engine.loop import InUse, Loop
 from watcher.http.dial import CurrentResolver
 from watcher.journal.events import Event
-from watcher.journal.interest import Interest, Wishes
+from watcher.journal.interest import Filters, Interest
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
 from watcher.pause import slowly
@@ -90,19 +90,19 @@ _TARGETS_AT_ONCE = 100
 """Subscriptions that are taken over before anything else goes on: some milliseconds."""
 
 
-class Resting(NamedTuple):
+class Inactive(NamedTuple):
     """Subscriptions of the directory whose events are queued, and that this worker does not deliver to: their
     URLs are `unverified`, or it cannot open their records and knows only what they want."""
 
     unverified: Set[str] = frozenset()
-    locked: Mapping[str, Wishes] = {}
+    locked: Mapping[str, Filters] = {}
 
 
 class Difference(NamedTuple):
     """What has changed in the directory: what is there now, by name, or None where it is gone."""
 
     accounts: Mapping[str, AccountSettings | None]
-    subscriptions: Mapping[str, SubscriptionSettings | Wishes | None]
+    subscriptions: Mapping[str, SubscriptionSettings | Filters | None]
 
 
 class Configured:
@@ -120,7 +120,7 @@ class Configured:
         counters: Counters,
         agreement: Agreement,
         bounds: Bounds = BOUNDS,
-        resting: Resting = Resting(),  # noqa: B008  # empty, and only read
+        inactive: Inactive = Inactive(),  # noqa: B008  # empty, and only read
     ) -> None:
         keys = Keys(settings.redis.namespace)
         none: dict[str, object] = {"provider_by_name": {}, "account_by_name": {}, "subscription_by_name": {}}
@@ -136,7 +136,7 @@ class Configured:
         self._memos = Within[Memo](MEMO_BYTES)
         self._open: set[AsyncExitStack] = set()
         self._policy: Policy | None = None
-        self.resting = resting
+        self.inactive = inactive
         self.moved = set[str]()
         """Subscriptions that a change led to another URL; the caller deals with one and takes it out."""
         self._left_url: dict[str, str] = {}
@@ -209,16 +209,16 @@ class Configured:
             sink = WebhookSink(policy, resolver=self.resolver, keep=keep)
             await stack.enter_async_context(sink)
             await self._delivery_work.send_by(sink, InUse(stack, self._open))
-        wishes: Mapping[str, Wishes] = {**settings.subscription_by_name, **self.resting.locked}
-        self.interest.change(dict.fromkeys(self.interest.names - wishes.keys()))
-        for part in in_parts([*wishes], _TARGETS_AT_ONCE):
+        filters: Mapping[str, Filters] = {**settings.subscription_by_name, **self.inactive.locked}
+        self.interest.change(dict.fromkeys(self.interest.names - filters.keys()))
+        for part in in_parts([*filters], _TARGETS_AT_ONCE):
             for name in part:
                 subscription = self._wanted(settings.subscription_by_name, name)
                 if subscription and name not in self.targets:
                     self.targets[name] = target_of(subscription, policy)
                     if not is_first:  # the index may not name it for a while
                         self.loop.wake_all(Key("delivery", name))
-            self.interest.change({name: wishes[name] for name in part})
+            self.interest.change({name: filters[name] for name in part})
             await asyncio.sleep(0)
         self._provider_pool.limit = share_out(len(settings.provider_by_name)).of_a_provider
         accounts_by_provider: dict[str, dict[str, AccountSettings]] = {
@@ -255,8 +255,8 @@ class Configured:
         assert policy  # it comes after `add`
         accounts, subscriptions = {**before.account_by_name}, {**before.subscription_by_name}
         for part in in_parts([*difference.subscriptions], _TARGETS_AT_ONCE):
-            wishes = {name: difference.subscriptions[name] for name in part}
-            for name, found in wishes.items():
+            filters = {name: difference.subscriptions[name] for name in part}
+            for name, found in filters.items():
                 subscriptions.pop(name, None)
                 if isinstance(found, SubscriptionSettings):
                     subscriptions[name] = found
@@ -274,7 +274,7 @@ class Configured:
                     self._left_url.pop(name, None)
                 if found is None:
                     self._leaving.add(Key("delivery", name))
-            self.interest.change(wishes)
+            self.interest.change(filters)
             await asyncio.sleep(0)
         by_provider = defaultdict[str, dict[str, AccountSettings | None]](dict)
         async for name, account in slowly(difference.accounts.items()):
@@ -297,7 +297,7 @@ class Configured:
         self, subscriptions: Mapping[str, SubscriptionSettings], name: str
     ) -> SubscriptionSettings | None:
         """Return the settings of a subscription that is to be delivered to."""
-        return None if name in self.resting.unverified else subscriptions.get(name)
+        return None if name in self.inactive.unverified else subscriptions.get(name)
 
     def _leave(self, name: str, wanted: SubscriptionSettings | None, policy: Policy) -> None:
         """Leave a target that is gone or elsewhere, and take over other settings of one that is not."""

@@ -20,12 +20,12 @@ from watcher.delivery.chat import target_of
 from watcher.delivery.egress import Policy, RefusedUrl
 from watcher.encryption import Keyring, Undecryptable
 from watcher.engine.loop import Neighbours
-from watcher.journal.interest import Interest, Wishes
+from watcher.journal.interest import Filters, Interest
 from watcher.observe.log import log
 from watcher.pause import compute, in_order, keep, slowly
 from watcher.printable import hide
 from watcher.providers.contract import Rejected
-from watcher.run.configured import Configured, Difference, Resting
+from watcher.run.configured import Configured, Difference, Inactive
 from watcher.run.verification import Unverified
 from watcher.settings import (
     AccountSettings,
@@ -78,7 +78,7 @@ State = Literal["in_force", "unverified", "shadowed", "locked", "unfit"]
 NO_KEY = "this worker has no [api] secret_key"
 
 
-class Filters(NamedTuple):
+class PlainFilters(NamedTuple):
     """What a subscription wants, as far as a worker without the key can read it."""
 
     name: str
@@ -108,7 +108,7 @@ class Known(NamedTuple):
     settings: AccountSettings | SubscriptionSettings | None = None
     reason: str = ""
     source: Source | None = None
-    wishes: Wishes | None = None
+    filters: Filters | None = None
     tokens: tuple[Token, ...] = ()
     unverified_since_ms: int | None = None
     ends_ms: int | None = None
@@ -138,13 +138,13 @@ class Judge:
     def judge(self, record: Record, now_ms: int) -> Known:
         if self.defines(record.kind, record.name):
             return Known(record, "shadowed", reason="the configuration file has this name, and wins")
-        wishes = _filters(record) if record.kind == "subscription" else None
+        filters = _filters(record) if record.kind == "subscription" else None
         if self.keyring is None:
-            return Known(record, "locked", reason=NO_KEY, wishes=wishes)
+            return Known(record, "locked", reason=NO_KEY, filters=filters)
         try:
             content = self.keyring.decrypt(record.kind, record.name, record.plain, record.encrypted)
         except Undecryptable as error:
-            return Known(record, "locked", reason=str(error), wishes=wishes)
+            return Known(record, "locked", reason=str(error), filters=filters)
         try:
             if record.kind == "account":
                 return self._account(record, content)
@@ -155,7 +155,7 @@ class Judge:
             reason = str(error)
         except (ValueError, KeyError, TypeError) as error:  # what pydantic says may hold what was given
             reason = f"its content is not valid here ({type(error).__name__})"
-        return Known(record, "unfit", reason=reason, wishes=wishes)
+        return Known(record, "unfit", reason=reason, filters=filters)
 
     def _account(self, record: Record, content: Mapping[str, Any]) -> Known:
         provider = record.plain["provider"]
@@ -179,7 +179,7 @@ class Judge:
             record,
             "in_force" if content["verified"] else "unverified",
             settings,
-            wishes=settings,
+            filters=settings,
             tokens=tuple(Token(one["hash"], one["until_ms"]) for one in content["tokens"]),
             unverified_since_ms=content["unverified_since_ms"],
             ends_ms=min((one["until_ms"] for one in secrets if one["until_ms"]), default=None),
@@ -207,12 +207,12 @@ class Judge:
         }
 
 
-def _filters(record: Record) -> Filters | None:
+def _filters(record: Record) -> PlainFilters | None:
     plain = record.plain
     try:
         wants = {key: tuple(plain[key]) for key in ("accounts", "events", "assets") if key in plain}
         thresholds = tuple(ThresholdSettings.model_validate(one) for one in plain.get("thresholds", ()))
-        return Filters(record.name, thresholds=thresholds, **wants)
+        return PlainFilters(record.name, thresholds=thresholds, **wants)
     except (ValueError, TypeError):
         return None
 
@@ -236,10 +236,10 @@ class Followed:
         self._leaving: dict[str, float] = {}
         self._locked_accounts = set[str]()
         self._unverified = set[str]()
-        self._wishes: dict[str, Wishes] = {}
-        configured.resting = Resting(self._unverified, self._wishes)
+        self._filters_by_name: dict[str, Filters] = {}
+        configured.inactive = Inactive(self._unverified, self._filters_by_name)
         neighbours.locked_accounts = self._locked_accounts
-        neighbours.locked_subscriptions = self._wishes
+        neighbours.locked_subscriptions = self._filters_by_name
         neighbours.look_again = self.look_again
         self._configured = configured
         self._directory = directory
@@ -457,7 +457,7 @@ class Followed:
         """Let what was touched be in force."""
         touched = [*self._touched]
         accounts: dict[str, AccountSettings | None] = {}
-        subscriptions: dict[str, SubscriptionSettings | Wishes | None] = {}
+        subscriptions: dict[str, SubscriptionSettings | Filters | None] = {}
         async for kind, name in slowly(touched):
             known = self._known[kind].get(name)
             if self._judge.defines(kind, name):
@@ -468,7 +468,7 @@ class Followed:
             elif isinstance(settings, SubscriptionSettings):
                 subscriptions[name] = settings
             else:
-                subscriptions[name] = known.wishes if known else None
+                subscriptions[name] = known.filters if known else None
         if accounts or subscriptions:
             await self._configured.change(Difference(accounts, subscriptions))
         for one in touched:
@@ -582,8 +582,8 @@ class Followed:
             self._locked_accounts.add(name)
         if known.state == "unverified":
             self._unverified.add(name)
-        if known.wishes and not known.settings:
-            self._wishes[name] = known.wishes
+        if known.filters and not known.settings:
+            self._filters_by_name[name] = known.filters
         if isinstance(known.settings, SubscriptionSettings):
             hide(secrets_of_subscription(known.settings))
 
@@ -612,7 +612,7 @@ class Followed:
             self._locked_accounts.discard(name)
         else:
             self._unverified.discard(name)
-            self._wishes.pop(name, None)
+            self._filters_by_name.pop(name, None)
 
     def _report(self) -> None:
         """Log what was taken over, now and then, and once which records rest, and why."""

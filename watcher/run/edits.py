@@ -179,7 +179,7 @@ class Editor:
                 if one.outcome != "conflict":
                     found[place] = _edited(writes[place], one)
         edits = [found.get(place, _conflict()) for place in range(len(tables))]
-        await self._tell("account", [one for one in edits if isinstance(one, Edited)], by)
+        await self._log_changes("account", [one for one in edits if isinstance(one, Edited)], by)
         return edits
 
     async def _account(
@@ -333,7 +333,7 @@ class Editor:
             if deleted.outcome == "done":
                 if kind == "subscription":
                     self._in_force.leave(name)
-                await self._tell(kind, [Edited(name, deleted.version, "deleted")], by)
+                await self._log_changes(kind, [Edited(name, deleted.version, "deleted")], by)
                 return
             if deleted.outcome == "missing":
                 if has_looked_again:
@@ -359,7 +359,7 @@ class Editor:
                 raise _full(kind)
             if written.outcome == "done":
                 edited = edited._replace(version=written.version)
-                await self._tell(kind, [edited], by)
+                await self._log_changes(kind, [edited], by)
                 return edited
         raise _conflict()
 
@@ -410,7 +410,7 @@ class Editor:
         write = self._encrypt(record.kind, record.name, record.plain, content, record, by)
         return write._replace(edited=record.edited)
 
-    async def _tell(self, kind: Kind, edits: Sequence[Edited], by: str) -> None:
+    async def _log_changes(self, kind: Kind, edits: Sequence[Edited], by: str) -> None:
         changed = [one for one in edits if one.change != "unchanged"]
         async for one in slowly(changed, _AT_ONCE):
             log.info("directory.changed", kind=kind, name=one.name, change=one.change, by=by)

@@ -248,7 +248,7 @@ class Upkeep:
         """Keep what waits within its bounds, if no other worker does so."""
         subscriptions = self._configured.settings.subscription_by_name
         most = {name: each.max_backlog for name, each in subscriptions.items()}
-        kept = await self._keeper.look(dict.fromkeys(self._configured.resting.locked, MAX_BACKLOG) | most)
+        kept = await self._keeper.look(dict.fromkeys(self._configured.inactive.locked, MAX_BACKLOG) | most)
         given_up = [
             (one.subscription, one.deliveries, f"more than max_backlog wait ({one.max_backlog:,})")
             for one in kept.overflows

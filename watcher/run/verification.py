@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
 
 from watcher.delivery.sink import Attempt
-from watcher.engine.breaker import RESTS_MS, Answer
+from watcher.engine.breaker import BACKOFF_MS, Answer
 from watcher.fields import as_written
 from watcher.journal.events import Event
 from watcher.journal.notices import sample
@@ -123,7 +123,7 @@ class Verification:
         return (
             tried is None
             or tried.version != one.version
-            or not now_ms < tried.next_ms <= now_ms + RESTS_MS[-1]
+            or not now_ms < tried.next_ms <= now_ms + BACKOFF_MS[-1]
         )
 
     async def _try(self, one: Unverified) -> None:
@@ -137,7 +137,7 @@ class Verification:
         tried = self._tried.get(name)
         times = tried.times + 1 if tried and tried.version == one.version else 1
         now_ms = self._schedule.now_ms()
-        next_ms = now_ms + RESTS_MS[min(times, len(RESTS_MS)) - 1]
+        next_ms = now_ms + BACKOFF_MS[min(times, len(BACKOFF_MS)) - 1]
         self._tried[name] = _Tried(one.version, times, next_ms)
         is_last = next_ms >= one.since_ms + PATIENCE_MS
         streak = self._failing.struck(name, time.monotonic())

@@ -89,7 +89,7 @@ class World:
         # An address that is made up is the same in every run.
         address = address or f"0x{hashlib.sha256(str(key).encode()).hexdigest()[:40]}"
         account = Account(provider, key, address)
-        self._book_by_key[key] = Book(account, self._tell)
+        self._book_by_key[key] = Book(account, self._report)
         self._key_by_address[provider, account.address.lower()] = key
         for symbol, total in totals.items():
             self.set(key, symbol, total=total)
@@ -282,7 +282,7 @@ class World:
         book, listed = self._place(account, asset)
         return book, listed, listed.units(amount)
 
-    def _tell(self, move: Move) -> None:
+    def _report(self, move: Move) -> None:
         if self.on_move:
             self.on_move(move)
 

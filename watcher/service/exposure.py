@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 def notify_ready() -> None:
     """The worker has started, or runs another configuration."""
-    _tell("READY=1")
+    _notify("READY=1")
 
 
 def notify_reloading() -> None:
     """The worker reads its configuration again; `notify_ready` follows, whatever comes of it."""
-    _tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+    _notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
 def notify_stopping() -> None:
     """The worker drains."""
-    _tell("STOPPING=1")
+    _notify("STOPPING=1")
 
 
-def _tell(state: str) -> None:
+def _notify(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

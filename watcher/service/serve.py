@@ -110,7 +110,7 @@ def serve(
         prefix=settings.log.prefix,
     )
     try:
-        _tell_loaded(loaded)
+        _log_loaded(loaded)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             worker = Worker(
                 settings,
@@ -228,7 +228,7 @@ class _Signals:
             log.error("configuration.refused", mistakes=len(refused.mistakes), reasons=reasons)
             self._files.follow(refused.files or self._files.files)
             return False
-        _tell_loaded(loaded)
+        _log_loaded(loaded)
         for change in changed:
             log.info("configuration.changed", **change._asdict())
             late = [name for name in change.names if name.startswith(NOT_RELOADED)]
@@ -246,7 +246,7 @@ class _Signals:
         return loaded, changes(before, loaded.settings)
 
 
-def _tell_loaded(loaded: Loaded) -> None:
+def _log_loaded(loaded: Loaded) -> None:
     for warning in loaded.warnings:
         log.warning("configuration.doubtful", reason=str(warning))
     log.info(

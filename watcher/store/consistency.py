@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from watcher.store.keys import DEAD_OF, Keys, shard_of
 
-RECORD_BYTES, LETTER_BYTES = 80, 150
+RECORD_BYTES, DEAD_LETTER_BYTES = 80, 150
 """What a record of the log or an attempt, and a dead letter, take beside what they say: see the scripts."""
 
 _REFERENCE = rb"(\S+ ([0-9]{1,14}))"
@@ -78,7 +78,7 @@ class Inventory:
         self._account_by_reference: dict[str, str] = {}
         self._records: dict[str, tuple[str, int]] = {}
         self._there = Counter[str]()
-        self._letters = Counter[str]()
+        self._dead_letters = Counter[str]()
         self._flaws: list[Flaw] = []
         self._is_whole = True
 
@@ -121,8 +121,8 @@ class Inventory:
             self._refers("dead letters", match[1], account)
         else:
             self._unreadable(f"{self._keys.dead(self._shard, subscription)} {_text(letter_id)}")
-        self._letters[subscription] += 1
-        self._there["dead"] += sum(map(len, (account, reason, entry))) + body_bytes + LETTER_BYTES
+        self._dead_letters[subscription] += 1
+        self._there["dead"] += sum(map(len, (account, reason, entry))) + body_bytes + DEAD_LETTER_BYTES
 
     def attempt(self, _: bytes, fields: Sequence[bytes], body_bytes: int) -> None:
         """Take an attempt."""
@@ -134,8 +134,8 @@ class Inventory:
         for part in ("dead", "attempts"):
             self._size(part, self._there[part], noted.get(part, b""))
         parts = {part for part in noted if part.startswith(DEAD_OF)}
-        for part in sorted(parts | {f"{DEAD_OF}{name}" for name in self._letters}):
-            count = self._letters[part.removeprefix(DEAD_OF)]
+        for part in sorted(parts | {f"{DEAD_OF}{name}" for name in self._dead_letters}):
+            count = self._dead_letters[part.removeprefix(DEAD_OF)]
             if self._is_whole and noted.get(part, b"0") != b"%d" % count:
                 key, text = self._keys.sizes(self._shard), f"it says {_text(noted.get(part, b'0'))}"
                 advice = f"`status` may count others; to correct it: HSET {key} '{part}' {count}"

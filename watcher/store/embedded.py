@@ -174,12 +174,14 @@ class Embedded:
                     if answer:
                         patience.reschedule(loop.time() + PATIENCE_S)
                     else:  # a thread goes on where this is cancelled: `_leave` waits for it
-                        mends, deadline = has_started, patience.when()
-                        if mends:
+                        is_repair, deadline = has_started, patience.when()
+                        if is_repair:
                             patience.reschedule(None)  # a long file takes long to read
-                        self._starting = loop.run_in_executor(None, self._mend if mends else self._start)
+                        self._starting = loop.run_in_executor(
+                            None, self._repair if is_repair else self._start
+                        )
                         has_started = await asyncio.shield(self._starting)
-                        if mends:
+                        if is_repair:
                             patience.reschedule(deadline if has_started else loop.time() + PATIENCE_S)
                     await asyncio.sleep(_TICK_S)
         except TimeoutError:
@@ -198,7 +200,7 @@ class Embedded:
                 start(self._find(), self.data_dir, lock, self._max_memory)
             return is_ours
 
-    def _mend(self) -> bool:
+    def _repair(self) -> bool:
         """Say whether the server that was started still runs; if not, make its files readable to the next.
 
         Raises StoreUnreachable where nothing can be done about them.

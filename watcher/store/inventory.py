@@ -145,7 +145,7 @@ class _Look:
             if count := await self._ask(count_backlog(self._pipe, keys, shard, name), ()):
                 found.backlog(name, *count)
         for name in sorted(subscriptions):
-            await self._letters(name)
+            await self._dead_letters(name)
         found.sizes(await self._hash(keys.sizes(shard)))
         await self._due("polls", keys.due_polls(shard), keys.polls, providers)
         await self._due("queues", keys.due_subscriptions(shard), keys.queues, sorted(subscriptions))
@@ -191,7 +191,7 @@ class _Look:
             self._found.queue(subscription, account, entries, due=due, tried=tried, queued=queued)
         return True
 
-    async def _letters(self, subscription: str) -> None:
+    async def _dead_letters(self, subscription: str) -> None:
         """Read the dead letters and the attempts of a subscription."""
         keys, shard, found = self._keys, self._shard, self._found
 

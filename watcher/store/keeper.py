@@ -41,7 +41,7 @@ _AT_ONCE = 200
 _LONGEST_S = 0.5
 """Of one look, to give up deliveries of one subscription: the next look goes on."""
 
-_FULL, _ROOM = 0.85, 0.8
+_FULL, _RELIEVED = 0.85, 0.8
 """A server that is fuller than the one frees memory until it is no fuller than the other."""
 
 _RELIEF_S = 0.5
@@ -243,7 +243,7 @@ class Keeper:
         keys, relief, until = self._keys, Relief(used, limit), time.monotonic() + _RELIEF_S
 
         async def is_enough() -> bool:
-            return (await memory_of(server))[0] <= _ROOM * limit or time.monotonic() > until
+            return (await memory_of(server))[0] <= _RELIEVED * limit or time.monotonic() > until
 
         (marks,) = await undamaged([self._pipe.command("HGETALL", keys.marks())], list[bytes]())
         names = sorted({*configured, *backlogs, *(name.decode("utf-8", "replace") for name in marks[::2])})

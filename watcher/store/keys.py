@@ -178,7 +178,7 @@ class Keys:
 
     def results(self, shard: int, subscription: str) -> str:
         """ZSET, expires: account -> when its queue's last attempt ended, in ms; of a failed one 10^15 more.
-        '' -> 0 stands for a shard where all is well. By settle and tally."""
+        '' -> 0 stands for a shard where all is well. By settle and count_results."""
         return self._tagged(shard, "results", subscription)
 
     def row(self, shard: int, subscription: str) -> str:

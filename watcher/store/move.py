@@ -23,7 +23,7 @@ import orjson
 
 from watcher.journal.account import AccountState
 from watcher.journal.events import Delivery, load_delivery
-from watcher.store.consistency import LETTER_BYTES, RECORD_BYTES
+from watcher.store.consistency import DEAD_LETTER_BYTES, RECORD_BYTES
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.guarantee import check_rights
@@ -196,7 +196,7 @@ class Mover:
     ) -> None:
         self._pipe = pipe
         self._keys = keys
-        self._who = who
+        self._user_and_host = who
         self._accounts = accounts
         self._layout = Layout(pipe, keys)
         self._subscriptions = {*subscriptions}
@@ -205,7 +205,7 @@ class Mover:
     async def advance(self) -> Counts | None:
         """Move the store to where it is wanted, if it is not there, no worker is in the way, and no other
         process does so; returns what was moved in all, by this mover and those before it. None: not done."""
-        if not await self._layout.take_lease(self._who):
+        if not await self._layout.take_lease(self._user_and_host):
             return None
         try:
             numbers = await self._begun()
@@ -223,7 +223,7 @@ class Mover:
         except DamagedKey as error:
             raise StoreRefuses(f"the store cannot be moved: {error}") from error
         finally:
-            await self._layout.leave_lease(self._who)
+            await self._layout.leave_lease(self._user_and_host)
 
     async def _begun(self) -> Numbers | None:
         """Begin what is to be done, or go on with it; None where there is nothing to do, or not yet."""
@@ -273,7 +273,7 @@ class Mover:
             await self._pipe.command("HSET", target.breakers(), *some)
         ways = []
         for shard in range(SHARDS):
-            name, key = f"{numbers.turn} {self._who} ", self._keys.layout(shard)
+            name, key = f"{numbers.turn} {self._user_and_host} ", self._keys.layout(shard)
             taken = await self._pipe.script(_TAKE_SHARD, [key], numbers.turn, f"{name}0")
             if taken < 0:
                 raise Overtaken
@@ -290,7 +290,7 @@ class Mover:
     async def _keep_lease(self, *, at_once: bool = False) -> None:
         now = time.monotonic()
         if at_once or now >= self._keep_at:
-            if not await self._layout.take_lease(self._who):
+            if not await self._layout.take_lease(self._user_and_host):
                 raise Overtaken
             self._keep_at = now + LEASE_MS / 4000
 
@@ -699,7 +699,7 @@ class _Up(_Way):
     def _letter(self, subscription: str, step: _Step, entry: _Fields) -> list[bytes]:
         account, reason = entry.get(b"account", b""), entry.get(b"reason", b"")
         delivery, stored = self._referring(step, subscription, entry.get(b"delivery", b""))
-        size = LETTER_BYTES + len(account) + len(reason) + len(delivery) + stored
+        size = DEAD_LETTER_BYTES + len(account) + len(reason) + len(delivery) + stored
         step.grown[self._keys.sizes(self._shard), "dead"] += size
         step.grown[self._keys.sizes(self._shard), f"{DEAD_OF}{subscription}"] += 1
         return [b"account", account, b"reason", reason, b"delivery", delivery]

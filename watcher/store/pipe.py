@@ -74,11 +74,11 @@ def in_parts(items: Sequence[T], at_most: int) -> Iterator[Sequence[T]]:
 
 def load_script(name: str) -> Script:
     """Read a script, with the parts that it says it uses: in front of it, or around it."""
-    room = files("watcher.store").joinpath("scripts")
-    text = room.joinpath(f"{name}.lua").read_text("utf-8")
+    scripts = files("watcher.store").joinpath("scripts")
+    text = scripts.joinpath(f"{name}.lua").read_text("utf-8")
     if used := re.search("^-- uses (.+)$", text, re.M):
         parts = {
-            part: room.joinpath("parts", f"{part}.lua").read_text("utf-8") for part in used[1].split(", ")
+            part: scripts.joinpath("parts", f"{part}.lua").read_text("utf-8") for part in used[1].split(", ")
         }
         if frame := parts.pop(_FRAME, None):
             text = frame.replace(_PLACE, text)

@@ -60,7 +60,7 @@ _PROBE = load_script("probe")
 _SET_BREAKER = load_script("set_breaker")
 _TAKE_LEASE = load_script("take_lease")
 _TAKE_TURN = load_script("take_turn")
-_TALLY = load_script("tally")
+_COUNT_RESULTS = load_script("count_results")
 
 
 class Begun(NamedTuple):
@@ -230,7 +230,12 @@ class Queues:
         return None if left < 0 else left
 
     async def enqueue(
-        self, subscription: str, account: str, deliveries: Sequence[Delivery], *, letters: Sequence[str] = ()
+        self,
+        subscription: str,
+        account: str,
+        deliveries: Sequence[Delivery],
+        *,
+        dead_letters: Sequence[str] = (),
     ) -> int:
         """Put deliveries at the end of a queue, outside of any commit; returns how many.
 
@@ -240,10 +245,10 @@ class Queues:
         shard = shard_of(account)
         keys = [self._keys.queue(subscription, account), *self._schedule_keys(shard, subscription)]
         keys += [self._keys.bodies(shard), self._keys.sizes(shard), self._keys.backlogs(shard)]
-        if letters:
+        if dead_letters:
             keys.append(self._keys.dead(shard, subscription))
         arguments: list[object] = [subscription, account]
-        for delivery, letter in zip_longest(deliveries, letters, fillvalue=""):
+        for delivery, letter in zip_longest(deliveries, dead_letters, fillvalue=""):
             assert isinstance(delivery, Delivery), "there are no more letters than deliveries"
             arguments += (delivery.entry, delivery.stored, letter)
         return int(await self._pipe.script(_ENQUEUE, keys, *arguments))
@@ -354,7 +359,7 @@ class Miss(NamedTuple):
     account: str
 
 
-class Tally(NamedTuple):
+class Results(NamedTuple):
     """What a subscription's queues say of it since `from_ms`.
 
     How many were `tried`, and how many `failed` at last; how many attempts of all of them were `taken_lately`
@@ -431,7 +436,7 @@ class Breakers:
         await asyncio.gather(*(self._pipe.command("UNLINK", key) for key in forgotten))
         return bool(was_known)
 
-    async def tally(self, subscription: str, *, closed_at_ms: int) -> Tally:
+    async def count_results(self, subscription: str, *, closed_at_ms: int) -> Results:
         """Count the results of a subscription's queues since its breaker was closed, within the window. From
         now on every shard notes them, which it does not while all is well."""
         keys = self._keys
@@ -440,10 +445,10 @@ class Breakers:
             for shard in range(SHARDS)
         ]
         together = [key for part in parts for key in part]
-        found = await self._pipe.script_over_shards(_TALLY, together, closed_at_ms, WINDOW_MS)
+        found = await self._pipe.script_over_shards(_COUNT_RESULTS, together, closed_at_ms, WINDOW_MS)
         if found is not None:
             return _summed([found], closed_at_ms)
-        asked = (self._pipe.script(_TALLY, part, closed_at_ms, WINDOW_MS) for part in parts)
+        asked = (self._pipe.script(_COUNT_RESULTS, part, closed_at_ms, WINDOW_MS) for part in parts)
         return _summed(await asyncio.gather(*asked), closed_at_ms)
 
     async def is_idle(self, subscription: str) -> bool:
@@ -489,7 +494,7 @@ async def take_lease(pipe: Pipe, key: str, worker: str, *, lease_ms: int) -> boo
     return bool(await pipe.script(_TAKE_LEASE, [key], worker, lease_ms))
 
 
-def _summed(found: Sequence[Sequence[Any]], closed_at_ms: int) -> Tally:
+def _summed(found: Sequence[Sequence[Any]], closed_at_ms: int) -> Results:
     """Add up what shards counted. A failure counts in the row if no shard has a later success."""
     from_ms, tried, failed, taken, missed, delivered_ms = 0, 0, 0, 0, 0, closed_at_ms
     row: list[Miss] = []
@@ -506,7 +511,7 @@ def _summed(found: Sequence[Sequence[Any]], closed_at_ms: int) -> Tally:
                 taken += sum(lately[::2][: 2 - age_s] if 0 <= age_s < 2 else ())
                 missed += sum(lately[1::2][: 2 - age_s] if 0 <= age_s < 2 else ())
     in_a_row = sorted(miss for miss in row if miss.at_ms > delivered_ms)
-    return Tally(from_ms, tried, failed, taken, missed, tuple(in_a_row))
+    return Results(from_ms, tried, failed, taken, missed, tuple(in_a_row))
 
 
 def _read_miss(text: bytes) -> Miss:
@@ -514,7 +519,7 @@ def _read_miss(text: bytes) -> Miss:
     return Miss(read_count(at_ms), kind == b"unavailable", account.decode())
 
 
-_MOST_RESTS = 100
+_MOST_OPENINGS = 100
 
 
 def load_breaker(text: bytes) -> Breaker | None:
@@ -527,7 +532,7 @@ def load_breaker(text: bytes) -> Breaker | None:
     except (ValueError, TypeError, AttributeError):
         return None
     is_whole = [*map(type, breaker)] == [*map(type, Breaker())]
-    return breaker if is_whole and breaker.allowed and breaker.rests < _MOST_RESTS else None
+    return breaker if is_whole and breaker.allowed and breaker.rests < _MOST_OPENINGS else None
 
 
 def dump_breaker(breaker: Breaker | None) -> bytes:

@@ -38,7 +38,7 @@ _QUEUES_MEASURED = 5_000
 _DELIVERIES_PAGE = 50
 """Deliveries of one answer, each with a whole body."""
 
-_LETTERS_PAGE = 200
+_DEAD_LETTERS_PAGE = 200
 """Dead letters of one answer, each with a whole body."""
 
 _Fields = dict[bytes, bytes]
@@ -301,9 +301,9 @@ class Reader:
         """Read one shard's dead letters of a time, oldest first, page by page; they may go meanwhile."""
         start = f"{since_ms}-0"
         while True:
-            page = await self._letters(subscription, shard, "XRANGE", start, until_ms)
+            page = await self._dead_letters(subscription, shard, "XRANGE", start, until_ms)
             yield page
-            if len(page) < _LETTERS_PAGE:
+            if len(page) < _DEAD_LETTERS_PAGE:
                 return
             start = f"({page[-1].id}"
 
@@ -311,13 +311,13 @@ class Reader:
         """Read a page of one shard's dead letters, oldest first, from behind one of them on ("": from the
         first). Those whose bodies had to go are not among them."""
         start = f"({letter_id}" if letter_id else "-"
-        return await self._letters(subscription, shard, "XRANGE", start, "+")
+        return await self._dead_letters(subscription, shard, "XRANGE", start, "+")
 
     async def dead_letters(
         self, subscription: str, limit: int, takes: Callable[[DeadLetter], bool]
     ) -> list[DeadLetter]:
         """Read the latest dead letters that are wanted, oldest first, with those whose bodies had to go."""
-        letters = [partial(self._letters, subscription, shard, "XREVRANGE") for shard in range(SHARDS)]
+        letters = [partial(self._dead_letters, subscription, shard, "XREVRANGE") for shard in range(SHARDS)]
         given_up = [partial(self._given_up, shard) for shard in range(SHARDS)]
         reading = (
             self._back(read, lambda letter: letter.subscription == subscription and takes(letter), limit)
@@ -417,12 +417,12 @@ class Reader:
         sequences = (sequence for head in measured[1::2] if (sequence := sequence_in(head)))
         return min(sequences, default=None)
 
-    async def _letters(
+    async def _dead_letters(
         self, subscription: str, shard: int, command: str, start: object, end: object = "-"
     ) -> list[DeadLetter]:
-        """Read a page of dead letters, `_LETTERS_PAGE` of them unless there are fewer."""
+        """Read a page of dead letters, `_DEAD_LETTERS_PAGE` of them unless there are fewer."""
         keys = [self._keys.dead(shard, subscription), self._keys.bodies(shard)]
-        flat = await self._pipe.script(_READ_RECORDS, keys, command, start, end, _LETTERS_PAGE)
+        flat = await self._pipe.script(_READ_RECORDS, keys, command, start, end, _DEAD_LETTERS_PAGE)
         return [
             _dead_letter(shard, subscription, entry_id.decode(), _by_name(fields), stored)
             for entry_id, fields, stored in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
@@ -430,14 +430,14 @@ class Reader:
 
     async def _given_up(self, shard: int, start: str) -> list[DeadLetter]:
         key = self._keys.given_up(shard)
-        page = await self._pipe.command("XREVRANGE", key, start, "-", "COUNT", _LETTERS_PAGE)
+        page = await self._pipe.command("XREVRANGE", key, start, "-", "COUNT", _DEAD_LETTERS_PAGE)
         return [
             _dead_letter(shard, "", entry_id.decode(), _by_name(fields), b"") for entry_id, fields in page
         ]
 
     async def _attempts(self, subscription: str, shard: int, start: str) -> list[Tried]:
         key = self._keys.attempts(shard, subscription)
-        page = await self._pipe.command("XREVRANGE", key, start, "-", "COUNT", _LETTERS_PAGE)
+        page = await self._pipe.command("XREVRANGE", key, start, "-", "COUNT", _DEAD_LETTERS_PAGE)
         return [_tried(entry_id.decode(), _by_name(fields)) for entry_id, fields in page]
 
     async def _back(
@@ -449,7 +449,7 @@ class Reader:
         while True:
             page = await read(start)
             found.extend(entry for entry in page if takes(entry))
-            if len(page) < _LETTERS_PAGE or len(found) >= limit:
+            if len(page) < _DEAD_LETTERS_PAGE or len(found) >= limit:
                 return found
             start = f"({page[-1].id}"
 

@@ -22,7 +22,7 @@ _LOOK = load_script("look")
 _CLAIMS = 64
 """Claims in one call: of four providers, say, at all shards."""
 
-_VOID_AFTER_MS = 5000
+_TOO_LATE_MS = 5000
 """The client's `socket_timeout`: no worker waits for the answer to a claim that arrives so late."""
 
 Kind = Literal["poll", "delivery"]
@@ -71,9 +71,9 @@ class Schedule:
     async def claim(
         self, joint: Joint, lease_ms: int, at_most: int, *, waited_ms: int = 0, left: Iterable[str] = ()
     ) -> Claimed:
-        void_from = self.now_ms() + _VOID_AFTER_MS
+        too_late_ms = self.now_ms() + _TOO_LATE_MS
         now, deadline, next_due, *members = await self.pipe.step(
-            joint, (), lease_ms, at_most, void_from, waited_ms, *left
+            joint, (), lease_ms, at_most, too_late_ms, waited_ms, *left
         )
         self.pipe.set_clock(now)
         until = float(deadline) if isinstance(deadline, bytes) else deadline

@@ -171,8 +171,8 @@ def _recorded(followed: Followed | None, accounts: Sequence[str], overview: Over
     states: tuple[State, ...] = get_args(State)
     counts = {(str(kind), str(state)): followed.count(kind, state) for kind in KINDS for state in states}
     found = {}
-    is_any_at_rest = followed.count("subscription", "locked", "unfit")
-    others = followed.names("subscription", limit=_LOOKED_AT) if is_any_at_rest else ()
+    is_any_unusable = followed.count("subscription", "locked", "unfit")
+    others = followed.names("subscription", limit=_LOOKED_AT) if is_any_unusable else ()
     for name in dict.fromkeys((*overview.waiting, *others)):
         if known := followed.get("subscription", name):
             found[name] = (known.state, known.reason, known.unverified_since_ms)

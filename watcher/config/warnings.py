@@ -30,7 +30,7 @@ _CHAT_SERVICES = {
 """By the end of a host: the format that it takes, and what people call it."""
 
 
-def doubt_idle(
+def warn_of_idle(
     document: Entry,
     providers: Providers,
     accounts: Accounts,
@@ -48,7 +48,7 @@ def doubt_idle(
         findings.warn(document.finding(("providers", name), "no account is polled there"))
 
 
-def doubt_egress(document: Entry, egress: EgressSettings | None, findings: Findings) -> None:
+def warn_of_egress(document: Entry, egress: EgressSettings | None, findings: Findings) -> None:
     """Warn of a guard that lets everything through."""
     for index, network in enumerate(egress.allow if egress else ()):
         if network.prefixlen == 0:
@@ -56,31 +56,31 @@ def doubt_egress(document: Entry, egress: EgressSettings | None, findings: Findi
             findings.warn(document.finding(key, "allows every address: subscriber URLs may reach this host"))
 
 
-def doubt_globs(accounts: Accounts, subscriptions: Collection[Entry], findings: Findings) -> None:
+def warn_of_globs(accounts: Accounts, subscriptions: Collection[Entry], findings: Findings) -> None:
     """Warn of names and patterns that match nothing."""
     for entry in subscriptions:
         if accounts.is_whole:
-            _doubt_globs("accounts", accounts.names, entry, findings)
-        _doubt_globs("events", EVENTS, entry, findings)
+            _warn_of_globs("accounts", accounts.names, entry, findings)
+        _warn_of_globs("events", EVENTS, entry, findings)
 
 
-def doubt_values(providers: Providers, subscriptions: Collection[Entry], findings: Findings) -> None:
+def warn_of_values(providers: Providers, subscriptions: Collection[Entry], findings: Findings) -> None:
     """Warn of secrets, URLs and headers that hold what should have been taken off or replaced."""
     for name, settings in providers.settings_by_name.items():
         for path, secret in secrets_in(settings):
-            _doubt_text(secret, providers.entry_by_name[name], path, findings)
+            _warn_of_text(secret, providers.entry_by_name[name], path, findings)
     for entry in subscriptions:
-        _doubt_text(entry.table.get("url"), entry, ("url",), findings)
-        _doubt_text(entry.table.get("routing_key"), entry, ("routing_key",), findings)
-        _doubt_format(entry, findings)
+        _warn_of_text(entry.table.get("url"), entry, ("url",), findings)
+        _warn_of_text(entry.table.get("routing_key"), entry, ("routing_key",), findings)
+        _warn_of_format(entry, findings)
         for index, secret in texts_in(entry, "secrets"):
-            _doubt_text(secret, entry, ("secrets", index), findings)
+            _warn_of_text(secret, entry, ("secrets", index), findings)
         headers = entry.table.get("headers")
         for name, value in headers.items() if isinstance(headers, dict) else ():
-            _doubt_text(value, entry, ("headers", name), findings)
+            _warn_of_text(value, entry, ("headers", name), findings)
 
 
-def _doubt_format(entry: Entry, findings: Findings) -> None:
+def _warn_of_format(entry: Entry, findings: Findings) -> None:
     """Warn of a format that the URL's service does not take, and of what would call people to each change."""
     format_, url, host = entry.table.get("format", "standard"), entry.table.get("url"), None
     with suppress(ValueError):
@@ -100,7 +100,7 @@ def _doubt_format(entry: Entry, findings: Findings) -> None:
 _ALARMS = ("account.stale", "account.recovered", "threshold.crossed", "subscription.paused")
 
 
-def doubt_load(providers: Providers, accounts: Accounts, findings: Findings) -> None:
+def warn_of_load(providers: Providers, accounts: Accounts, findings: Findings) -> None:
     """Warn where a provider's rate limit cannot bear the polls of its accounts at their intervals."""
     accounts_by_provider: dict[str, list[AccountSettings]] = defaultdict(list)
     for account in accounts.by_name.values():
@@ -124,7 +124,7 @@ def doubt_load(providers: Providers, accounts: Accounts, findings: Findings) -> 
             findings.warn(providers.entry_by_name[name].finding(("requests_per_second",), text))
 
 
-def _doubt_globs(field: str, names: Collection[str], entry: Entry, findings: Findings) -> None:
+def _warn_of_globs(field: str, names: Collection[str], entry: Entry, findings: Findings) -> None:
     for index, glob in texts_in(entry, field):
         found = matches(glob, names) if is_glob(glob) else glob in names
         if not found:
@@ -140,7 +140,7 @@ def texts_in(entry: Entry, field: str) -> Iterator[tuple[int, str]]:
             yield index, value
 
 
-def _doubt_text(value: object, entry: Entry, key: Key, findings: Findings) -> None:
+def _warn_of_text(value: object, entry: Entry, key: Key, findings: Findings) -> None:
     if isinstance(value, str) and (flaw := leftover_flaw(value)):
         findings.warn(entry.finding(key, flaw))
 
@@ -151,7 +151,7 @@ _MAY_BE_NEGATIVE = ("total", "available")
 """An account may be overdrawn, and more may be locked than there is."""
 
 
-def doubt_thresholds(
+def warn_of_thresholds(
     providers: Providers, accounts: Accounts, subscriptions: Collection[Entry], findings: Findings
 ) -> None:
     """Warn of every threshold that can never fire, and say why."""
@@ -159,7 +159,7 @@ def doubt_thresholds(
         listed = entry.table.get("thresholds")
         listed = enumerate(listed if isinstance(listed, list) else ())
         thresholds = {index: threshold for index, threshold in listed if isinstance(threshold, dict)}
-        for key, reason in _doubts(thresholds, entry):
+        for key, reason in _warnings(thresholds, entry):
             findings.warn(entry.finding(key, reason))
         if not accounts.is_whole:
             continue
@@ -176,7 +176,7 @@ def doubt_thresholds(
                 findings.warn(entry.finding(("thresholds", index, wrong), reason))
 
 
-def _doubts(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterator[tuple[Key, str]]:
+def _warnings(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterator[tuple[Key, str]]:
     """Say what speaks against thresholds by themselves."""
     types = [text for _, text in texts_in(entry, "events")]
     if thresholds and types and not any(matches(glob, [_ASKED_FOR]) for glob in types):
