@@ -103,14 +103,26 @@ performance.getEntriesByType("resource").filter((one) => one.name.endsWith("page
 
 SCROLL = """
 new Promise((done) => {
-  const times = [];
+  const starts = [], worked = [], {port1, port2} = new MessageChannel();
+  port2.onmessage = ({data}) => worked.push(performance.now() - data);
   scrollTo(0, 0);
-  requestAnimationFrame(function step(now) {
-    times.push(now);
+  requestAnimationFrame(function step(start) {
+    starts.push(start);
+    port1.postMessage(performance.now());  // comes once this frame is laid out and painted
     scrollBy(0, 150);
-    if (times.length <= 90) requestAnimationFrame(step);
-    else done(times.slice(1).map((time, i) => time - times[i]));
+    if (starts.length <= 120) requestAnimationFrame(step);
+    else done([starts.slice(1).map((time, i) => time - starts[i]), worked]);
   });
+})
+"""
+FRAME_MS = 17.5
+WORK_MS = 8
+
+
+BESIDE = """
+scrollY > 5000 && [...document.querySelectorAll('#beside section')].every((one) => {
+  const {top, bottom} = one.getBoundingClientRect();
+  return top >= 0 && bottom <= innerHeight;
 })
 """
 
@@ -124,18 +136,16 @@ async def test_a_thousand_accounts_scroll_at_sixty_frames_and_are_searched_filte
         whole, sent = await browser.value(SIZES)
         assert whole > 500_000
         assert sent < whole / 10  # compressed
-        await browser.call("Performance.enable", timeDomain="threadTicks")
         tries = []
-        for _ in range(3):  # the machine may be busy with something else
-            before = await busy_ms(browser)
-            gaps = await browser.value(SCROLL)
-            spent = (await busy_ms(browser) - before) / len(gaps)
-            tries.append((sum(gap < 17.5 for gap in gaps) / len(gaps), spent))
-            if tries[-1] > (0.9, 0):
+        for _ in range(5):  # the machine may be busy with something else
+            gaps, worked = await browser.value(SCROLL)
+            in_time = sum(gap < FRAME_MS for gap in gaps) / len(gaps)
+            tries.append((in_time, sorted(worked)[len(worked) * 95 // 100]))
+            if in_time >= 0.95 and tries[-1][1] < WORK_MS:
                 break
-        in_time, spent = max(tries)
-        assert spent < 12, tries  # of the 16.7 ms that a frame has
-        assert in_time > 0.5, tries  # on a machine of its own: 0.95
+        assert min(work for _, work in tries) < WORK_MS, tries  # what the page does in 95 of 100 frames
+        assert max(in_time for in_time, _ in tries) >= 0.95, tries
+        assert await browser.value(BESIDE), "what is beside the accounts stays in sight"
         await typed(browser, "wallet-0040 eth")
         await browser.until("document.querySelectorAll('.balance').length === 1")
         assert await browser.value("document.querySelector('.group h3').textContent") == "wallet-0040"
@@ -152,12 +162,6 @@ async def test_a_thousand_accounts_scroll_at_sixty_frames_and_are_searched_filte
         await browser.until(f"document.querySelectorAll('.balance').length === {rows}")
         assert await browser.value("document.querySelector('.group h3').textContent") == "loopring"
         assert browser.complaints == []
-
-
-async def busy_ms(browser: Browser) -> float:
-    """How long the page's own thread has computed so far."""
-    metrics = (await browser.call("Performance.getMetrics"))["metrics"]
-    return 1000 * float(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
 
 
 async def typed(browser: Browser, text: str) -> None:
