@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from tests.support.builders import SECRET
+from tests.support.json_fields import assert_documented
 from tests.support.rig import workers
 from watcher.cli import main
 from watcher.engine import breaker
@@ -199,6 +200,7 @@ class CommandLine:
         with pytest.raises(SystemExit) as end:
             main([name, "--config", str(self._path), *arguments])
         out, err = self._capsys.readouterr()
+        assert_documented([name, *arguments], out)
         return Ended(end.value.code, out, err)
 
 

@@ -18,6 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.support.json_fields import assert_documented
 from tests.support.signed_webhooks import OTHER_SECRET, PRIVATE, SECRET, Webhook, a_change, an_event, signed
 from watcher.commands import listen, secret, verify
 from watcher.delivery.signing import Signer, public_key
@@ -163,6 +164,7 @@ def test_the_verdict_as_json_is_one_object() -> None:
     assert json.loads(verified(fresh(), "--json").stdout) == {"verified": True}
     refused = json.loads(verified(fresh(None, OTHER_SECRET), "--json").stdout)
     assert (refused["verified"], refused["step"]) == (False, "no signature matches")
+    assert_documented(["verify", "--json"], json.dumps(refused))
 
 
 @pytest.mark.parametrize(
@@ -304,6 +306,7 @@ def test_listen_as_json_is_one_object_a_line_with_the_event_whole() -> None:
         _, lines, _ = listening.end(signal.SIGTERM)
     assert all(line.isascii() and line.isprintable() for line in lines)
     taken, refused = map(json.loads, lines)
+    assert_documented(["listen", "--json"], "\n".join(lines))
     assert taken["event"]["type"] == "\x1b\x7f\ud800"
     assert taken["event"]["data"] == a_change()
     assert (taken["verified"], taken["status"], taken["problem"]) == (True, 200, None)

@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.builders import a_balance, a_snapshot, a_subscription
+from tests.support.json_fields import assert_documented
 from watcher.cli import main
 from watcher.journal.account import AccountState, Rules
 from watcher.journal.events import Delivery
@@ -217,4 +218,5 @@ def ended(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
+    assert_documented(arguments, out)
     return Ended(end.value.code, out, err)

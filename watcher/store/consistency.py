@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile
 from typing import NamedTuple
 
+from watcher.printable import many
 from watcher.store.keys import DEAD_OF, Keys, shard_of
 
 RECORD_BYTES, DEAD_LETTER_BYTES = 80, 150
@@ -139,7 +140,7 @@ class Inventory:
             if self._is_whole and noted.get(part, b"0") != b"%d" % count:
                 key, text = self._keys.sizes(self._shard), f"it says {_text(noted.get(part, b'0'))}"
                 advice = f"`status` may count others; to correct it: HSET {key} '{part}' {count}"
-                self._find("size", f"{key} {part}", f"{text}, and {count} dead letters are there", advice)
+                self._find("size", f"{key} {part}", f"{text}; there: {many(count, 'dead letter')}", advice)
 
     def queue(
         self,
