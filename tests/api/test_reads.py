@@ -170,9 +170,9 @@ REFUSED = [
     ("/subscriptions/ops/deliveries?after=W10", 400, "after"),
     ("/subscriptions/ops/deliveries?after=WyJkZWFkIiwgMCwgIiIsIDAsICIiXQ", 400, "after"),
     (f"/subscriptions/ops/deliveries?after={'W1tb' * 2000}", 400, "after"),  # [[[[ as base64
-    ("/subscriptions/ops?limit=3", 400, "no parameter here is called 'limit'"),
-    ("/accounts/alice?x=1", 400, "no parameter here is called 'x', there is none"),
-    ("/accounts?limt=1", 400, "no parameter here is called 'limt', known are after, limit"),
+    ("/subscriptions/ops?limit=3", 400, "there is no parameter 'limit'"),
+    ("/accounts/alice?x=1", 400, "there is no parameter 'x': this request takes none"),
+    ("/accounts?limt=1", 400, "there is no parameter 'limt': use after, limit"),
 ]
 
 

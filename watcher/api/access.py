@@ -1,4 +1,4 @@
-"""Where a worker may be reached over HTTP, by whom, and what each token is good for."""
+"""Which addresses a worker may listen at, which clients are let in, and what each token allows."""
 
 import hmac
 import re
@@ -20,7 +20,7 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::[0-9]{1,5})?\Z
 
 
 class ListenerRefused(Exception):
-    """The address or token would expose the worker, or cannot be used: call it with others."""
+    """The address or the token would expose the worker, or cannot be used: choose others."""
 
     exit_code = 78
 
@@ -42,7 +42,7 @@ class Address(NamedTuple):
 def parse_address(text: str) -> Address:
     """Read `127.0.0.1:8787`, `[::1]:8787` or `localhost:8787`. Raises ValueError.
 
-    Other names are not resolved: what a name means may change, and with it which clients can connect.
+    Other names are not resolved: a name may come to mean another address, which other clients can reach.
     """
     match = _ADDRESS.match(text)
     if not match or int(match[3]) > 65_535:
@@ -70,7 +70,7 @@ class Door:
         self._token = None if token is None else token.encode()
 
     def refusal(self, headers: Mapping[str, str]) -> int | None:
-        """Return the status that refuses a request, None for one that is let in.
+        """Return the status that refuses a request; None lets it in.
 
         A request without a Host, or with an empty one, is let in on loopback: probes leave it out, browsers
         never do.
@@ -124,13 +124,13 @@ def check_api(token: str | None, *, has_key: bool) -> None:
 
 
 class Caller(NamedTuple):
-    """Whose token a request under /v1 shows: the operator's, or that of a subscription (its name)."""
+    """The owner of the token of a request under /v1: the operator, or the named subscription."""
 
     subscription: str | None = None
 
     @property
     def name(self) -> str:
-        """What the token is called in the log."""
+        """The name of the token in the log."""
         return "operator" if self.subscription is None else f"subscription {self.subscription}"
 
 
@@ -142,15 +142,15 @@ OPEN_TO_ITS_SUBSCRIPTION = frozenset(
         ("GET", "/v1/subscriptions/{name}/events"),
     }
 )
-"""All that a subscription's own token is good for, `name` being its own; all else is the operator's."""
+"""All that a subscription's token allows, with `name` its own; everything else is for the operator."""
 
 OPERATOR = Caller()
 
 
 class Access:
-    """Says whose token is shown under /v1, and whether it is good for a request.
+    """Finds the owner of a token under /v1, and decides whether the token allows a request.
 
-    `by_token` names the subscription whose token has this SHA-256 (hex), None where no token has.
+    `by_token` returns the subscription whose token has this SHA-256 (hex), or None.
     """
 
     def __init__(self, token: str, by_token: Callable[[str], str | None]) -> None:
@@ -158,9 +158,9 @@ class Access:
         self._by_token = by_token
 
     def caller(self, authorization: str) -> Caller | None:
-        """Read an Authorization header; None where it shows no token that is known here.
+        """Return the owner of the token in an Authorization header; None if the token is unknown.
 
-        Only as Bearer: what a browser sends by itself, as it does a password, would let any page call.
+        Only `Bearer` is read: a browser sends a password by itself, so any page could make requests with it.
         """
         scheme, _, shown = authorization.partition(" ")
         if scheme.lower() != "bearer":
@@ -173,7 +173,7 @@ class Access:
         return None if name is None else Caller(name)
 
     def is_open(self, caller: Caller, request: web.Request) -> bool:
-        """Say whether the caller may make this request. Whether what it names exists does not matter."""
+        """Say whether the caller may make this request, whether or not the name in it exists."""
         if caller.subscription is None:
             return True
         resource = request.match_info.route.resource
@@ -186,7 +186,7 @@ class Access:
 
 
 COST = web.ResponseKey("cost", int)
-"""How many requests an answer counts as besides, where it took the store much time."""
+"""How many more requests an answer counts as, because it took Redis much time."""
 
 PER_SECOND = 100
 _MOST_CALLERS = 10_000
@@ -196,26 +196,25 @@ _BYTES_OF_ONE = 64 * 1024
 
 
 class Rates:
-    """How many requests each caller may make: PER_SECOND, and as many at once after a second's rest. A long
-    answer counts as one more for each 64 KiB, as to write it takes the worker's time; one that took the store
-    much time as its COST says."""
+    """The rate limit of each caller: PER_SECOND requests a second, and as many at once after a second without
+    any. An answer counts as one more for each 64 KiB, which take the worker's time, and for its COST."""
 
     def __init__(self) -> None:
         self._left: dict[Caller, tuple[float, float]] = {}  # requests, and when that was so (monotonic)
 
     def wait_s(self, caller: Caller, now: float) -> float:
-        """Count a request; returns 0, or how long the caller has to wait until it is let in."""
+        """Count a request. Returns 0, or the seconds to wait before the next try."""
         left, at = self._left.get(caller, (PER_SECOND, now))
         left = min(PER_SECOND, left + (now - at) * PER_SECOND)
         if left < 1:
             return (1 - left) / PER_SECOND
-        if len(self._left) >= _MOST_CALLERS:  # who has rested may make as many as a caller that is new
+        if len(self._left) >= _MOST_CALLERS:  # after a second a caller is as good as new
             self._left = {one: (had, at) for one, (had, at) in self._left.items() if now - at < 1}
         self._left[caller] = left - 1, now
         return 0
 
     def charge(self, caller: Caller, response: web.StreamResponse) -> None:
-        """Count what an answer costs besides."""
+        """Count what an answer costs in addition to its request."""
         left, at = self._left.get(caller, (PER_SECOND, 0.0))
         cost = (response.content_length or 0) // _BYTES_OF_ONE + response.get(COST, 0)
         self._left[caller] = left - cost, at

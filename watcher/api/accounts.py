@@ -1,4 +1,4 @@
-"""`/v1/accounts`: what is polled, by the file or by the API, and what it holds."""
+"""`/v1/accounts`: the accounts of the file and of the API, and their balances."""
 
 import asyncio
 from bisect import bisect_right
@@ -23,14 +23,14 @@ from watcher.store.pipe import Pipe
 from watcher.store.reader import Reader
 
 _AT_ONCE = 20
-"""Of a list: a millisecond, in each of some requests at the same time."""
+"""Items of a list described in one turn of the event loop: a millisecond."""
 
 _ENTRIES_AT_ONCE = 50
-"""Assets of an account: a millisecond or two."""
+"""Assets written in one turn of the event loop: a millisecond or two."""
 
 
 class Opened(NamedTuple):
-    """What a request needs of a worker that has begun."""
+    """What a request needs of a worker that has started."""
 
     pipe: Pipe
     keys: Keys
@@ -60,7 +60,7 @@ class Names:
         self._of_file: list[str] = []
 
     async def after(self, store: Opened, name: str, limit: int) -> list[str]:
-        """Name `limit` of them at most, from behind `name` on."""
+        """Return at most `limit` names that come after `name`."""
         if self._file is not store.file:
             self._of_file = await compute(list, in_order(_of_file(self._kind, store.file)))
             self._file = store.file
@@ -69,7 +69,7 @@ class Names:
         return [*islice(dict.fromkeys(both), limit)]
 
     async def show_page(self, request: web.Request, worker: Worker) -> web.Response:
-        """Answer with a page of them, each described."""
+        """Answer with a page of descriptions."""
         asked, store = page_of(request), opened(worker)
         names = await self.after(store, asked.after, asked.limit + 1)
         found = [described(self._kind, name, store) async for name in slowly(names[: asked.limit], _AT_ONCE)]
@@ -81,7 +81,7 @@ def _of_file(kind: Kind, file: Settings) -> Mapping[str, AccountSettings | Subsc
 
 
 def described(kind: Kind, name: str, store: Opened) -> dict[str, Any] | None:
-    """Say what is known of an account or a subscription, without a secret; None where nothing is."""
+    """Describe an account or a subscription, without its secrets; None if there is none."""
     settings, known = _of_file(kind, store.file).get(name), store.followed.get(kind, name)
     if settings is None and known is None:
         return None
@@ -97,7 +97,7 @@ def described(kind: Kind, name: str, store: Opened) -> dict[str, Any] | None:
 
 
 async def found_now(kind: Kind, name: str, store: Opened) -> dict[str, Any]:
-    """Describe an account or a subscription as it is by now. Raises Problem: 404."""
+    """Describe an account or a subscription as it is now. Raises Problem: 404."""
     await store.followed.follow_now()  # another worker may have written it just now
     if (found := described(kind, name, store)) is None:
         raise unknown(kind, name)
@@ -111,7 +111,7 @@ def _shown(settings: AccountSettings | SubscriptionSettings | None, known: Known
 
 
 def etag(described: dict[str, Any]) -> dict[str, str]:
-    """The header by which the next edit says which version it is of; what the file defines has none."""
+    """Return the ETag header, which the next edit sends as If-Match; what the file defines has none."""
     return {"etag": f'"{described["version"]}"'} if described["version"] else {}
 
 
@@ -123,11 +123,11 @@ class Accounts:
         self._names = Names("account")
 
     async def show_all(self, request: web.Request) -> web.Response:
-        """A page of them, by name."""
+        """Answer with a page of accounts, by name."""
         return await self._names.show_page(request, self._worker)
 
     async def show(self, request: web.Request) -> web.Response:
-        """One of them: its settings, when it was polled, and what is wrong with it, if anything is."""
+        """Answer with an account: its settings, its last poll, and its problems."""
         query_of(request)
         name, store = request.match_info["name"], opened(self._worker)
         found = await found_now("account", name, store)
@@ -148,7 +148,7 @@ class Accounts:
         raise AssertionError
 
     async def show_balances(self, request: web.Request) -> web.Response:
-        """The last accepted balances of one of them, and at which sequence of its events they are so."""
+        """Answer with the last accepted balances, and the sequence of the event that led to them."""
         query_of(request)
         name, store = request.match_info["name"], opened(self._worker)
         found = await found_now("account", name, store)

@@ -1,6 +1,6 @@
-"""What changes something under /v1: accounts and subscriptions are put and deleted, paused and sent to.
+"""The requests under /v1 that change something: put, delete, poll, pause, resume, resend, ping.
 
-Refuses to show a secret or a token again: only the answer to the request that made it holds it.
+Refuses to show a secret or a token a second time: only the answer to the request that made it holds it.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from watcher.store.schedule import Schedule
 
 MOST_OF_A_BATCH = 1000
 PING_S = 9.0
-"""Less than any request may take."""
+"""Shorter than the time that a request may take."""
 
 _LINES_AT_ONCE = 100
 """Lines of a batch read in one turn of the event loop: some milliseconds."""
@@ -61,14 +61,14 @@ _STATUS_BY_REASON: Mapping[str, int] = {
 
 
 class Again(Section):
-    """What is sent again: one event, or all dead letters, or what the log holds since a time."""
+    """What to send again: one event, or dead letters, or the events of the log since a time."""
 
-    id: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}\Z", description="of one event")
-    dead: StrictBool = Field(False, description="dead letters; with `since`, those since then")
+    id: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}\Z", description="the id of one event")
+    dead: StrictBool = Field(False, description="all dead letters; with `since`, those since then")
     since: str | None = Field(
-        None, description="as long ago as `1h` or `2d`, or a time such as `2026-11-20T14:00:00Z`"
+        None, description="how long ago (`1h`, `2d`), or a time such as `2026-11-20T14:00:00Z`"
     )
-    dry_run: StrictBool = Field(False, description="only say what would go out again")
+    dry_run: StrictBool = Field(False, description="only count what would be sent again")
 
     @model_validator(mode="after")
     def _is_one_selection(self) -> Self:
@@ -85,7 +85,7 @@ class Again(Section):
 
 
 def since_ms(text: str, now_ms: int) -> int:
-    """Read how long ago, or a time, as Unix ms. Raises ValueError."""
+    """Read a time, or how long ago it was, as Unix ms. Raises ValueError."""
     with suppress(ValueError):
         return max(0, now_ms - parse_duration(text) // timedelta(milliseconds=1))
     with suppress(ValueError, OverflowError):
@@ -112,7 +112,8 @@ class Edits:
         return _answer(edited, request)
 
     async def put_accounts(self, request: web.Request) -> web.Response:
-        """Add or change many accounts, a line each: the answer has a line for each, in the same order."""
+        """Add or change many accounts, one on each line. The answer has a line for each, in the same
+        order."""
         query_of(request)
         body = await body_of(request, limit=BATCH_BYTES, types=LINES)
         lines = [line for line in body.split(b"\n") if line.strip()]
@@ -161,7 +162,7 @@ class Edits:
         return web.Response(status=204)
 
     async def renew_secret(self, request: web.Request) -> web.Response:
-        """Make a new secret; the old ones sign on for 24 hours."""
+        """Make a new signing secret. The old ones sign as well for 24 hours."""
         await _nothing_else(request)
         with _refusals():
             name = _name("subscription", request)
@@ -169,7 +170,7 @@ class Edits:
         return _answer(edited, request)
 
     async def renew_token(self, request: web.Request) -> web.Response:
-        """Make a new token; the old ones are good for 24 hours more."""
+        """Make a new token. The old ones stay valid for 24 hours."""
         await _nothing_else(request)
         with _refusals():
             name = _name("subscription", request)
@@ -188,14 +189,14 @@ class Edits:
         return answer({**dict.fromkeys(WOKEN), "account": name, "state": "unscheduled"}, status=202)
 
     async def pause(self, request: web.Request) -> web.Response:
-        """Send a subscription nothing until it is resumed; its events are kept."""
+        """Pause a subscription: it is sent nothing until it is resumed, and its events are kept."""
         await _nothing_else(request)
         store, name = opened(self._worker), self._subscription(request).name
         is_new = await pause_by_hand(Breakers(store.pipe, store.keys), name)
         return self._answer_change(request, name, "paused", is_new=is_new)
 
     async def resume(self, request: web.Request) -> web.Response:
-        """Send a subscription what waits, whatever it failed before."""
+        """Resume a subscription: what waits for it is sent at once, even if its breaker was open."""
         await _nothing_else(request)
         store, name = opened(self._worker), self._subscription(request).name
         queues = Queues(Schedule(store.pipe), store.keys)
@@ -203,7 +204,7 @@ class Edits:
         return self._answer_change(request, name, "resumed", is_new=is_new)
 
     async def resend(self, request: web.Request) -> web.Response:
-        """Send again: an event, dead letters, or what the log holds since a time."""
+        """Send events again: one event, dead letters, or those of the log since a time."""
         query_of(request)
         table = _table(await body_of(request), None)
         with _refusals():
@@ -222,7 +223,7 @@ class Edits:
         return answer(found[0].line(is_paused=is_paused, is_preview=selection.is_preview))
 
     async def ping(self, request: web.Request) -> web.Response:
-        """Send a sample now, and say what came of it: a URL that takes it is verified."""
+        """Send a sample event now, and answer with the result. A URL that answers 2xx is verified."""
         await _nothing_else(request)
         opened(self._worker)
         settings, verification = self._subscription(request), self._worker.verification
@@ -252,7 +253,7 @@ class Edits:
         )
 
     async def _whole(self, edit: Coroutine[Any, Any, T]) -> T:
-        """Finish an edit though its request ran out of time, so that its line is logged, too."""
+        """Finish an edit even if its request runs out of time, so that it is logged."""
         task = asyncio.create_task(edit)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
@@ -309,7 +310,7 @@ def routes(worker: Worker) -> Iterable[web.RouteDef]:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Answer what is refused inside with a problem."""
+    """Turn refused bodies and edits into problems."""
     try:
         yield
     except (BodyRefused, EditRefused) as refused:
@@ -334,7 +335,7 @@ def _errors(refused: BodyRefused | EditRefused) -> list[dict[str, str]]:
 
 
 def _line(number: int, table: Table, edit: Edited | BodyRefused | EditRefused) -> dict[str, Any]:
-    """What became of one line of a batch."""
+    """Write the result of one line of a batch."""
     line = {"line": number, "name": _text(table.get("name")), "status": _status(edit)}
     if isinstance(edit, Edited):
         return {**line, "change": edit.change, "version": edit.version}
@@ -346,7 +347,7 @@ def _text(value: object) -> str | None:
 
 
 def _answer(edited: Edited, request: web.Request) -> web.Response:
-    """Say what an edit has made, and show what it made this once."""
+    """Answer with the result of an edit, and the secrets and token that it made."""
     shown: dict[str, Any] = {"name": edited.name, "change": edited.change}
     if edited.secrets:
         shown["secrets"] = edited.secrets
@@ -359,7 +360,7 @@ def _answer(edited: Edited, request: web.Request) -> web.Response:
 
 
 def _table(body: bytes, request: web.Request | None) -> Table:
-    """Read a body that is a JSON object, by the name in the path if there is one. Raises Problem: 400."""
+    """Read a body that is a JSON object, with the name in the path. Raises Problem: 400."""
     try:
         return read_table(body, named=request.match_info["name"] if request else None)
     except BodyRefused as refused:
@@ -367,7 +368,7 @@ def _table(body: bytes, request: web.Request | None) -> Table:
 
 
 def _name(kind: Kind, request: web.Request) -> str:
-    """Read the name in the path. Raises Problem: 404 where nothing can have that name."""
+    """Read the name in the path. Raises Problem: 404 if it cannot be a name."""
     name = request.match_info["name"]
     if not _NAME.fullmatch(name):
         raise unknown(kind, name)
@@ -375,7 +376,7 @@ def _name(kind: Kind, request: web.Request) -> str:
 
 
 async def _nothing_else(request: web.Request) -> None:
-    """Refuse a query, and a body that says something. Raises Problem."""
+    """Refuse a query, and a body that is not empty. Raises Problem."""
     query_of(request)
     if (await body_of(request, is_optional=True)).strip() not in (b"", b"{}"):
         raise Problem(400, "this request takes no body")

@@ -1,7 +1,7 @@
-"""Events to pull, and balances to begin with: for a receiver that found a gap, or that lost its database.
+"""Events to pull, and balances to start from: for a receiver that found a gap, or that lost its database.
 
-A subscription gets what was queued for it, byte for byte as it was or is to be sent, and balances of its own
-accounts and assets. What `enqueue` put into queues besides (pings, alerts, what was sent again) is in no log.
+A subscription gets the events that were queued for it, with the exact bytes of the webhooks, and the balances
+of its own accounts and assets. Pings, alerts and events that were sent again are not in the log.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ _CURSOR = "cursor"
 """The kind under which cursors are encrypted: no record of the directory has it."""
 
 TYPE = r"[a-z_.*?!\[\]-]{1,64}"
-"""A type of events, or a glob of some. A long one takes long to read, and holds the event loop up."""
+"""An event type or a glob. It is short, because a long glob would hold the event loop up."""
 
 _SEQUENCE = re.compile(r"0|[1-9][0-9]{0,13}")
 _OF_A_LOOK = 2
-"""Requests that a look at the log counts as which finds next to nothing: a subscription that is for little
-could keep the store busy with what others got."""
+"""How many requests a page counts as for each read of the log that finds next to nothing: a subscription that
+gets few events could otherwise keep Redis busy."""
 
 _NAMES_AT_ONCE = 1000
 """Names of accounts looked at in one turn of the event loop: well below a millisecond."""
@@ -49,7 +49,7 @@ _GONE = (
 
 
 def routes(worker: Worker) -> Iterable[web.RouteDef]:
-    """What is served under /v1 by this module."""
+    """Return the routes of this module."""
     pull = _Pull(worker)
     return (
         web.get("/v1/events", pull.all_events),
@@ -66,23 +66,23 @@ class _Pull:
         self._accounts = Names("account")
 
     async def all_events(self, request: web.Request) -> web.Response:
-        """Events of the log, for the operator: of all, or as one subscription got them."""
+        """Answer with events of the log, to the operator: all, or those of one subscription."""
         asked = query_of(request, "after", "limit", "account", "subscription", "type")
         return await self._events(opened(self._worker), asked, asked.get("subscription"), is_own=False)
 
     async def events(self, request: web.Request) -> web.Response:
-        """Events that were queued for a subscription, as far as it may still see them."""
+        """Answer with the events that were queued for a subscription and that it may still see."""
         asked, store = query_of(request, "after", "limit", "account", "type"), opened(self._worker)
         name, account = _known_in(request, store), asked.get("account")
         if account is not None and name not in store.followed.interest.listeners(account):
-            raise unknown("account", account)  # whether there is one or not
+            raise unknown("account", account)  # even if it exists: the subscription is not to know
         return await self._events(store, asked, name, is_own=True)
 
     async def balances(self, request: web.Request) -> web.Response:
-        """What the accounts of a subscription hold: of each what all events up to its `sequence` led to."""
+        """Answer with the balances of a subscription's accounts, as the events up to `sequence` left them."""
         page, store = page_of(request), opened(self._worker)
         name = _known_in(request, store)
-        end = await History(store.pipe, store.keys).end()  # before any state is read: nothing falls between
+        end = await History(store.pipe, store.keys).end()  # before the states: no event is lost in between
         names, turns = await self._accounts_of(name, page.after, page.limit + 1, store)
         provider_by_account = dict(names[: page.limit])
         items, size = list[bytes](), 0
@@ -99,14 +99,14 @@ class _Pull:
     async def _events(
         self, store: Opened, asked: dict[str, str], name: str | None, *, is_own: bool
     ) -> web.Response:
-        """Answer with a page. `is_own`: of a subscription's own, which sees what it may still see, and gets
-        cursors that no other subscription can use, or read."""
+        """Answer with a page of events. `is_own`: the subscription itself asks. It gets only what it may see,
+        and cursors that no other subscription can read or use."""
         history, interest, limit = History(store.pipe, store.keys), store.followed.interest, limit_in(asked)
         account, type_, after = asked.get("account"), asked.get("type", "*"), asked.get("after", "")
         owner = name if is_own else None
         if not re.fullmatch(TYPE, type_):
             raise Problem(400, "type: must be a type of events, or a glob of some, such as `deposit.*`")
-        is_asked = re.compile(translate(type_)).match  # what fnmatch reads it keeps, and clients make many
+        is_asked = re.compile(translate(type_)).match  # fnmatch would cache each of the many globs of clients
 
         def takes(event: Logged) -> bool:
             return bool(is_asked(event.type)) and (owner is None or _may_see(owner, event, interest))
@@ -136,8 +136,8 @@ class _Pull:
     async def _accounts_of(
         self, name: str, after: str, most: int, store: Opened
     ) -> tuple[list[tuple[str, str]], int]:
-        """Name the first of a subscription's accounts that come after a name, each with its provider; says,
-        too, in how many turns of the event loop all accounts were gone through, for one that has globs."""
+        """Return a subscription's first accounts after a name, each with its provider; and how many turns of
+        the event loop that took, where globs had to be compared with all accounts."""
         found, turns = list[tuple[str, str]](), 0
         if (wanted := _named_by(name, store)) is not None:
             known = store.followed.settings.account_by_name
@@ -153,7 +153,7 @@ class _Pull:
 
 
 def _known_in(request: web.Request, store: Opened) -> str:
-    """Return the subscription of a path. Raises Problem where there is none."""
+    """Return the subscription in the path. Raises Problem: 404."""
     name = request.match_info["name"]
     if name not in store.followed.interest.names:
         raise unknown("subscription", name)
@@ -161,7 +161,7 @@ def _known_in(request: web.Request, store: Opened) -> str:
 
 
 def _named_by(subscription: str, store: Opened) -> set[str] | None:
-    """Return the accounts that a subscription names; None if it has globs, as most have."""
+    """Return the accounts that a subscription names; None if it has globs."""
     filters: Filters | None = store.followed.settings.subscription_by_name.get(subscription)
     known = store.followed.get("subscription", subscription)
     filters = filters or (known.filters if known else None)
@@ -169,7 +169,7 @@ def _named_by(subscription: str, store: Opened) -> set[str] | None:
 
 
 def _start(after: str, owner: str | None, store: Opened) -> Cursor:
-    """Read where a page begins: at a sequence, a cursor, or the oldest that is held. Raises Problem."""
+    """Read where a page begins: at a sequence, a cursor, or the oldest event. Raises Problem: 400."""
     if not after or _SEQUENCE.fullmatch(after):
         return Cursor({}, int(after)) if after else Cursor()
     try:
@@ -182,8 +182,8 @@ def _start(after: str, owner: str | None, store: Opened) -> Cursor:
 
 
 def _shown(cursor: Cursor, owner: str | None, store: Opened) -> str:
-    """Write a cursor. It says when the last event of each shard came, whoever got that: a subscription sees
-    nothing of it."""
+    """Write a cursor, encrypted for a subscription: it holds the time of each shard's last event, which may
+    be another subscription's."""
     if owner is None:
         return cursor.text
     encrypted = _keyring(store).encrypt(_CURSOR, owner, {}, {"cursor": cursor.text})
@@ -206,7 +206,7 @@ async def _state(account: str, store: Opened) -> Seen:
 
 
 def _holding(seen: Seen, provider: str, name: str, store: Opened) -> dict[str, Any]:
-    """Write what an account holds of the assets that a subscription wants."""
+    """Write an account's balances of the assets that a subscription wants."""
     state, conversions, interest = seen.state, Conversions(), store.followed.interest
     entries = state.entry_by_asset.values() if state else ()
     return {
@@ -222,10 +222,10 @@ def _holding(seen: Seen, provider: str, name: str, store: Opened) -> dict[str, A
 
 
 def _may_see(subscription: str, event: Logged, interest: Interest) -> bool:
-    """Say whether a subscription still is for an event that was queued for it."""
+    """Say whether a subscription, as it is now, still matches an event that was queued for it."""
     if subscription not in interest.listeners(event.account):
         return False
-    # A crossing was queued for those whose threshold it was, whatever assets they want else.
+    # A crossing was queued because of the subscription's threshold, whatever its `assets` are.
     is_crossing = event.type == "threshold.crossed"
     if not interest.wants(subscription, Event("", event.type, event.account, None, "0", 0, b"")):
         return False
@@ -239,6 +239,6 @@ def _may_see(subscription: str, event: Logged, interest: Interest) -> bool:
 
 
 def _raw(items: Sequence[bytes], **said: Any) -> web.Response:
-    """Answer with items as they are, and what else is said."""
+    """Answer with items as they are stored, and these other fields."""
     body = b'{"items":[%b],%b' % (b",".join(items), orjson.dumps(said)[1:])
     return web.Response(body=body, content_type="application/json")

@@ -1,6 +1,6 @@
-"""What goes in and out under /v1: bounded JSON, pages by cursor, and problems as RFC 9457 has them.
+"""Bodies, pages and problems under /v1: bounded JSON, cursors, and problem details (RFC 9457).
 
-Refuses to show anything of a request that its client did not write: a problem holds no value of a body.
+Refuses to repeat values: a problem names the place in a body, never what stands there.
 """
 
 import binascii
@@ -21,9 +21,9 @@ _OF_A_PAGE = 100
 
 
 class Problem(Exception):
-    """A request that is answered with `status`: `detail` says what is wrong, and what to do about it.
+    """A request is answered with this error `status`. `detail` says what is wrong and how to fix it.
 
-    `errors`: the findings of a body, each with its `pointer` and `detail`. `more`: further members.
+    `errors`: the mistakes in a body, each with its `pointer` and `detail`. `more`: further members.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Problem(Exception):
 
 
 def unknown(kind: str, name: str) -> Problem:
-    """Say that there is no such account or subscription."""
+    """Make the problem that there is no such account or subscription."""
     return Problem(404, f"there is no {kind} '{printable(name, 80)}'")
 
 
@@ -72,14 +72,14 @@ async def body_of(
 ) -> bytes:
     """Read a body of one of these content types. Raises Problem: 400, 413 beyond `limit` bytes, 415.
 
-    `is_optional`: no body at all is b"", whatever its type.
+    `is_optional`: a request without a body returns b"".
     """
     if "content-encoding" in request.headers:
-        raise Problem(415, "send the body as it is: Content-Encoding is not read here")
+        raise Problem(415, "send the body without a Content-Encoding: none is supported")
     if not request.body_exists and is_optional:
         return b""
     if request.content_type not in types:
-        raise Problem(415, f"say what the body is: `Content-Type: {'` or `'.join(types)}`")
+        raise Problem(415, f"send the body as `Content-Type: {'` or `'.join(types)}`")
     body = bytearray()
     if (request.content_length or 0) <= limit:
         try:
@@ -90,13 +90,13 @@ async def body_of(
             else:
                 return bytes(body)
         except (ConnectionError, web.RequestPayloadError):
-            raise Problem(400, "the body did not come whole") from None
+            raise Problem(400, "the body is incomplete") from None
     raise Problem(413, f"the body is longer than {limit:,} bytes")
 
 
 class Page(NamedTuple):
-    """Which part of a list is asked for: what comes after the name `after`, `limit` items at most; and what
-    else is asked."""
+    """The part of a list that a client asks for: at most `limit` items after the name `after`; and the other
+    parameters."""
 
     after: str
     limit: int
@@ -119,18 +119,18 @@ def limit_in(asked: dict[str, str]) -> int:
 
 
 def query_of(request: web.Request, *names: str) -> dict[str, str]:
-    """Read the query, each of these names at most once, and no others. Raises Problem: 400."""
+    """Read the query: these names, each at most once, and no others. Raises Problem: 400."""
     for name in request.query:
         if name not in names:
-            known = f", known are {', '.join(names)}" if names else ", there is none"
-            raise Problem(400, f"no parameter here is called '{printable(name, 80)}'{known}")
+            known = f": use {', '.join(names)}" if names else ": this request takes none"
+            raise Problem(400, f"there is no parameter '{printable(name, 80)}'{known}")
         if len(request.query.getall(name)) > 1:
             raise Problem(400, f"{name}: must be given once")
     return dict(request.query)
 
 
 def page(names: list[str], items: list[Any], limit: int) -> Mapping[str, Any]:
-    """Write a page: `items`, of the first `limit` names, and the cursor `next` where more follow."""
+    """Write a page: the `items` of the first `limit` names, and the cursor `next` if more follow."""
     return {"items": items, "next": cursor(names[limit - 1]) if len(names) > limit else None}
 
 

@@ -35,33 +35,33 @@ from watcher.printable import printable, why_not_listening
 from watcher.store.exceptions import StoreError
 
 CONNECTIONS = 16
-"""At the same time. A scraper and a few probes need one each, for milliseconds."""
+"""Connections at the same time: a scraper and a few probes need one each, for milliseconds."""
 
 API_CONNECTIONS = 64
-"""With /v1: programs keep theirs open from one request to the next."""
+"""The same with /v1: programs keep theirs open from one request to the next."""
 
 _AT_ONCE = 8
-"""Requests under /v1 that are worked on at the same time: deliveries have most of the worker's time."""
+"""Requests under /v1 answered at the same time: most of the worker's time is for deliveries."""
 
 _MOST_IN_HAND = 64
-"""Those that wait for their turn, too."""
+"""Requests under /v1 that are answered or wait; more are refused."""
 
 REQUEST_S = 10.0
-"""For a whole request and its answer: as long as Prometheus waits."""
+"""The limit for a request and its answer: Prometheus waits as long."""
 
 IDLE_S = 75.0
-"""For a connection that has shown a token, from one request to the next: longer than a proxy keeps one, which
-then closes it at a time when nothing is on its way."""
+"""The limit between two requests of a connection that has shown a token. It is longer than that of a proxy,
+so that the proxy closes the connection, and at a time when no request is on its way."""
 
 LINGER_S = 1.0
-"""Bodies that come after the answer are read and discarded for so long: left unread they would reset the
-connection, and the client would lose the answer."""
+"""For so long, what a client still sends after the answer is read and discarded: left unread, it would reset
+the connection, and the client would lose the answer."""
 
 HEAD_BYTES = 16 * 1024
-"""A company's cookies fit in; nginx and Node take as much."""
+"""The limit for a request's head: the cookies of a company fit in, and nginx and Node take as much."""
 
 _END_S = 0.5
-"""How long an end waits for answers under way. Not 0, which aiohttp reads as for ever."""
+"""How long a worker that ends waits for answers under way. aiohttp takes 0 for no limit."""
 
 _HEADERS = {
     "cache-control": "no-store",
@@ -72,20 +72,20 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
 }
 _LAST = (401, 413, 431)
-"""Answers that are the last of their connection: its client has more to send, or nothing that helps."""
+"""After these statuses the connection is closed: the client would send more of the same."""
 
 _SOON = {"retry-after": "2"}
 _AUTHENTICATE = ('Basic realm="watcher", charset="UTF-8"', "Bearer")
-"""Two lines, as browsers do not find the one that they know in a list."""
+"""Two headers: browsers do not find the scheme that they know in a list."""
 
 _NO_REQUEST = (
-    (b"\x16", "it speaks TLS, and there is none here: use http://, or end TLS in a proxy"),
+    (b"\x16", "it speaks TLS, which this port does not: use http://, or let a proxy terminate TLS"),
     (b"PROXY ", "it speaks the PROXY protocol: switch that off for this backend (HAProxy: no send-proxy)"),
     (b"\r\n", "it begins with an empty line, as version 2 of the PROXY protocol does: switch that off"),
     (b"PRI * HTTP/2", "it speaks HTTP/2: have it use HTTP/1.1 for this backend"),
 )
-_NO_HTTP = "it is not HTTP/1.1: that has one Host, one Content-Type at most, and lines that end in CR LF"
-_TOO_LONG = f"its head is longer than {HEAD_BYTES} bytes: fewer cookies"
+_NO_HTTP = "it is not HTTP/1.1, which needs one Host, at most one Content-Type, and lines that end in CR LF"
+_TOO_LONG = f"its head is longer than {HEAD_BYTES} bytes: send fewer cookies"
 _ABSOLUTE = re.compile(r"https?://([!-.0-~]{1,256})(?:/|\Z)")
 _NO_ACCESS_LOG = logging.Logger("access", logging.CRITICAL)
 
@@ -93,9 +93,9 @@ _NO_ACCESS_LOG = logging.Logger("access", logging.CRITICAL)
 class Listener:
     """Serves `routes` (by path) while it is entered. With a `token`, only to clients that show it.
 
-    At the paths of `probes` a client that shows no token at all gets the status alone: load balancers cannot
-    show one. `api` are the routes under /v1, for those whom `access` knows; `counted` gets an outcome of each
-    request there, of which `in_hand` are not answered yet.
+    At the paths of `probes`, a client without a token gets the status alone, because load balancers cannot
+    show one. `api` are the routes under /v1, for callers that `access` knows. `counted` counts the requests
+    there by outcome; `in_hand` are not answered yet.
     """
 
     def __init__(
@@ -157,8 +157,8 @@ class Listener:
         return Connection(self, self._runner.server)
 
     def admit(self, connection: "Connection") -> None:
-        """Note a connection. Of too many the oldest is cut off, of those without a token, or else of those
-        that are idle, first: connections that are held open must not keep a probe out."""
+        """Note a connection. If there are too many, cut off the oldest one without a token, else the oldest
+        idle one, else the oldest: connections that are held open must not keep a probe out."""
         if len(self._open) >= self._most:
             oldest = min(self._open, key=lambda one: (one.is_known, one.is_known and not one.is_idle))
             oldest.abort()
@@ -169,8 +169,10 @@ class Listener:
         self._open.pop(connection, None)
 
     def refuse(self, status: int, reason: str) -> web.Response:
-        """Refuse a request, and log it: at once, then seldom, however often it is sent."""
-        what = status if status == 421 else (status, reason)  # a reason with a Host in it has no end of them
+        """Refuse a request. The first refusal of a kind is logged at once, its repeats seldom."""
+        what = (
+            status if status == 421 else (status, reason)
+        )  # its reason has the Host, of which there is no end
         if streak := self._refusals.struck(what, time.monotonic()):
             log.warning("listener.refused", status=status, reason=reason, **streak._asdict())
         return _say(status, reason)
@@ -209,7 +211,7 @@ class Listener:
         is_stranger = refusal == 401 and "authorization" not in headers
         if refusal and not (is_stranger and (is_probe or request.method == "OPTIONS")):
             is_asked = is_stranger and "text/html" in headers.get("accept", "")
-            # A browser shows no token before it is asked for one: that is no mistake, and not logged.
+            # A browser shows no token before it is asked for one: this is not logged.
             why = self._door.advice(refusal, headers)
             return _say(refusal, why) if is_asked else self.refuse(refusal, why)
         if request.method == "OPTIONS" and not is_probe:
@@ -228,9 +230,11 @@ class Listener:
     async def _answer_api(
         self, request: web.Request, connection: "Connection", handler: Handler
     ) -> web.StreamResponse:
-        """Answer a request under /v1: whatever is wrong is a problem+json, and no refusal says more than its
-        caller may know."""
-        response: web.StreamResponse = Problem(500, "a bug, which the worker's log holds: report it").answer()
+        """Answer a request under /v1. Every error is a problem+json, and none says more than the caller may
+        know."""
+        response: web.StreamResponse = Problem(
+            500, "this is a bug, and the worker's log has its traceback: please report it"
+        ).answer()
         self.in_hand += 1
         try:
             with survived("api"):
@@ -249,7 +253,7 @@ class Listener:
         return response
 
     def _let_in(self, request: web.Request, connection: "Connection") -> None:
-        """Find out who calls, and whether that may be answered now. Raises Problem, and logs it seldom."""
+        """Identify the caller, and check its rights and its rate. Raises Problem, and logs that seldom."""
         assert self._access
         caller = self._access.caller(request.headers.get("authorization", ""))
         if caller is None:
@@ -261,10 +265,12 @@ class Listener:
             )
         connection.is_known = True
         if not self._access.is_open(caller, request):
-            raise self._refused(caller, 403, "this token is not good for that")
+            raise self._refused(caller, 403, "this token does not allow this request")
         if wait_s := self._rates.wait_s(caller, time.monotonic()):
             after = {"retry-after": str(math.ceil(wait_s))}
-            raise self._refused(caller, 429, f"more than {PER_SECOND} requests a second by one token", after)
+            raise self._refused(
+                caller, 429, f"more than {PER_SECOND} requests a second with one token", after
+            )
         if self.in_hand > _MOST_IN_HAND:
             after = {"retry-after": "1"}
             raise self._refused(caller, 503, f"more than {_MOST_IN_HAND} requests at the same time", after)
@@ -279,7 +285,7 @@ class Listener:
         return Problem(status, reason, headers=headers)
 
     async def _index(self, _: web.Request) -> web.Response:
-        """List what there is, by path."""
+        """List all paths, with their methods."""
         methods_by_path: dict[str, list[str]] = {}
         for each in self._api:
             methods_by_path.setdefault(each.path, []).append(each.method)
@@ -287,7 +293,7 @@ class Listener:
 
 
 def _flaw(request: web.Request, headers: Mapping[str, str]) -> tuple[int, str] | None:
-    """Say why a request is refused that could be read, and is none that anybody should make."""
+    """Return the status and the reason to refuse a request that could be read, or None."""
     if not HttpVersion10 <= request.version <= HttpVersion11 or not (
         headers.get("host") or request.raw_path[0] in "/*"
     ):
@@ -296,14 +302,14 @@ def _flaw(request: web.Request, headers: Mapping[str, str]) -> tuple[int, str] |
         return 431, _TOO_LONG
     coding = headers.get("transfer-encoding", "chunked").lower()
     if coding != "chunked" or ("transfer-encoding" in headers and request.version < HttpVersion11):
-        return 400, "its Transfer-Encoding is not read here: a proxy may see another end of the body"
+        return 400, "its Transfer-Encoding is not accepted: a proxy may see another end of the body"
     if len(headers) < len(request.headers) and len(request.headers.getall("authorization", ())) > 1:
         return 400, "it has two tokens"
     return None
 
 
 def _problem(error: Exception, request: web.Request) -> Problem:
-    """What is answered to a request under /v1 that came to this end."""
+    """Turn an error of a request under /v1 into a problem."""
     match error:
         case Problem():
             return error
@@ -315,14 +321,14 @@ def _problem(error: Exception, request: web.Request) -> Problem:
             allow = ", ".join(sorted(error.allowed_methods))
             return Problem(405, f"{request.path} takes {allow}"[:200], headers={"allow": allow})
         case web.HTTPNotFound():
-            return Problem(404, "there is nothing here: GET /v1/ lists what there is")
+            return Problem(404, "there is no such path: GET /v1/ lists all paths")
         case _:
             status = error.status if isinstance(error, web.HTTPException) else 500
             return Problem(status, HTTPStatus(status).phrase)
 
 
 class Connection(web.RequestHandler):
-    """One connection: cut off where a request is too slow, and answered in words where it is none."""
+    """One connection. A slow request is cut off; what is no HTTP request gets an answer that says so."""
 
     def __init__(self, listener: Listener, server: web.Server) -> None:
         super().__init__(
@@ -357,7 +363,7 @@ class Connection(web.RequestHandler):
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override] # a Protocol's may say that it still writes
-        """Answer a client that has said all it has to say; it still listens, as `nc -N` does."""
+        """Answer a client that closed its side after the request and still reads, as `nc -N` does."""
         self._is_over = True
         return self._is_asked and (self._body is None or self._body.is_eof())
 
@@ -368,7 +374,7 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def begin(self, body: StreamReader | None = None) -> None:
-        """A request begins: it and its answer have REQUEST_S from now on."""
+        """Note that a request begins: it and its answer have REQUEST_S from now on."""
         self._body = body
         if self._is_over and body and not body.is_eof():
             self.abort()
@@ -377,7 +383,7 @@ class Connection(web.RequestHandler):
         self._cut_off = asyncio.get_running_loop().call_later(REQUEST_S, self.abort)
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
-        """An answer is out: nothing is due until the next request begins."""
+        """Note that an answer is sent: no time limit runs until the next request."""
         super().log_access(request, response, time)
         self._is_asked, self._body = False, None
         if self._is_over:
@@ -401,10 +407,10 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what could not be read as a request."""
+        """Answer what cannot be read as a request."""
         response: web.StreamResponse
         if not isinstance(exc, HttpProcessingError):
-            response = super().handle_error(request, status, exc)  # says so in the log
+            response = super().handle_error(request, status, exc)  # logs it
         elif isinstance(exc, LineTooLong):
             response = self._listener.refuse(431, _TOO_LONG)
         else:
@@ -415,7 +421,7 @@ class Connection(web.RequestHandler):
 
 
 async def _expect_nothing(_: web.Request) -> None:
-    """Answer at once who asks whether to send a body: none is wanted."""
+    """Let a request with `Expect` be answered at once: no body is wanted."""
 
 
 def _say(status: int, why: str = "") -> web.Response:

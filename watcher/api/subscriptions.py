@@ -1,4 +1,4 @@
-"""`/v1/subscriptions`: what is delivered where, by the file or by the API; its state, and what it is owed."""
+"""`/v1/subscriptions`: the subscriptions of the file and of the API, their states and deliveries."""
 
 import asyncio
 import json
@@ -29,11 +29,11 @@ class Subscriptions:
         self._names = Names("subscription")
 
     async def show_all(self, request: web.Request) -> web.Response:
-        """A page of them, by name."""
+        """Answer with a page of subscriptions, by name."""
         return await self._names.show_page(request, self._worker)
 
     async def show(self, request: web.Request) -> web.Response:
-        """One of them: its settings, whether its URL is verified, its breaker and its backlog."""
+        """Answer with a subscription: its settings, its record, its breaker and its backlog."""
         query_of(request)
         name, store = request.match_info["name"], opened(self._worker)
         found = await found_now("subscription", name, store)
@@ -52,7 +52,7 @@ class Subscriptions:
         return answer({**found, "status": status}, headers=etag(found))
 
     async def show_deliveries(self, request: web.Request) -> web.Response:
-        """A page of what waits for it, or was given up: queue by queue, what is oldest in each first."""
+        """Answer with a page of deliveries that wait, or of dead letters: queue by queue, oldest first."""
         asked = query_of(request, "state", "after", "limit")
         state, limit = asked.get("state", "waiting"), limit_in(asked)
         if state not in _STATES:
@@ -69,8 +69,8 @@ class Subscriptions:
 
 
 class _Place(NamedTuple):
-    """Behind which delivery a page begins: the shard, the account, the `number` of it in its queue, and the
-    id of its event; of what was given up, the id of the dead letter."""
+    """The last delivery of a page: its shard, its account, its `number` in the queue and the id of its event;
+    of a dead letter, the id of the dead letter."""
 
     shard: int
     account: str

@@ -1,7 +1,7 @@
-"""The breakers of all subscriptions, as one worker sees and applies them.
+"""The circuit breakers of all subscriptions, as one worker knows and applies them.
 
-What all workers must agree on is in Redis (`store.queues`), read once a second and noted at once; what it
-means is `engine.breaker`'s to say.
+What all workers must agree on is in Redis (`store.queues`): it is read once a second, and each change is
+written at once. What a change means is decided by `engine.breaker`.
 """
 
 import asyncio
@@ -35,21 +35,22 @@ from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.queues import Breaker, Breakers, Change, Decide
 
 LONGEST_BACKOFF_MS = 60_000
-"""Even a paused subscription is looked at after so long: the worker that noticed its resumption may have
+"""Even a paused subscription is looked at after so long: the worker that noticed that it was resumed may have
 died."""
 
 _READ_EVERY_S = 1.0
 _DAMAGED_S = 30.0
 _TIDIED_AT_ONCE = 50
-_IDLE_AT_ONCE = 5  # half-open subscriptions of which a worker asks at each reading whether anything waits
+_IDLE_AT_ONCE = 5  # half-open subscriptions that a worker checks for a backlog at each reading
 
 
 class SubscriptionBreakers:
-    """Knows the state of all breakers. `most` bounds the attempts of this process at the same time; `workers`
-    says how many there are; `openings` counts, by subscription, those that this worker decided.
+    """Knows the state of all breakers.
 
-    `alert(name, breaker)` sends the alert that a subscription is paused. It is called until it has
-    succeeded, and may be called once more: for the same pause it must send the same.
+    `most` bounds the attempts of this process at the same time; `workers` says how many workers there are;
+    `openings` counts the openings that this worker decided, by subscription. `alert(name, breaker)` sends the
+    alert that a subscription is paused. It is called until it succeeds, and perhaps once more: for the same
+    pause it must send the same alert.
     """
 
     def __init__(
@@ -83,25 +84,23 @@ class SubscriptionBreakers:
         self._uncounted: dict[str, Failure] = {}
 
     async def refresh(self) -> list[str]:
-        """Learn once a second what other workers, and commands, have noted.
-
-        Names the subscriptions that may be delivered to sooner than was known until now.
-        """
+        """Read once a second what other workers and commands have changed. Returns the subscriptions that may
+        be sent to sooner than was known."""
         if time.monotonic() < self._read_at:
             return []
-        say = log.debug if self._read_at else log.warning  # at the start it is news; then one worker says it
+        say = log.debug if self._read_at else log.warning  # later, the worker that paused it has logged it
         self._read_at = time.monotonic() + _READ_EVERY_S
         found: dict[str, Breaker] | None = None
         self._changed.clear()
         with survived("breakers", but=StoreError):
             try:
                 found = await self._shared.read()
-            except StoreUnreachable:  # they stand as they did; the loop says so when it claims
+            except StoreUnreachable:  # they stay as they are; the loop reports it when it claims
                 found = {**self._known}
-        if found is None:  # damaged: all are closed
+        if found is None:  # damaged: all breakers count as closed
             self._read_at = time.monotonic() + _DAMAGED_S
         found = found or {}
-        for name in self._changed:  # while the others were read: what is read of it may be older
+        for name in self._changed:  # changed while they were read: what was read may be older
             found.pop(name, None)
             if name in self._known:
                 found[name] = self._known[name]
@@ -109,7 +108,7 @@ class SubscriptionBreakers:
         for name, breaker in [*self._known.items()]:
             is_news = breaker.paused_at_ms and not (name in before and before[name].paused_at_ms)
             is_ours = False
-            # What was paused by hand, or by a worker that could not report it, unless another one does.
+            # A pause by hand, or of a worker that could not report it, unless another one reports it.
             if 0 < breaker.report_from_ms <= self._now_ms():
                 take = partial(decide.report_taken, paused_at_ms=breaker.paused_at_ms)
                 with suppress(StoreError):  # then at another look
@@ -130,7 +129,8 @@ class SubscriptionBreakers:
         return sooner
 
     async def _tidy(self) -> None:
-        """Open what a Cluster's shards say must be; close what nothing waits for; forget what is over."""
+        """Open breakers if the shards of a Cluster say so, close those of subscriptions without a backlog,
+        and forget what is over."""
         failures, self._uncounted = self._uncounted, {}
         for name, failure in failures.items():
             await self._count(name, failure)
@@ -147,27 +147,27 @@ class SubscriptionBreakers:
 
     async def _report(self, name: str, breaker: Breaker) -> None:
         """Report a pause, and only then note that it was reported: rather twice than never."""
-        with survived("alert", but=StoreError, subscription=name):  # it is not tried for ever
+        with survived("alert", but=StoreError, subscription=name):  # this is not retried for ever
             await self._alert(name, breaker)
         log.warning("subscription.paused", subscription=name, reason=breaker.reason)
         await self._shared.change(name, partial(decide.reported, paused_at_ms=breaker.paused_at_ms))
         self._known[name] = breaker._replace(report_from_ms=0)
 
     def is_closed(self, name: str) -> bool:
-        """Say whether a subscription's breaker is closed, as far as is known."""
+        """Say whether a subscription's breaker is closed, as far as this worker knows."""
         return decide.is_closed(self._known.get(name))
 
     def is_backing_off(self, name: str) -> bool:
-        """Say whether nothing may be sent to a subscription now, as far as is known."""
+        """Say whether a subscription may be sent nothing now, as far as this worker knows."""
         return decide.backs_off_until_ms(self._known.get(name)) > self._now_ms()
 
     def backoff_ms(self, name: str) -> int:
-        """Say for how many ms a subscription is backing off, as far as is known."""
+        """Return for how many ms a subscription may be sent nothing, as far as this worker knows."""
         until_ms = max(decide.backs_off_until_ms(self._known.get(name)), self._turn_at_ms.get(name, 0))
         return int(min(LONGEST_BACKOFF_MS, max(0, until_ms - self._now_ms())))
 
     def capacity(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
-        """Say how many more queues of a subscription may be worked on."""
+        """Return how many more queues of a subscription may be worked on."""
         known = self._known.get(subscription.name)
         spacing_ms = self.spacing_ms(subscription)
         return self._concurrency.capacity(
@@ -180,8 +180,8 @@ class SubscriptionBreakers:
         )
 
     def spacing_ms(self, subscription: SubscriptionSettings) -> float:
-        """Return the ms between two attempts over all workers: by the subscription's own rate, or that of its
-        format, or by the pace that its receiver bears, if that is slower. 0 where there is none."""
+        """Return the ms between two attempts, over all workers: by the subscription's own rate or that of its
+        format, or by the pace of its receiver, if that is slower. 0 is no limit."""
         known = self._known.get(subscription.name)
         slowest = subscription.requests_per_second or PER_SECOND_BY_FORMAT[subscription.format] or math.inf
         if known:
@@ -189,8 +189,8 @@ class SubscriptionBreakers:
         return 1000 / slowest
 
     async def turn_ms(self, subscription: SubscriptionSettings) -> float | None:
-        """Take a turn; returns in how many ms it is, None where it is too far off: nothing goes out until it
-        is near. Raises StoreError."""
+        """Take a turn. Returns in how many ms it is; None if it is too far off, and then nothing is sent
+        until it is near. Raises StoreError."""
         name = subscription.name
         spacing_ms = self.spacing_ms(subscription)
         if not spacing_ms:
@@ -204,8 +204,8 @@ class SubscriptionBreakers:
         return None
 
     async def take_probes(self, name: str, wanted: int, *, lease_ms: int) -> int:
-        """Say to how many queues of a subscription this worker may send: of a half-open one, as many as
-        there are probes free over all workers. The caller hands them on with `probe`. Raises StoreError."""
+        """Return to how many queues of a subscription this worker may send; of a half-open one, as many as
+        there are free probes over all workers. The caller hands these on with `probe`. Raises StoreError."""
         known = self._known.get(name)
         if known is None or decide.is_closed(known):
             return wanted
@@ -217,7 +217,7 @@ class SubscriptionBreakers:
         return 1  # a damaged key must not silence its subscription for ever
 
     async def probe(self, name: str, accounts: Sequence[str]) -> None:
-        """Give the probes that were taken to queues that were claimed, and the others back."""
+        """Give the probes that were taken to claimed queues, and return the rest."""
         free = self._free_probes.pop(name, [])
         for account in accounts[: len(free)]:
             self._probes[name, account] = free.pop()
@@ -225,27 +225,27 @@ class SubscriptionBreakers:
             await self._leave(name, free)
 
     def is_probe(self, name: str, account: str) -> bool:
-        """Say whether a queue has a probe: it may send once, though the breaker is half-open."""
+        """Say whether a queue has a probe: it may send once although the breaker is half-open."""
         return (name, account) in self._probes
 
     def is_probed_alone(self, name: str, account: str) -> bool:
-        """Say whether the probe before came from the same queue: there seems to be no other."""
+        """Say whether the previous probe came from the same queue: no other queue seems to wait."""
         known = self._known.get(name)
         return known is not None and known.prober == account
 
     async def leave_probe(self, name: str, account: str) -> None:
-        """Give a queue's probe to others, if it has one."""
+        """Return a queue's probe, if it has one."""
         if probe := self._probes.pop((name, account), None):
             await self._leave(name, [probe])
 
     async def _leave(self, name: str, probes: Sequence[str]) -> None:
-        """Give probes back. While Redis is away, their leases end by themselves."""
+        """Return probes. While Redis is away, their leases run out by themselves."""
         with suppress(StoreError), survived("probe", but=StoreError, subscription=name):
             await self._shared.leave_probes(name, probes)
 
     async def try_again(self, name: str, *reasons: str) -> bool:
-        """Send to a subscription again at once if it failed for one of these reasons (how they begin); says
-        whether it did, and is not paused. Raises StoreError."""
+        """Send to a subscription again at once if it failed for one of these reasons (how they begin).
+        Returns whether that was so, and it is not paused. Raises StoreError."""
         _, after = await self._shared.change(name, partial(decide.tried_again, reasons=reasons))
         return after is not None and not after.paused_at_ms and after.reason.startswith(reasons)
 
@@ -258,7 +258,7 @@ class SubscriptionBreakers:
         await self._shared.resume(name)
 
     async def note(self, subscription: SubscriptionSettings, account: str, attempt: Attempt) -> None:
-        """Note what an attempt said of its subscription. Raises StoreError, and is then called again."""
+        """Note what an attempt says of its subscription. Raises StoreError, and must then be called again."""
         name, answer, now_ms = subscription.name, attempt.answer, self._now_ms()
         is_probe = self.is_probe(name, account)
         with survived("breakers", but=StoreError, subscription=name):
@@ -292,9 +292,10 @@ class SubscriptionBreakers:
                         await self._count(name, failure)
 
     async def _count(self, name: str, failure: Failure) -> None:
-        """Count what all shards noted, and open the breaker if that says so.
+        """Count the results that all shards noted, and open the breaker if they call for it.
 
-        One count at a time: what fails meanwhile is in the next one. On a Cluster, at the next look.
+        One count runs at a time: what fails meanwhile is part of the next one. On a Cluster it is made at the
+        next reading.
         """
         if name in self._counting:
             self._counting[name] = failure
@@ -313,7 +314,7 @@ class SubscriptionBreakers:
             del self._counting[name]
 
     async def _limited(self, name: str, failure: Failure) -> None:
-        """Hold a subscription whose receiver takes fewer requests than it gets, and set its pace."""
+        """Send nothing to a subscription whose receiver asked for fewer requests, and set its pace."""
         known, now_ms = self._known.get(name), self._now_ms()
         delivered = await self._shared.hold_turns(
             name,
@@ -325,7 +326,7 @@ class SubscriptionBreakers:
         await self._change(name, partial(decide.limited, failure=failure, delivered_per_s=delivered))
 
     async def _change(self, name: str, decision: Decide) -> Change:
-        """Change what is known of a subscription, and say what is new about it."""
+        """Change a subscription's breaker, and log what is new."""
         before, after = change = await self._shared.change(name, decision)
         self._changed.add(name)
         if after is None:
@@ -339,7 +340,7 @@ class SubscriptionBreakers:
         return change
 
     async def _said(self, name: str, before: Breaker, after: Breaker) -> None:
-        """Log an opening, a closing, a rest that is long, a pause, and a pace."""
+        """Log an opening, a closing, a long wait, a pause, and a pace."""
         now_ms = self._now_ms()
         if after.paused_at_ms:
             if not before.paused_at_ms:
@@ -364,7 +365,7 @@ class SubscriptionBreakers:
             log.info("subscription.recovered", subscription=name, duration_ms=now_ms - before.since_ms)
         held_ms = after.held_until_ms - max(now_ms, before.held_until_ms)
         is_paced = after.pace_at_ms != before.pace_at_ms
-        # A receiver at its limit refuses something every few seconds: a short hold is said now and then.
+        # A receiver at its limit refuses a request every few seconds: a short wait is logged seldom.
         if held_ms > SAID_FROM_MS or (is_paced and self._throttle.struck(name, time.monotonic())):
             log.warning(
                 "subscription.rate_limited",

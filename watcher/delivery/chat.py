@@ -19,7 +19,7 @@ def target_of(settings: SubscriptionSettings, policy: Policy) -> HttpTarget:
 
 
 class ChatTarget:
-    """A subscription of messages: one sentence an event, a line each."""
+    """A subscription of messages: a sentence for each event, each on its own line."""
 
     def __init__(self, settings: SubscriptionSettings, policy: Policy) -> None:
         self.name = settings.name
@@ -35,8 +35,8 @@ class ChatTarget:
         self._head = post_head(url, self.settings.headers, self._service.content_type)
 
     def together(self, deliveries: Sequence[Delivery]) -> int:
-        """Say how many fit into one message, each as it would be said alone: only one that is too long by
-        itself is shortened."""
+        """Return how many deliveries fit into one message without being shortened; a single one that is too
+        long is shortened."""
         lines = self._lines(deliveries[: self.most_together], self.settings.template, WIDTHS[0])
         count = len(lines)
         while count > 1 and not self._fits(self._service.escape("\n".join(lines[:count]))):
@@ -57,8 +57,8 @@ class ChatTarget:
         return self._service.read(status, body)
 
     def _fitting(self, deliveries: Sequence[Delivery]) -> str:
-        """Write what happened as long as the service takes it: what is from outside is shortened first, then
-        the template is left out."""
+        """Write the sentence so that the service takes it: first texts from outside are shortened, then the
+        template is left out."""
         template = self.settings.template
         for said, width in (*((template, width) for width in WIDTHS), (None, WIDTHS[-1])):
             text = self._service.escape("\n".join(self._lines(deliveries, said, width)))

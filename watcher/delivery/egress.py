@@ -1,11 +1,10 @@
-"""Where events may be POSTed: one policy that judges addresses, and the check of a subscriber's URL at load.
+"""Where events may be POSTed: the policy that judges addresses, and the check of a subscriber's URL at load.
 
-Refuses to look names up and to open sockets: `watcher.http.dial` does, and asks this policy each time.
-The tables are our own, because `ipaddress.is_global` lets multicast, 6to4, NAT64 and more pass, and
-differs between versions of Python.
-
-Source: the special-purpose registries, https://www.iana.org/assignments/iana-ipv4-special-registry and
-https://www.iana.org/assignments/iana-ipv6-special-registry; what is not from there says so.
+Refuses to look names up and to open sockets: `watcher.http.dial` does that, and asks this policy each time.
+The tables are our own, because `ipaddress.is_global` lets multicast, 6to4, NAT64 and more pass, and differs
+between versions of Python. Source: the special-purpose registries,
+https://www.iana.org/assignments/iana-ipv4-special-registry and
+https://www.iana.org/assignments/iana-ipv6-special-registry; a comment marks what is from elsewhere.
 """
 
 import re
@@ -66,27 +65,27 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _LOW_32_BITS = 0xFFFF_FFFF
 
 LONGEST_URL = 2048
-"""Far above what subscribers use: what is longer is a mistake or an attack, and parsing it costs time."""
+"""Far longer than subscribers' URLs are: a longer one is a mistake or an attack, and costs time to parse."""
 
-# As written, so before anything is mapped, decoded or dropped: `[v1.x]`, `:+443`, `@host` all parse.
+# Applied to the URL as written, before a parser maps or drops anything: `[v1.x]`, `:+443`, `@host` parse.
 _AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]@:%]+)(?::[1-9][0-9]{0,4})?\Z")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\Z")
-_NUMBER = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)\Z")  # what the system's own parser would read as an address
+_NUMBER = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)\Z")  # what the system's resolver would read as an address
 _LONGEST_NAME = 253
 _FIRST_UNPRIVILEGED_PORT = 1024
 _WEB_PORTS = frozenset({80, 443})
 
 
 class RefusedUrl(ValueError):
-    """A subscriber's URL that shows by itself that it must not be used. The message never holds any of it."""
+    """A subscriber's URL that must not be used, as its text alone shows. The message holds no part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What may be reached: the public internet over https, and what the operator adds.
+    """What may be reached: the public internet over https, and what the operator allows.
 
-    `allow` wins over every table, for exactly the networks that it names. `nat64` says that this host is
-    on a network where 64:ff9b::/96 leads to the IPv4 address inside.
+    `allow` wins over every table, for exactly the networks that it names. `nat64` says that this host is on a
+    network where 64:ff9b::/96 leads to the IPv4 address inside.
     """
 
     allow: tuple[Network, ...] = ()
@@ -95,7 +94,7 @@ class Policy:
 
     @classmethod
     def of(cls, settings: EgressSettings) -> "Policy":
-        """Take the policy of the configuration."""
+        """Make the policy of the configuration."""
         return cls(settings.allow, settings.allow_http, settings.nat64)
 
     def judge(self, text: str) -> str | None:
@@ -104,7 +103,7 @@ class Policy:
         return self.verdict(address) if address else "not an address in its usual spelling"
 
     def verdict(self, address: Address) -> str | None:
-        """Say why `address` must not be dialled, in a few words, or None where it may.
+        """Return why `address` must not be dialled, in a few words; None if it may.
 
         An IPv4-mapped address is judged as the IPv4 address that the kernel would connect to.
         """
@@ -125,12 +124,12 @@ class Policy:
 
 
 def check_url(text: str, policy: Policy) -> URL:
-    """Read a subscriber's URL as it will be sent to, or raise RefusedUrl with the reason.
+    """Read a subscriber's URL as requests will use it. Raises RefusedUrl with the reason.
 
-    yarl alone parses, and the host that it reads is the one that is dialled: two parsers are two opinions of
-    which host is meant. An address is judged at once; a name is judged when it is looked up, each time.
+    Only yarl parses it, and the host that yarl reads is dialled: a second parser might read another host. An
+    address is judged at once; a name is judged at each look-up.
     """
-    # What parsers drop, decode or disagree about is refused before any of them sees it.
+    # What parsers drop, decode or read differently is refused before any parser sees it.
     if len(text) > LONGEST_URL:
         raise RefusedUrl(f"longer than {LONGEST_URL} characters")
     if " " in text or not text.isprintable():
@@ -162,7 +161,7 @@ def check_url(text: str, policy: Policy) -> URL:
 
 
 def read_address(text: object) -> Address | None:
-    """Read an address in its one strict spelling: no octal, no hex, no missing parts. None: not one."""
+    """Read an address in its one strict form: no octal, no hex, no missing parts. None if it is not one."""
     try:
         return ip_address(text) if isinstance(text, str) else None
     except ValueError:
@@ -170,7 +169,7 @@ def read_address(text: object) -> Address | None:
 
 
 def _check_host(host: str, policy: Policy, *, is_ascii: bool) -> None:
-    """Refuse addresses that must not be dialled, names that no public DNS holds, and those that the system
+    """Refuse addresses that must not be dialled, names that no public DNS has, and names that the system
     would read as an address."""
     if address := read_address(host):
         if not is_ascii:

@@ -1,6 +1,6 @@
-"""Deliveries as the engine runs them: claims queues, as many as subscriptions can bear, and works each off.
+"""Deliveries as the engine runs them: claims as many queues as subscriptions can bear, and works them off.
 
-Refuses to go past a delivery that is not settled: order within a queue is the promise.
+Refuses to skip a delivery that is not settled: the order within a queue is the promise.
 """
 
 import asyncio
@@ -28,48 +28,49 @@ from watcher.store.queues import CLAIM_MS, Begun, Breakers, Leased, Queues
 from watcher.store.schedule import Lease, Reply
 
 AT_ONCE = 20
-"""Deliveries read with one claim: few enough that a queue does not keep a worker from the others."""
+"""Deliveries read with one claim: few, so that a queue does not keep a worker from the others."""
 
 LEASE_MS = 15_000
-"""How long the queue of a dead worker stays leased. Set anew with each delivery; a slow attempt gets more."""
+"""How long the queue of a worker that died stays leased. Each delivery renews it; a slow attempt makes it
+longer."""
 
 LONGEST_LEASE_MS = 1000 * (ATTEMPT_TIMEOUT_S + 10)
-"""For a slow attempt. As with the shorter lease, 10 s of it are left to write down the result: Redis may be
-away for that long, and nothing is sent twice."""
+"""The lease of a slow attempt. 10 s of it remain to settle the attempt, as with the shorter lease: Redis may
+be away for so long without anything being sent twice."""
 
 _LEAST_MS = 12_000
-"""What a lease must still have when an attempt begins: a quick one, and those 10 s."""
+"""What a lease must have left when an attempt begins: a quick attempt, and those 10 s."""
 
 _PER_CLAIM = 8
-"""Queues that make one more shard worth a claim: queues of one shard are also settled together."""
+"""How many queues make it worth claiming at one more shard: queues of the same shard are settled together."""
 
 _AGAIN_S = 0.5
-"""Between two tries to write down the result of an attempt, while Redis is away."""
+"""Between two tries to settle an attempt while Redis is away."""
 
 QUICK_S = 2.0
 """Most attempts take no longer."""
 
 _FULL_S = 1.0
-"""A subscription without room is not looked at for so long, unless a queue of it ends."""
+"""A subscription without capacity is not looked at for so long, unless one of its queues ends."""
 
 LATE_MS = 500
-"""Since its commit: what is older goes out with what waits behind it, where a message holds several. Less
-than the second between two messages that a chat takes, so that of a storm the second one is gathered."""
+"""Since its commit: an older event goes out together with those behind it, if a message holds several. It is
+less than the second between two messages that a chat takes, so that the second event of a storm is
+gathered."""
 
 _UNKNOWN_S = 2.0
-"""A subscription that is not known keeps its queues, and is not looked at for so long: it may have been added
-just now, and other workers may know of it sooner."""
+"""The queues of an unknown subscription stay, and it is not looked at for so long: it may be new, and known
+to other workers already."""
 
 T = TypeVar("T")
 T_target = TypeVar("T_target", bound=Target)
 
 
 class Hold:
-    """Keeps one queue while it is worked on: an attempt that is not quick keeps it until the attempt must
-    be over.
+    """Keeps a queue leased while it is worked on: an attempt that is not quick keeps it until its deadline.
 
-    `lease` is the one that holds now: short at first, so that a dead worker's queue is soon free.
-    `stretch(lease)` makes it longer and returns the new one; it runs beside the attempt, and is waited for.
+    `lease` is the one in force: short at first, so that the queue of a worker that dies is soon free.
+    `stretch(lease)` makes it longer and returns the new one; it runs beside the attempt, and is awaited.
     """
 
     def __init__(self, lease: Lease, *, stretch: Callable[[Lease], Awaitable[Lease]]) -> None:
@@ -77,7 +78,7 @@ class Hold:
         self._stretch = stretch
 
     async def during(self, attempt: Awaitable[T]) -> T:
-        """Await an attempt; when it is over, however it ends, `lease` is the one that holds."""
+        """Await an attempt. When it is over, however it ends, `lease` is the one in force."""
         stretching: list[asyncio.Future[Lease]] = []
         timer = asyncio.get_running_loop().call_later(
             QUICK_S, lambda: stretching.append(asyncio.ensure_future(self._stretch(self.lease)))
@@ -92,9 +93,11 @@ class Hold:
 
 
 class DeliveryWork(Generic[T_target]):
-    """The deliveries to all subscriptions, by name in `targets`. Subscriptions that rest, or that only other
-    workers know, are neither claimed nor held back. The answer of a target that was removed from `targets`
-    meanwhile does not count for its subscription.
+    """The deliveries to all subscriptions, by name in `targets`.
+
+    Subscriptions that are backing off, or that only other workers know, are neither claimed nor taken out of
+    the index. An attempt does not count for its subscription if its target was removed from `targets`
+    meanwhile.
     """
 
     breath_s = 0.0
@@ -122,13 +125,13 @@ class DeliveryWork(Generic[T_target]):
         self._failed = failed
 
     async def send_by(self, sink: Sink[T_target], in_use: InUse) -> None:
-        """Send by another sink from now on; the one before is closed when its last attempt ends."""
+        """Use another sink from now on. The previous one is closed when its last attempt ends."""
         before, self._sink, self._sink_in_use = self._sink_in_use, sink, in_use
         if before:
             await before.retire()
 
     async def send(self, target: T_target, delivery: Delivery) -> Attempt:
-        """Make one attempt, past all queues and the breaker."""
+        """Make one attempt, without a queue and whatever the breaker says."""
         assert self._sink
         assert self._sink_in_use
         async with self._sink_in_use:
@@ -140,7 +143,8 @@ class DeliveryWork(Generic[T_target]):
         return self._neighbours.is_alone and name not in self._neighbours.locked_subscriptions
 
     async def capacity(self, name: str, in_flight: int, in_flight_of_all: int) -> Capacity:
-        """Say how many more queues may be worked on: of a half-open subscription, one for each free probe."""
+        """Return how many more queues may be worked on; of a half-open subscription, one for each free
+        probe."""
         target = self.targets.get(name)
         if target is None:
             return Capacity(0, _UNKNOWN_S)
@@ -152,8 +156,8 @@ class DeliveryWork(Generic[T_target]):
         return Capacity(capacity, per_claim=_PER_CLAIM) if capacity else Capacity(0, _FULL_S, is_full=True)
 
     def spare(self, name: str, in_flight: int, in_flight_of_all: int) -> int:
-        """Say how many more queues may be worked on without a probe: none while the breaker is not closed,
-        and in all no more than have their turn soon."""
+        """Return how many more queues may be worked on without a probe: none unless the breaker is closed,
+        and no more than have their turn soon."""
         target = self.targets.get(name)
         if target is None or self._breakers.backoff_ms(name) or not self._breakers.is_closed(name):
             return 0
@@ -162,7 +166,7 @@ class DeliveryWork(Generic[T_target]):
 
     async def claim(self, name: str, claim: Claim) -> Claimed:
         claimed = await self._queues.claim(name, claim.shard, lease_ms=CLAIM_MS, at_most=claim.at_most)
-        is_more = len(claimed.leases) == claim.at_most  # else the index says when there is
+        is_more = len(claimed.leases) == claim.at_most  # otherwise the index says when it is due
         return Claimed(claimed.leases, 0.0 if is_more else None)
 
     async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
@@ -173,11 +177,11 @@ class DeliveryWork(Generic[T_target]):
         await self._queues.hold(shard, {name: int(1000 * wait_s) for name, wait_s in for_s.items()})
 
     async def deliver(self, name: str, leased: Leased) -> bool:
-        """Work off a queue that a commit leased; says whether more of it is due."""
+        """Work off a queue that a commit leased. Returns whether more of it is due."""
         return await self._work(name, *leased)
 
     async def _work(self, name: str, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
-        """Work off one queue; says whether more of it is due."""
+        """Work off one queue. Returns whether more of it is due."""
         is_more, target = False, self.targets.get(name)
         try:
             if target is None:  # a reload has taken it away
@@ -185,15 +189,18 @@ class DeliveryWork(Generic[T_target]):
                 return False
             is_more = await self.work(target, lease, deliveries)
         except StoreError as error:
-            # What was sent but not settled is sent again when the lease has run out: same id, same bytes.
+            # What was sent and not settled is sent again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=name, reason=str(error))
         finally:
             await self._breakers.leave_probe(name, lease.member)
         return is_more
 
     async def work(self, target: T_target, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
-        """Deliver what waits in a queue; says whether more of it is due. A queue that was claimed is read
-        first; of one that a commit leased, the `deliveries` are in hand. Raises StoreError."""
+        """Deliver what waits in a queue. Returns whether more of it is due.
+
+        A queue that was claimed is read first; for one that a commit leased, the `deliveries` are given.
+        Raises StoreError.
+        """
         name = target.name
         until = self._queues.until(lease, LEASE_MS)
         begun = await self._ask(lease, lambda: self._begin(name, lease, until, deliveries))
@@ -204,13 +211,13 @@ class DeliveryWork(Generic[T_target]):
             log.info("lease.lost", account=lease.member, subscription=name)
             return False
         hold = Hold(lease._replace(deadline=until), stretch=partial(self._stretch, name))
-        if not begun.deliveries:  # taken away by hand
+        if not begun.deliveries:  # given up by hand
             return False
         is_probe = self._breakers.is_probe(name, lease.member)
         try:
             place, count = 0, len(begun.deliveries)
             while place < count:
-                if is_probe and place > 0:  # the next one is another queue's
+                if is_probe and place > 0:  # the next probe is for another queue
                     break
                 if not await self._may_attempt(target, hold.lease, is_probe=is_probe):
                     break
@@ -229,27 +236,25 @@ class DeliveryWork(Generic[T_target]):
                 hold.lease = Lease(lease.member, deadline)
                 place += taken
         except asyncio.CancelledError:
-            if (
-                self.targets.get(name) is not target
-            ):  # where it has only moved, another worker goes on at once
+            if self.targets.get(name) is not target:  # if it only moved, another worker goes on at once
                 await self._queues.release(name, hold.lease)
             raise
         await self._ask(hold.lease, lambda: self._queues.release(name, hold.lease))
         return True
 
     async def _begin(self, name: str, lease: Lease, until: int, deliveries: Sequence[Delivery]) -> Begun:
-        """Keep a queue for as long as an attempt needs, with the deliveries that are in hand, or else with
-        those that are read."""
+        """Lease a queue for as long as an attempt needs. Returns the given deliveries, or those that are
+        read."""
         if not deliveries:
             return await self._queues.begin(name, lease, until=until, at_most=AT_ONCE)
         reply = await self._queues.extend(name, lease, until=until, head=deliveries[0].entry)
         return Begun(reply, [(one.entry, one) for one in deliveries[:AT_ONCE]], 0, b"")
 
     async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask Redis, and again while it is away. Raises StoreError.
+        """Ask Redis, and try again while it is away. Raises StoreError.
 
-        If this gave up, what was sent would be sent again. So it goes on after the lease has run out: until
-        another worker claims the queue Redis still takes the answer, and refuses it afterwards. Only a worker
+        Giving up would mean that what was sent is sent again. So this goes on after the lease has run out:
+        Redis takes the result until another worker claims the queue, and refuses it afterwards. Only a worker
         that drains waits no longer than the lease.
         """
         while True:
@@ -262,16 +267,16 @@ class DeliveryWork(Generic[T_target]):
             await asyncio.sleep(_AGAIN_S)
 
     async def _stretch(self, subscription: str, lease: Lease) -> Lease:
-        """Keep a queue for an attempt that takes its time."""
+        """Keep a queue for an attempt that takes long."""
         until = self._queues.until(lease, LONGEST_LEASE_MS)
         reply = await self._ask(lease, lambda: self._queues.extend(subscription, lease, until=until))
         return lease._replace(deadline=until) if reply is Reply.DONE else lease
 
     async def _may_attempt(self, target: T_target, lease: Lease, *, is_probe: bool) -> bool:
-        """Say whether to attempt the next delivery now; waits for its turn if the subscription has a rate or
-        a pace, over all workers together, but not for a turn that is far off."""
+        """Return whether to attempt the next delivery now. If the subscription has a rate or a pace, over all
+        workers, wait for the turn first, unless it is far off."""
         if lease.deadline - self._now_ms() < _LEAST_MS:
-            return False  # it took long to come here
+            return False  # too much time has passed since the claim
         if not self._may_send(target, is_probe=is_probe):
             return False
         if not self._breakers.spacing_ms(target.settings):
@@ -297,7 +302,7 @@ class DeliveryWork(Generic[T_target]):
         return self._now_ms() - delivery.sequence >= LATE_MS
 
     async def _bury(self, target: T_target, lease: Lease, entry: bytes) -> int:
-        """Take a head away that cannot be read, else it holds up its queue for ever; returns the deadline as
+        """Remove a head that cannot be read, which would hold up its queue for ever. Returns the deadline as
         `_deliver` does."""
         name, queues, why = target.name, self._queues, "what is stored of it cannot be read"
         until = queues.until(lease, LEASE_MS)
@@ -310,11 +315,11 @@ class DeliveryWork(Generic[T_target]):
     async def _deliver(
         self, target: T_target, hold: Hold, together: Sequence[Delivery], failed_before: int
     ) -> tuple[int, int]:
-        """Attempt the head of a queue, with what goes out together with it; returns how many were taken from
-        the queue, and the lease's new deadline, 0 where it ends.
+        """Attempt the head of a queue, together with what fits into the same message. Returns how many
+        deliveries left the queue, and the lease's new deadline, 0 if it ended.
 
-        A failure is the head's alone, which is then tried alone: where one of many is refused, the others
-        use up nothing of their schedules.
+        A failure counts for the head only, which is then tried alone: if a message of several is refused, the
+        others use up nothing of their schedules.
         """
         name, account = target.name, hold.lease.member
         sink, in_use = self._sink, self._sink_in_use
@@ -341,7 +346,7 @@ class DeliveryWork(Generic[T_target]):
         return len(together) if verdict.outcome is Outcome.DELIVERED else 1, deadline
 
     async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
-        """Write down the result of an attempt; returns the reply and the deadline, as `_deliver` does."""
+        """Settle an attempt. Returns the reply and the deadline, as `_deliver` does."""
         queues, name, head, verdict = self._queues, target.name, one.head.entry, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
         until, attempt = queues.until(lease, LEASE_MS), one.attempt
@@ -381,10 +386,10 @@ class DeliveryWork(Generic[T_target]):
         *,
         wait_ms: int = 0,
     ) -> tuple[Reply, int]:
-        """Write down what became of a head, and part with a queue that did not take it.
+        """Settle the head, and give up the lease of a queue that refused it.
 
-        Where that head was given up meanwhile, by hand or because the queue was full, it is still ours to
-        give back: its next one waits as long as one that has failed once, and not until the lease ends.
+        If the head was given up meanwhile, by hand or because the queue was full, the lease is still ours to
+        release: the next delivery waits as long as after one failure, and not until the lease ends.
         """
         reply, deadline = await self._ask(lease, write)
         if reply is Reply.LEASE_LOST:
@@ -394,7 +399,7 @@ class DeliveryWork(Generic[T_target]):
         return reply, deadline
 
     def _report(self, target: T_target, one: "Tried") -> None:
-        """Count an attempt, and write its line."""
+        """Count an attempt, and log it."""
         attempt, verdict, head = one.attempt, one.verdict, one.head
         fields: dict[str, Any] = {
             "subscription": target.name,
@@ -422,7 +427,7 @@ class DeliveryWork(Generic[T_target]):
                 self._counters.lagging_s += lag_s
             log.info("delivery.delivered", **fields, **together, lag_ms=max(0, now_ms - head.sequence))
             return
-        excerpt = attempt.excerpt or None  # of which a line shows no more than 200 characters
+        excerpt = attempt.excerpt or None  # a line shows no more than 200 characters of it
         if verdict.outcome is Outcome.REFUSED:
             log.warning("delivery.dead", **fields, reason=attempt.reason, answer=excerpt)
         else:
@@ -438,15 +443,14 @@ class DeliveryWork(Generic[T_target]):
 
 
 def gathered(target: Target, waiting: Iterable[tuple[bytes, Delivery | None]]) -> Sequence[Delivery]:
-    """Return what goes out in one message of what waits in a queue, from its head on: nothing beyond what
-    cannot be read."""
+    """Return the deliveries that go out in one message, from the head of the queue on; it ends before one
+    that cannot be read."""
     some = [one for _, one in takewhile(lambda pair: pair[1], islice(waiting, target.most_together)) if one]
     return some[: target.together(some)]
 
 
 class Tried(NamedTuple):
-    """One attempt of a queue's head and of what went with it, and what it was worth. `number` counts from
-    1."""
+    """An attempt of a queue's head and of what went with it, and its verdict. `number` counts from 1."""
 
     account: str
     deliveries: Sequence[Delivery]
@@ -460,11 +464,11 @@ class Tried(NamedTuple):
 
     @property
     def is_smooth(self) -> bool:
-        """Delivered at once: the log says so, and there is nothing to remember."""
+        """Whether it was delivered at once: it is logged, and there is nothing to remember."""
         return self.verdict.outcome is Outcome.DELIVERED and self.number == 1
 
     def record(self, now_ms: int) -> bytes:
-        """Write the attempt down as `watcher deliveries` shows it."""
+        """Write the attempt as `watcher deliveries --attempts` shows it."""
         attempt = self.attempt
         return orjson.dumps(
             {
@@ -484,14 +488,13 @@ class Tried(NamedTuple):
 
 
 async def pause_by_hand(breakers: Breakers, subscription: str) -> bool:
-    """Send a subscription nothing until it is resumed; says whether it was not paused before. Raises
-    StoreError."""
+    """Send a subscription nothing until it is resumed. Returns whether this is new. Raises StoreError."""
     before, _ = await breakers.change(subscription, partial(paused, reason=BY_HAND))
     return before is None or not before.paused_at_ms
 
 
 async def resume_by_hand(breakers: Breakers, queues: Queues, subscription: str) -> bool:
-    """Forget what a subscription failed, and let what waits be tried at once; says whether it was paused or
+    """Forget what failed, and let what waits be sent at once. Returns whether the subscription was paused or
     failing. Raises StoreError."""
     was_known = await breakers.resume(subscription)
     for shard in range(SHARDS):

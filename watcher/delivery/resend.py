@@ -1,4 +1,4 @@
-"""Sends again: dead letters, or events of the log, with the ids and bytes of the first time."""
+"""Sends events again: dead letters, or events of the log, with their ids and bytes of the first time."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ _MALFORMED = (Damaged, KeyError, TypeError, ValueError, AttributeError)
 
 
 class Replay:
-    """Reads the records of the log, those of each account in order, as deliveries to one subscription.
+    """Turns records of the log, those of each account in order, into deliveries to one subscription.
 
-    The bytes are those of the first time where the event was queued for the subscription then: its record
-    says what came before it. Where it was not, the log must still hold the beginning of the account.
+    The bytes are those of the first time if the event was queued for the subscription then: its record says
+    which sequence came before. Otherwise the log must still hold the account's beginning.
     """
 
     def __init__(self, settings: SubscriptionSettings) -> None:
@@ -38,7 +38,7 @@ class Replay:
         self.damaged = 0
 
     def take(self, record: Record) -> Delivery | None:
-        """Make the delivery of a record; None for what the subscription does not want."""
+        """Make the delivery of a record; None if the subscription does not want it."""
         if not self._interest.listeners(record.account):
             return None
         try:
@@ -73,7 +73,7 @@ class Replay:
             return None
 
     def _is_mine(self, event: Event, record: Record) -> bool:
-        """Say whether the crossed threshold is one of this subscription: the id shows it."""
+        """Say whether the crossed threshold is one of this subscription, as the id of the event shows."""
         data = record.content["data"]
         origin = Origin(record.account, data["account"]["provider"], record.follows, 0, 0)
         asset_id = event.asset.id if event.asset else ""
@@ -89,17 +89,17 @@ class Replay:
 
 @dataclass(slots=True)
 class _Chain:
-    """The last sequences that went out of one account: of an event in the log, and of a baseline."""
+    """The last sequences of one account that were sent: of an event in the log, and of a baseline."""
 
     follows: int = 0
     previous: int = 0
     started: int = 0
 
     def before(self, event: Event) -> int | None:
-        """Return the sequence that went out before an event, or None.
+        """Return the sequence that was sent before an event, or None.
 
-        The record of a start names the last sequence of its commit: that of the baseline's last part,
-        unless crossings came behind it. A recovery in the same commit came before.
+        The record of a start names the last sequence of its commit: that of the baseline's last part, unless
+        crossings follow it. A recovery in the same commit precedes it.
         """
         if event.type == "threshold.crossed":
             self.started = min(self.started, event.sequence - 1)
@@ -113,10 +113,10 @@ _AT_ONCE = 100
 
 @dataclass(slots=True)
 class Resent:
-    """What goes out again to one subscription, and what could not.
+    """What is sent again to one subscription, and what cannot be.
 
-    `waiting` counts what still waits there, and is not queued a second time; `unreadable` what is damaged;
-    `full` names accounts of which more would wait than may, `max_backlog` over all accounts.
+    `waiting` counts what still waits there, and so is not queued again; `unreadable` counts what is damaged;
+    `full` names the accounts of which more would wait than `max_backlog` (over all accounts) allows.
     """
 
     subscription: str
@@ -132,7 +132,7 @@ class Resent:
         return bool(self.deliveries or self.full or self.waiting)
 
     def line(self, *, is_paused: bool, is_preview: bool) -> dict[str, Any]:
-        """Give it as plain data, for --json and the API."""
+        """Return it as plain data, for --json and the API."""
         return {
             "subscription": self.subscription,
             "deliveries": self.deliveries,
@@ -155,7 +155,7 @@ class Selection(NamedTuple):
 
 
 def steps_of(selection: Selection, subscriptions: Sequence[SubscriptionSettings]) -> int:
-    """Count the steps that sending again takes at most: an event that is no dead letter is in the log."""
+    """Count the steps of a resend, at most: the log is read as well for an event that is no dead letter."""
     return SHARDS * len(subscriptions) * (2 if selection.event_id else 1)
 
 
@@ -167,8 +167,8 @@ async def send_again(
     *,
     done: Callable[[], object] = lambda: None,
 ) -> list[Resent]:
-    """Send again what is wished for, from dead letters or else from the log; of one event, gives the
-    subscriptions that get it. `done` is called after each step. Raises as Resend does."""
+    """Send a selection again, from the dead letters or from the log; of one event, return only the
+    subscriptions that get it. `done` is called after each step. Raises what Resend raises."""
     now_ms = await Reader(pipe, keys).now_ms()
     resend = Resend(pipe, keys, is_preview=selection.is_preview, done=done)
     found = []
@@ -189,8 +189,8 @@ async def send_again(
 
 
 class Resend:
-    """Queues deliveries again in one namespace, or only counts them (`is_preview`). Raises StoreError, and
-    LayoutAwaited where the store is moved to another layout meanwhile."""
+    """Queues deliveries again in one namespace, or only counts them (`is_preview`). Raises StoreError;
+    LayoutAwaited if the data in Redis is moved to another layout meanwhile."""
 
     def __init__(
         self, pipe: Pipe, keys: Keys, *, is_preview: bool, done: Callable[[], object] = lambda: None
@@ -211,14 +211,14 @@ class Resend:
         until_ms: int,
         event_id: str | None = None,
     ) -> Resent:
-        """Put dead letters of a time back at the end of their queues; of one event, or all of them."""
+        """Put the dead letters of a time, or that of one event, back at the end of their queues."""
         resent = Resent(settings.name, settings.max_backlog)
         for shard in range(SHARDS):
             pages = self._reader.dead_letters_of_shard(
                 settings.name, shard, since_ms=since_ms, until_ms=until_ms
             )
             async for page in pages:
-                groups: dict[str, list[DeadLetter]] = {}  # order within an account stays
+                groups: dict[str, list[DeadLetter]] = {}  # the order within an account is kept
                 for letter in page:
                     if letter.delivery and event_id in (None, letter.delivery.event_id):
                         groups.setdefault(letter.account, []).append(letter)
@@ -237,7 +237,8 @@ class Resend:
         since_ms: int,
         event_id: str | None = None,
     ) -> Resent:
-        """Queue what a subscription wants of the log since a time and up to its `ends`; or one event."""
+        """Queue the events of the log that a subscription wants, since a time and up to `ends`; or one
+        event."""
         resent = Resent(settings.name, settings.max_backlog)
         for shard, end in enumerate(ends):
             replay = Replay(settings)  # from the beginning: each event names the one before it
@@ -252,15 +253,15 @@ class Resend:
                     await self._put(resent, record.account, waiting.pop(record.account))
             for account, deliveries in waiting.items():
                 await self._put(resent, account, deliveries)
-            resent.unreadable += 0 if event_id else replay.damaged  # they are none of one event's business
+            resent.unreadable += 0 if event_id else replay.damaged  # they do not matter for one event
             self._done()
         return resent
 
     async def _put(self, resent: Resent, account: str, found: Sequence[Delivery | DeadLetter]) -> None:
-        """Queue deliveries of one account, or its dead letters, which are then removed. Leaves out what waits
-        in its queue already, and everything if it would push that out."""
+        """Queue deliveries of one account, or its dead letters, which are then removed. Leaves out what
+        already waits in the queue, and everything if that would exceed the bound."""
         name = resent.subscription
-        # What waits there is read when it is first looked at, and what is added since is known.
+        # The queue is read the first time; what this adds to it later is known.
         if (name, account) not in self._ids_by_queue:
             found_there = self._reader.deliveries(name, account)
             self._ids_by_queue[name, account] = {each.event_id async for each in found_there if each}
@@ -275,7 +276,7 @@ class Resend:
         waiting.update(_delivery(one).event_id for one in new)
         count = len(new)
         if not self._is_preview:
-            check_numbers(await self._layout.read())  # in another layout no worker would find them
+            check_numbers(await self._layout.read())  # no worker would find them in another layout
             dead_letters = [one.id for one in new if isinstance(one, DeadLetter)]
             count = await self._queues.enqueue(
                 name, account, [*map(_delivery, new)], dead_letters=dead_letters

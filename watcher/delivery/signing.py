@@ -1,9 +1,9 @@
-"""Sign attempts as Standard Webhooks describes it: a header's value, made with secrets that are read once.
+"""Signs attempts as Standard Webhooks describes it: the value of a header, made with secrets that are read
+once.
 
-Refuses to verify (`watcher.receive` does that, without a line in common), to read a secret from
-anywhere, and to show one: neither a message nor a repr ever holds a key.
-
-Source: https://github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
+Refuses to verify (`watcher.receive` does that, and shares no line with this), to read a secret from anywhere,
+and to show one: no message and no repr holds a key. Source:
+https://github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
 """
 
 import base64
@@ -27,7 +27,7 @@ _NEW_SHARED_BYTES = 32  # as long as the digest: longer adds nothing, shorter is
 _SEED_BYTES = 32
 
 _Sign = Callable[[bytes], str]
-"""Signed content in, one signature out: `v1,…` or `v1a,…`."""
+"""Takes signed content, returns one signature: `v1,…` or `v1a,…`."""
 
 
 class BadSecret(ValueError):
@@ -35,7 +35,8 @@ class BadSecret(ValueError):
 
 
 class Signer:
-    """The secrets of one subscription. All of them sign, so that a receiver can change over when it likes."""
+    """The secrets of one subscription. All of them sign, so that the receiver can change to a new one at any
+    time."""
 
     __slots__ = ("_signs",)
 
@@ -49,9 +50,9 @@ class Signer:
         self._signs = tuple(_sign_with(secret) for secret in secrets)
 
     def signature(self, event_id: str, timestamp: int, body: bytes) -> str:
-        """Make the value of `webhook-signature` for one attempt: one signature per secret, in their order.
+        """Return the value of `webhook-signature` for one attempt: one signature per secret, in their order.
 
-        `timestamp` is the attempt's own, in Unix seconds, not the event's: receivers refuse old ones.
+        `timestamp` is that of the attempt, in Unix seconds, not that of the event: receivers refuse old ones.
         """
         if "." in event_id:
             raise ValueError("an event id with a '.' would make the signed content ambiguous")
@@ -73,7 +74,7 @@ def new_ed25519() -> str:
 
 
 def public_key(secret: str) -> str:
-    """The `whpk_…` that verifies what `secret`, a `whsk_…`, signs. Raises BadSecret."""
+    """Return the `whpk_…` that verifies what `secret`, a `whsk_…`, signs. Raises BadSecret."""
     if not secret.startswith(PRIVATE):
         raise BadSecret(f"only a {PRIVATE} secret has a public key")
     return PUBLIC + base64.b64encode(_private_key(secret).public_key().public_bytes_raw()).decode()

@@ -1,7 +1,7 @@
-"""What a sink does: it brings deliveries to one subscription, and says what became of them.
+"""What a sink does: it sends deliveries to one subscription, and returns the result.
 
-A sink knows its own service: it alone reads statuses and answers, and translates them. What an attempt
-means for the delivery and for its subscription is the same for all sinks: `judge` says it, and is pure.
+A sink knows its own service: it alone reads statuses and answers. What an attempt means for the delivery and
+for the subscription is the same for all sinks: `judge` decides that, and is pure.
 """
 
 import re
@@ -16,20 +16,21 @@ from watcher.journal.events import Delivery
 from watcher.settings import SubscriptionSettings
 
 ATTEMPT_TIMEOUT_S = 20
-"""A whole attempt, name look-up to last byte. Shorter than a queue's lease and than the drain."""
+"""For a whole attempt, from the name look-up to the last byte: shorter than a queue's lease and than the
+drain."""
 
 LONGEST_RETRY_AFTER_S = LONGEST_RETRY_AFTER_MS // 1000
-"""A receiver may ask for a pause of a day; its operator would not expect a longer one."""
+"""A receiver may ask for a day: its operator would not expect a longer wait."""
 
 _SPREAD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt as it ended: what it says, by a status, or an error of ours in its place and what fixes it.
+    """The result of one attempt: the status, or instead our own error and how to fix it.
 
-    `excerpt` is how the answer begins, printable, at most 1 KiB; it is empty where the first attempt is a
-    success.
+    `excerpt` is the beginning of the answer, printable, at most 1 KiB; it is empty if the first attempt
+    succeeded.
     """
 
     answer: Answer
@@ -42,13 +43,13 @@ class Attempt:
 
     @property
     def reason(self) -> str:
-        """Why it failed, if it did."""
+        """Why it failed, if it failed."""
         said = f"status {self.status}" if self.error is None else self.error
         return f"{said}; {self.fix}" if self.fix else said
 
 
 class Target(Protocol):
-    """Where and how one subscription is reached: checked and prepared once per configuration."""
+    """Where and how one subscription is reached: checked and prepared once for each configuration."""
 
     @property
     def name(self) -> str: ...
@@ -62,8 +63,8 @@ class Target(Protocol):
         ...
 
     def together(self, deliveries: Sequence[Delivery]) -> int:
-        """Say how many of these, from the first, fit into one attempt: one at least, `most_together` at
-        most."""
+        """Return how many of these, from the first one on, fit into one attempt: from one to
+        `most_together`."""
         ...
 
 
@@ -71,17 +72,20 @@ T_contra = TypeVar("T_contra", bound=Target, contravariant=True)
 
 
 class Sink(Protocol[T_contra]):
-    """A way to subscriptions of one kind."""
+    """Sends to the subscriptions of one kind."""
 
     async def send(self, target: T_contra, deliveries: Sequence[Delivery], attempt: int) -> Attempt:
-        """Make one attempt for deliveries of one queue, in their order, no more than go `together`; the first
-        one has number 1. Ends within ATTEMPT_TIMEOUT_S, and raises nothing but what is a bug: whatever the
-        service does comes back as an Attempt, which is that of all of them."""
+        """Make one attempt for deliveries of one queue, in their order, as many as `together` allows. The
+        first attempt has number 1.
+
+        Ends within ATTEMPT_TIMEOUT_S. Raises nothing but bugs: whatever the service does becomes an Attempt,
+        which counts for all these deliveries.
+        """
         ...
 
 
 class Outcome(Enum):
-    """What an attempt was worth."""
+    """What an attempt means for its delivery."""
 
     DELIVERED = "delivered"
     RETRY = "retry"
@@ -90,7 +94,7 @@ class Outcome(Enum):
 
 class Verdict(NamedTuple):
     """What to do now: `wait_ms` until the next attempt of this delivery. Unless it `is_used`, the attempt
-    uses nothing up of the delivery's schedule."""
+    uses up nothing of the delivery's schedule."""
 
     outcome: Outcome
     wait_ms: int = 0
@@ -118,8 +122,8 @@ def judge(
     | forbidden by our own policy | kept, tried every 15 minutes |
     | anything else | next on its schedule, and not before the receiver's Retry-After |
     | the last on the schedule | dead letter |
-    | not answered, or by a gateway, while the breaker is not closed | kept, and nothing is used up |
-    | failed, while the breaker is not closed | so, too, unless the queue is alone |
+    | no answer, or a gateway's, while the breaker is not closed | kept, and nothing is used up |
+    | failed, while the breaker is not closed | the same, unless the queue is alone |
     """
     answer = attempt.answer
     if answer is Answer.DELIVERED:
@@ -131,10 +135,10 @@ def judge(
     if is_used and failed_before + 1 >= len(retries):
         return Verdict(Outcome.REFUSED)
     wait = retries[-1] if answer is Answer.GONE else retries[min(failed_before + 1, len(retries) - 1)]
-    spread_ms = int(1000 * wait.total_seconds() * (1 + _SPREAD * chance))  # not all at the same moment
+    spread_ms = int(1000 * wait.total_seconds() * (1 + _SPREAD * chance))  # so that retries spread
     asked_s = min(attempt.retry_after_s or 0, LONGEST_RETRY_AFTER_S)
-    is_held = is_closed or answer is Answer.SLOW_DOWN  # else the whole subscription rests as long
-    return Verdict(Outcome.RETRY, max(spread_ms, int(1000 * asked_s) if is_held else 0), is_used)
+    must_wait = is_closed or answer is Answer.SLOW_DOWN  # else the subscription backs off as long
+    return Verdict(Outcome.RETRY, max(spread_ms, int(1000 * asked_s) if must_wait else 0), is_used)
 
 
 _BY_STATUS = {
@@ -167,7 +171,7 @@ _BY_KIND = {
 
 
 def remedy(attempt: Attempt, *, is_signed: bool) -> str:
-    """Say what to do about an attempt that failed: of a webhook that `is_signed`, or of a message."""
+    """Return how to fix a failed attempt: of a webhook that `is_signed`, or of a message."""
     if attempt.answer is Answer.FORBIDDEN:
         return "if this address is yours, add it to [egress] allow; no byte was sent there"
     if attempt.status is None:
@@ -187,7 +191,7 @@ _STATUS = re.compile(r"status ([0-9]{3})")
 
 
 def remedy_for(reason: str, *, is_signed: bool) -> str | None:
-    """Say what to do about an attempt of which only the `reason` is known; None where that says it."""
+    """Return how to fix an attempt of which only the `reason` is known; None if the reason says it."""
     said, _, fix = reason.partition("; ")
     if fix or "[egress]" in said:
         return None

@@ -1,7 +1,7 @@
-"""The webhook sink: POSTs what a target writes to one subscription, within bounds; and the signed target.
+"""The webhook sink: POSTs to one subscription, within bounds; and the target of signed events.
 
-Refuses to follow, to remember and to trust: no redirect, no cookie, no proxy; of the answer the status
-counts, and no more than 64 KiB of it are read.
+Refuses to follow redirects, to keep cookies and to use a proxy. Of the answer only the status counts, and no
+more than 64 KiB of it are read.
 """
 
 import asyncio
@@ -28,20 +28,20 @@ from watcher.settings import SubscriptionSettings
 from watcher.tls_flaws import CANNOT_CONNECT, Flaw, cannot_connect, tls_flaw
 
 ANSWER_LIMIT = 64 * 1024
-"""Bytes of one answer, its head and what came before it included. The connection ends with the next one."""
+"""Bytes read of one answer, with its head and interim answers. One more ends the connection."""
 
 UNRESOLVED = "its name does not resolve"
 REFUSED = "refused"
 """How an attempt's error begins if another answer of the resolver may help; the second is the egress
-guard's."""
+policy's."""
 
 _BODY_S = 2.0
-"""Once the status is known, the rest is awaited only so that the connection can be used again."""
+"""Once the status is known, the body is awaited only so that the connection can be used again."""
 
 EXCERPT_LIMIT = 1024
 """Bytes of an answer that are kept with its attempt."""
 
-_EXCERPT_BYTES = 4096  # far more than is shown, so that no secret is cut in two before it is found
+_EXCERPT_BYTES = 4096  # far more than is shown: a secret that is cut in two would not be found
 _LIMITS = wire.Limits(ANSWER_LIMIT, _EXCERPT_BYTES)
 
 
@@ -52,19 +52,19 @@ _ANSWERS = {
     **dict.fromkeys((502, 504), Answer.NO_ANSWER),
     **dict.fromkeys((400, 409, 413, 415, 422), Answer.REJECTED),
 }
-"""What else than FAILED a status says: of a gateway, of the whole receiver, or of the one event."""
+"""Statuses that mean something else than FAILED: of a gateway, of the whole receiver, or of the one event."""
 
 
 _REDIRECTED = "redirects are not followed: write the place where it leads into the subscription's url"
 
 
 def answer_of(status: int) -> Answer:
-    """Translate a status. A redirect is never followed: it is a failure."""
+    """Translate a status. A redirect is a failure: it is never followed."""
     return Answer.DELIVERED if 200 <= status < 300 else _ANSWERS.get(status, Answer.FAILED)
 
 
 class Reading(NamedTuple):
-    """What an answer says: of an error in its body its name, and what fixes it."""
+    """What an answer says: the name of the error in its body, and how to fix it."""
 
     answer: Answer
     error: str | None = None
@@ -73,7 +73,7 @@ class Reading(NamedTuple):
 
 
 def reading_of(status: int) -> Reading:
-    """Read what the status alone says."""
+    """Read an answer by its status alone."""
     return Reading(answer_of(status), fix=_REDIRECTED if 300 <= status < 400 else "")
 
 
@@ -91,12 +91,12 @@ class HttpTarget(Target, Protocol):
         ...
 
     def read(self, status: int, body: bytes) -> Reading:
-        """Read an answer, of whose body no more than its first 4 KiB are there."""
+        """Read an answer, given no more than the first 4 KiB of its body."""
         ...
 
 
 def post_head(url: URL, headers: Mapping[str, str], content_type: str) -> bytes:
-    """Write the head of a POST to a URL that was checked, as far as it is the same for all attempts."""
+    """Write the part of a POST's head that is the same for all attempts, for a URL that was checked."""
     ours = {"content-type": content_type, "user-agent": f"watcher/{__version__}"}
     accept = {} if any(name.lower() == "accept" for name in headers) else {"accept": "*/*"}
     return wire.head_of("POST", url, {**headers, **accept, **ours}.items())
@@ -137,9 +137,9 @@ class WebhookTarget:
 
 
 class WebhookSink:
-    """The connections to all subscribers. Use as `async with`; a change of policy needs a new one.
+    """The connections to all subscribers. Use as `async with`; another policy needs a new sink.
 
-    `deadline_s` bounds an attempt, second try included; no more than `keep` connections are kept for the next
+    `deadline_s` bounds an attempt, its second try included; at most `keep` connections are kept for the next
     attempts. The caller closes a `resolver` that it gives.
     """
 
@@ -166,7 +166,7 @@ class WebhookSink:
         await self._pool.close()
 
     async def send(self, target: HttpTarget, deliveries: Sequence[Delivery], attempt: int) -> Attempt:
-        """POST once; at once a second time if an idle connection turned out to be closed."""
+        """POST once; a second time at once if an idle connection turned out to be closed."""
         started = time.monotonic()
         request = target.request(deliveries, attempt, int(self._unix_time()))
         deadline = asyncio.get_running_loop().time() + self._deadline_s
@@ -178,7 +178,7 @@ class WebhookSink:
             return self._unanswered(error, _since_ms(started))
         status = response.status
         reading = target.read(status, response.body)
-        if attempt == 1 and reading.answer is Answer.DELIVERED:  # what else it says is of no interest
+        if attempt == 1 and reading.answer is Answer.DELIVERED:  # the rest of it does not matter
             return Attempt(reading.answer, _since_ms(started), status=status)
         text = printable(without_secrets(response.body.decode(errors="backslashreplace")), EXCERPT_LIMIT)
         now = datetime.fromtimestamp(self._unix_time(), UTC)
@@ -194,7 +194,7 @@ class WebhookSink:
         )
 
     def _unanswered(self, error: wire.NoAnswer, took_ms: int) -> Attempt:
-        """Make the Attempt of one without an answer."""
+        """Make the Attempt of a POST without an answer."""
         match error:
             case EgressRefused():
                 return Attempt(Answer.FORBIDDEN, took_ms, error=f"{REFUSED}: {error.reason}")
@@ -207,7 +207,7 @@ class WebhookSink:
 
 
 def flaw_of(error: Exception) -> Flaw:
-    """Name what went wrong without repeating what the system or OpenSSL say."""
+    """Return what went wrong, without repeating texts of the system or of OpenSSL."""
     if flaw := tls_flaw(error, is_handshake=isinstance(error, NoConnection)):
         return flaw
     words = next((words for kind, words in _WORDS if isinstance(error, kind)), type(error).__name__)

@@ -1,8 +1,7 @@
-"""Says an event in one plain sentence, for people, with its exact amounts.
+"""Writes an event as one plain sentence for people, with its exact amounts. Pure.
 
-Pure. What comes from outside (symbols, ids, names, reasons) is made harmless here: one line, bounded, and
-nothing in it that a service would turn into a link or a mention by itself. Refuses to escape markup: each
-service has its own.
+Texts from outside (symbols, ids, names, reasons) are made harmless here: one line, bounded, and nothing that
+a service would turn into a link or a mention by itself. Refuses to escape markup: each service has its own.
 """
 
 import re
@@ -15,7 +14,8 @@ import orjson
 from watcher.journal.events import Delivery
 
 WIDTHS = (200, 40, 12)
-"""Characters of a text from outside: usually, and where all is too long. Amounts are never shortened."""
+"""Characters of a text from outside: normally, and if the message is too long. Amounts are never
+shortened."""
 
 _FIELDS = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 SLOTS = (
@@ -35,8 +35,8 @@ _JOINT = re.compile(r"[@#$/:.+](?=\S|\Z)")
 def harmless(text: object, width: int = WIDTHS[0]) -> str:
     """Make a text from outside one line of at most `width` characters that no service links by itself.
 
-    Control, bidirectional and other invisible characters are dropped. A zero-width space parts what would be
-    a link, by itself or with what follows; it does not count.
+    Control, bidirectional and other invisible characters are dropped. A zero-width space, which does not
+    count, is put into what would be a link, by itself or with what follows.
     """
     kept = "".join(one if one.isprintable() else " " if one.isspace() else "" for one in str(text))
     line = " ".join(kept.split())
@@ -58,10 +58,10 @@ def slots_in(template: str) -> Iterator[str]:
 
 
 def sentence(delivery: Delivery, template: str | None = None, *, width: int = WIDTHS[0]) -> str:
-    """Say what happened in one line; by a template, if its slots are known."""
+    """Write what happened in one line; with a template, if its slots are known."""
     try:
         slots = _slots(orjson.loads(delivery.body), width)
-    except (ValueError, LookupError, TypeError, AttributeError):  # what is stored of it is damaged
+    except (ValueError, LookupError, TypeError, AttributeError):  # its stored event is damaged
         return f"event {delivery.event_id} ({delivery.type}): what is stored of it cannot be read"
     return template.format_map(slots) if template is not None else slots["sentence"]
 
@@ -90,9 +90,9 @@ def _slots(event: Mapping[str, Any], width: int) -> dict[str, str]:
 
 
 def _called(asset: Mapping[str, Any], width: int) -> str:
-    """Name an asset by its symbol, or by its id, which is shortened where it is long.
+    """Name an asset by its symbol, or else by its id, shortened if it is long.
 
-    A symbol that is no plain word stands in quotes: it must not read as a part of the sentence.
+    A symbol that is no plain word is put in quotes: it must not read as a part of the sentence.
     """
     if symbol := asset.get("symbol"):
         shown = harmless(symbol, width)
@@ -103,7 +103,7 @@ def _called(asset: Mapping[str, Any], width: int) -> str:
 
 def _sentence(data: Mapping[str, Any], slots: Mapping[str, str], width: int) -> str:
     account, asset = slots["account"], slots["asset"]
-    # A name that is shortened is not enough to know the asset by.
+    # A shortened name does not identify the asset.
     exact = f", asset {slots['asset_id']}" if data["asset"] and not data["asset"].get("symbol") else ""
     exact = exact if "…" in asset else ""
     match slots["type"]:
@@ -132,7 +132,7 @@ def _sentence(data: Mapping[str, Any], slots: Mapping[str, str], width: int) -> 
 
 
 def _balances(balances: list[Mapping[str, Any]], width: int) -> str:
-    """Name what an account holds: all of it, or as much as a narrow sentence takes."""
+    """Write the balances of an account: all, or as many as a narrow sentence takes."""
     most = len(balances) if width == WIDTHS[0] else 5 if width == WIDTHS[1] else 1
     shown = [f"{one['total']} {_called(one['asset'], width)}" for one in balances[:most]]
     if len(balances) > most:

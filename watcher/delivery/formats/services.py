@@ -1,6 +1,6 @@
-"""The services that take messages for people: how each is written to, how much it takes, what it answers.
+"""The services that take messages for people: how to write to each, what it accepts, how it answers. Pure.
 
-Pure. Refuses to say anything that a sentence does not: a service has its markup, its size and its errors.
+Refuses to say anything that a sentence does not say: a service has its markup, its size and its errors.
 """
 
 import math
@@ -21,14 +21,15 @@ from watcher.settings import SubscriptionSettings
 Errors = Mapping[str, Reading]
 
 WARNINGS = {"account.stale": "error", "subscription.paused": "error", "threshold.crossed": "warning"}
-"""Events that somebody should look at, and how grave they are."""
+"""Events that a person should look at, and how severe they are."""
 
 _NEW_URL = "make a new webhook and write its URL into the subscription's url"
 _ERRORS_FROM = 300
 
 
 def gone(*names: str, fix: str) -> Errors:
-    """Say of errors, by the names that a service gives them, that its owner has to act, and how."""
+    """Make the entries of errors after which the service's owner has to act, by the service's names for
+    them."""
     return {name: Reading(Answer.GONE, name, fix) for name in names}
 
 
@@ -39,7 +40,7 @@ class Service:
     """The longest text of a message, as `size` measures it."""
 
     most_together = 20
-    """Lines of a message at most: more are not read."""
+    """Lines of a message at most: people read no more."""
 
     content_type = "application/json"
     errors: ClassVar[Errors] = MappingProxyType({})
@@ -53,19 +54,19 @@ class Service:
         return len(text)
 
     def write(self, text: str, settings: SubscriptionSettings, deliveries: Sequence[Delivery]) -> bytes:
-        """Write the body of a message with an escaped text, a line for each delivery."""
+        """Write the body of a message with an escaped text: a line for each delivery."""
         raise NotImplementedError
 
     def headers(self, deliveries: Sequence[Delivery]) -> Mapping[str, str]:
-        """Say what goes into the head of a message."""
+        """Return the headers of a message."""
         return {}
 
     def read(self, status: int, body: bytes) -> Reading:
-        """Read an answer. A good status does not make up for what the body says."""
+        """Read an answer. A body that says `error` counts, also with a status of success."""
         return self.reading(status, self.error_in(in_json(body)))
 
     def error_in(self, answer: Mapping[str, Any]) -> str:
-        """Name the error that an answer speaks of, as `errors` does."""
+        """Return the error that an answer speaks of, named as in `errors`."""
         return ""
 
     def reading(self, status: int, error: str, *, is_refused: bool = False) -> Reading:
@@ -320,13 +321,13 @@ class PagerDuty(Service):
         )
 
     def error_in(self, answer: Mapping[str, Any]) -> str:
-        """Find what speaks of the key; what else is wrong with an event is of that event alone."""
+        """Return the error if it is about the key; any other one is about this event only."""
         said = f"{answer.get('message')} {answer.get('errors')}".lower().replace("_", " ")
         return "invalid routing key" if "routing key" in said else ""
 
 
 def in_json(body: bytes) -> Mapping[str, Any]:
-    """Read what is a JSON object; anything else says nothing."""
+    """Read a JSON object; anything else counts as empty."""
     try:
         answer = orjson.loads(body)
     except ValueError:
@@ -340,7 +341,7 @@ def in_utf16(text: str) -> int:
 
 
 def seconds(asked: object) -> float | None:
-    """Read the seconds to wait that an answer asks for in its body."""
+    """Read how many seconds an answer's body asks to wait."""
     if not isinstance(asked, int | float) or isinstance(asked, bool) or not math.isfinite(asked):
         return None
     return min(max(float(asked), 0.0), LONGEST_RETRY_AFTER_S)
