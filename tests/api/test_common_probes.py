@@ -191,7 +191,7 @@ NO_REQUESTS = {
     "HTTP/1.1 without a Host": ("GET /livez HTTP/1.1\r\n\r\n", "one Host"),
     "two types of content": (
         "GET /livez HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n",
-        "one Content-Type at most",
+        "at most one Content-Type",
     ),
     "line feeds alone": ("GET /livez HTTP/1.0\n\n", "CR LF"),
 }

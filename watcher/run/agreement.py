@@ -1,12 +1,13 @@
-"""What other workers of the namespace run, and what this one leaves to them.
+"""Which configurations the other workers of the namespace run, and what this worker leaves to them.
 
-One namespace is for one configuration. Workers compare fingerprints: if two lead elsewhere under the same
-name, both report it at once, and one of them is inactive for what has that name.
-- A subscription's queues are filled for one URL, its mark, and only workers whose configuration names that
-  URL deliver them. A start, or a reload that changes the URL, moves the mark, unless another worker that runs
-  names the old one. Then this worker waits until the last of those is gone, and a while longer, because it
-  may only be restarting. At its start it waits in the same way for a mark of another deployment.
-- An account that another worker polls elsewhere is left to it, in the same way.
+One namespace is for one configuration. Workers compare fingerprints: if two of them have something different
+under the same name, both report it at once, and one of the two is inactive for that name.
+
+- A subscription's queues are filled for one URL, its mark, and only workers whose configuration has that URL
+  deliver them. A worker that starts, or reloads another URL, moves the mark, unless another running worker
+  has the old one. Then it waits until the last of those is gone, and a while longer, because that worker may
+  only be restarting. At its start it waits in the same way for the mark of another deployment.
+- An account that another worker polls elsewhere is left to that worker, in the same way.
 - An account whose events would wait in the queues of another deployment is not polled.
 
 Refuses to know which configuration is right: the one that was there first counts, until it is gone.
@@ -38,27 +39,26 @@ _OVER_S = 30.0
 _MOST_NAMES = 8
 
 SOURCE_DIGITS = 16
-"""As much of an account's source as is compared."""
+"""How much of an account's source is compared."""
 
 SAME_PLACE_S = 45.0
-"""How long queues wait after the last worker with another URL was seen, if all else is the same: a deploy
-that starts the new workers before it ends the old ones."""
+"""How long queues wait after the last worker with another URL was seen, if nothing else differs: a deploy may
+start the new workers before it ends the old ones."""
 
 OTHER_PLACE_S = 600.0
-"""The same, where providers or accounts differ, too: another deployment, which may only be restarting."""
+"""The same if providers or accounts differ as well: then it is another deployment, which may be
+restarting."""
 
 AT_THE_START_S = 60.0
-"""How long a worker waits at its start for a deployment that left its mark but was not seen; workers that end
-sooner wait OTHER_PLACE_S in all."""
+"""How long a worker waits at its start for a deployment whose mark it finds and which it does not see.
+Workers that end sooner wait OTHER_PLACE_S in all."""
 
 _ACCOUNT = "account "
 
 
 def fingerprint(settings: Settings) -> Fingerprint:
-    """Take the fingerprint of a configuration, and its digest, in a thread: there may be 100,000 accounts.
-
-    Salted by namespace and name: equal URLs do not look equal.
-    """
+    """Make the fingerprint of a configuration, and its digest, in a thread: there may be 100,000 accounts. It
+    is salted by namespace and name, so that equal URLs do not look equal."""
     providers = settings.provider_by_name
     asked = {name: provider_class(one.kind)(one) for name, one in providers.items()}
     found = Fingerprint(
@@ -99,8 +99,8 @@ def _place(own: Fingerprint, other: Fingerprint) -> _Place:
 
 @dataclass(slots=True)
 class Other:
-    """A worker with another configuration, as last seen (Unix ms of the server). For a while after it is
-    gone, this worker does not take over what it had."""
+    """A worker with another configuration, as it was last seen (Unix ms of the server). For a while after it
+    is gone, this worker does not take over its work."""
 
     worker: str
     place: _Place
@@ -114,7 +114,7 @@ class Other:
 
 
 class Others:
-    """The other workers, as they differ from the configuration `own`. Methods raise StoreError."""
+    """The other workers, and how they differ from the configuration `own`. Methods raise StoreError."""
 
     def __init__(
         self, present: Present, configurations: Configurations, *, now_ms: Callable[[], int]
@@ -141,7 +141,7 @@ class Others:
 
     @property
     def differing(self) -> list[Other]:
-        """Workers that have something else under the same name."""
+        """Return the workers that have something different under the same name."""
         return [
             self._by_worker[worker]
             for worker in sorted(self._by_worker)
@@ -149,12 +149,12 @@ class Others:
         ]
 
     def holders(self, subscription: str, url: str) -> list[Other]:
-        """Workers that name this URL (its digest) for a subscription."""
+        """Return the workers that have this URL (its digest) for a subscription."""
         found = self._by_worker.values()
         return [one for one in found if one.fingerprint.subscriptions.get(subscription) == url]
 
     async def look(self) -> None:
-        """Read which workers run, and remember those that differ for a while after they are gone."""
+        """Read which workers run; remember those that differ for a while after they are gone."""
         now_ms = self._now_ms()
         there = await self._present.others(now_ms)
         unreadable = set[str]()
@@ -174,7 +174,7 @@ class Others:
             other.is_there = False
         for one in there:
             place = None if one.configuration == self.own.digest else self._known.get(one.configuration)
-            if place is None:  # it agrees by now, or does not say
+            if place is None:  # it agrees now, or has not noted its configuration
                 self._by_worker.pop(one.worker, None)
             else:
                 patience_s = SAME_PLACE_S if place.is_same else OTHER_PLACE_S
@@ -209,13 +209,13 @@ class Others:
                 return None
             own = self.own
             place = await compute(_place, own, found)
-            if own is self.own:  # else a reload has come in between
+            if own is self.own:  # otherwise a reload came in between
                 self._known[digest] = place
         return self._known[digest]
 
 
 class Difference(NamedTuple):
-    """What another worker has differently under the same name, such as `provider loopring`."""
+    """What another worker has different under the same name, such as `provider loopring`."""
 
     worker: str
     digest: str
@@ -241,10 +241,10 @@ class Agreement:
         self._interest = Interest({})
         self._differences: list[Difference] = []
         self.neighbours = Neighbours(may_poll=self._may_poll)
-        """What polls and deliveries obey; kept up to date in place."""
+        """What polls and deliveries go by; it is updated in place."""
         self.moved = set[str]()
-        """Subscriptions whose queues this worker began to fill for another URL; who deals with one takes it
-        out."""
+        """Subscriptions whose queues this worker began to fill for another URL. The caller removes those that
+        it has dealt with."""
         self._write_at = 0.0
         self._throttle = Throttle()
         self._seen_at: dict[str, float] = {}
@@ -252,27 +252,25 @@ class Agreement:
 
     @property
     def differences(self) -> Sequence[Difference]:
-        """What differs at workers that run, or whose share this worker leaves to them."""
+        """Return what differs at other running workers, or what this worker leaves to them."""
         return self._differences
 
     @property
     def has_neighbours(self) -> bool:
-        """Return whether a worker has, or recently had, something else under the same name."""
+        """Say whether a worker has, or recently had, something different under the same name."""
         return bool(self._others.differing)
 
     def _may_poll(self, account: str, source: str, state_source: str | None) -> bool:
-        """Say whether this worker may go on from an account's state: it may be that of another worker, which
-        has the account of that name elsewhere."""
+        """Say whether this worker may poll on from an account's state: it may be that of another worker,
+        which has an account of the same name elsewhere."""
         if state_source in (None, source):
             return True
         known = (state_source or "")[:SOURCE_DIGITS]
         return not any(one.fingerprint.accounts.get(account) == known for one in self._others.differing)
 
     async def begin(self, settings: Settings) -> None:
-        """Run another configuration from now on: at the start of a worker, and at a reload.
-
-        An embedded server belongs to one deployment alone: a change there is on purpose.
-        """
+        """Run another configuration from now on, at the start of a worker and at a reload. An embedded server
+        belongs to one deployment alone, so a change there is intended."""
         before, own = self._before, await compute(fingerprint, settings)
         await self._others.compare_with(own)
         self._own, self._interest = own, Interest(settings.subscription_by_name)
@@ -286,7 +284,7 @@ class Agreement:
         await self._look(None)
 
     async def _look(self, before: Fingerprint | None, *, is_shared: bool = False) -> None:
-        """Look. `before`: the configuration that this worker ran until just now, if it has just changed."""
+        """Read them. `before`: the configuration that this worker ran until just now, if it has changed."""
         try:
             if self._clock() >= self._write_at:
                 await self._configurations.write(self._own)
@@ -299,7 +297,7 @@ class Agreement:
                 elsewhere = [mark for name, mark in marks.items() if mark.url != ours[name]]
                 await self._others.remember(elsewhere, before)
             inactive = await self._take_marks(marks, before)
-        except ConfigurationRefused:  # this worker may not look: its own configuration alone counts
+        except ConfigurationRefused:  # no right to look: only its own configuration counts
             known = before.subscriptions if before else {}
             self.moved |= {
                 name for name, url in self._own.subscriptions.items() if known.get(name, url) != url
@@ -309,12 +307,12 @@ class Agreement:
         self._report()
 
     async def _take_marks(self, marks: Mapping[str, Mark], before: Fingerprint | None) -> dict[str, str]:
-        """Take the marks that are free; returns the others, each with its URL."""
+        """Take the marks that are free. Returns the others, each with its URL."""
         ours, moves = self._own.subscriptions, dict[str, tuple[Mark | None, Mark]]()
         for name, url in ours.items():
             mark, wanted = marks.get(name), Mark(url, self._own.digest)
             if mark is None:
-                self._write_at = 0.0  # where the state was lost, so is what it says of this configuration
+                self._write_at = 0.0  # a lost state has also lost the note of this configuration
                 is_wanted = True
             elif mark.url == url:
                 is_wanted = before is not None and mark != wanted
@@ -333,7 +331,7 @@ class Agreement:
         return {name: marks[name].url for name, url in ours.items() if marks[name].url != url}
 
     def _is_free(self, subscription: str, url: str, *, is_moved: bool) -> bool:
-        """Say whether no other worker names the URL for which a subscription's queues were filled. If the URL
+        """Say whether no other worker has the URL for which a subscription's queues were filled. If the URL
         was changed on purpose, workers of this deployment that are gone do not count."""
         holders = self._others.holders(subscription, url)
         return all(is_moved and other.place.is_same and not other.is_there for other in holders)
@@ -348,7 +346,9 @@ class Agreement:
                 differences.setdefault(digest, Difference(other.worker, digest, other.place.names))
         theirs = {name: [one.fingerprint.accounts for one in found] for name, found in holders.items()}
         whose = {name: {one.fingerprint.digest for one in found} for name, found in holders.items()}
-        if self._left_by is None or self._left_by[0] != whose:  # of 100,000 accounts not at each look
+        if (
+            self._left_by is None or self._left_by[0] != whose
+        ):  # not at each look: there may be 100,000 accounts
             own = self._own
             left = await compute(_left, own.accounts, self._interest, theirs) if theirs else frozenset[str]()
             if own is not self._own:  # a reload has come in between, and looks itself
@@ -362,7 +362,8 @@ class Agreement:
         neighbours.contested = ChainMap(*(other.place.accounts for other in self._others.differing))
 
     def _report(self) -> None:
-        """Log a difference when it begins and when it is over, not at each restart of the other side."""
+        """Log a difference when it begins and when it is over, and not at each restart of the other
+        worker."""
         now = self._clock()
         for one in self._differences:
             self._seen_at[one.digest] = now
@@ -385,7 +386,7 @@ class Agreement:
 def _left(
     ours: Mapping[str, str], interest: Interest, theirs: Mapping[str, Sequence[Mapping[str, str]]]
 ) -> frozenset[str]:
-    """Name the accounts whose events would go into queues of workers that do not have the account."""
+    """Return the accounts whose events would go into queues of workers that do not have the account."""
     return frozenset(
         account
         for account, source in ours.items()

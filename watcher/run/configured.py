@@ -1,4 +1,4 @@
-"""What a worker polls and delivers by the configuration in force: a reload is a difference."""
+"""What a worker polls and delivers by the configuration in force. A reload applies the difference."""
 
 import asyncio
 import resource
@@ -40,17 +40,17 @@ from watcher.store.schedule import DueIndex, Schedule
 from watcher.store.state import Within
 
 MOST_ATTEMPTS = 10_000
-"""A thousand subscriptions that hang, with ten attempts each."""
+"""Enough for a thousand subscriptions that hang, with ten attempts each."""
 
 _OF_THE_REST = 112
-"""Descriptors for the log, clients of the API (64), DNS, files that are read again."""
+"""Descriptors for the log, clients of the API (64), DNS, and files that are read again."""
 
 _FEWEST = 8
 
 
 class Shares(NamedTuple):
-    """How many attempts may be under way, how many connections kept for the next ones, and what one provider
-    may have."""
+    """How many attempts may be under way, how many connections are kept for the next ones, and how many one
+    provider may have."""
 
     attempts: int
     kept: int
@@ -58,23 +58,21 @@ class Shares(NamedTuple):
 
 
 def share_out(providers: int) -> Shares:
-    """Share out as many as this process may have.
-
-    The soft limit is often 1,024 for the sake of programs that call select(); this one does not.
-    """
+    """Raise the limit of open files of this process, and share it out. The soft limit is often 1,024 for the
+    sake of programs that call select(); this one does not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OF_THE_REST + OF_THE_STORE + providers * MOST_OF_A_PROVIDER + MOST_ATTEMPTS * 3 // 2
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft < wanted:
-        with suppress(ValueError, OSError):  # then it stays as it was
+        with suppress(ValueError, OSError):  # then the limit stays as it was
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
     return shares(soft, providers)
 
 
 def shares(limit: int, providers: int) -> Shares:
-    """Share out `limit`: providers get a quarter of what the store leaves at most, subscribers the rest."""
+    """Share out `limit`: providers get at most a quarter of what Redis leaves, and subscribers the rest."""
     left = limit - _OF_THE_REST - OF_THE_STORE
     of_a_provider = max(1, min(MOST_OF_A_PROVIDER, left // 4 // max(1, providers)))
     kept = min(MOST_ATTEMPTS // 2, (left - providers * of_a_provider) // 3)
@@ -83,33 +81,33 @@ def shares(limit: int, providers: int) -> Shares:
 
 
 _LAST_S = 0.5
-"""An attempt that is answered within this time is settled though its subscription is gone, or its URL."""
+"""An attempt that is answered within this time is settled even if its subscription or its URL is gone."""
 
 
 _TARGETS_AT_ONCE = 100
-"""Subscriptions that are taken over before anything else goes on: some milliseconds."""
+"""Subscriptions taken over in one turn of the event loop: some milliseconds."""
 
 
 class Inactive(NamedTuple):
-    """Subscriptions of the directory whose events are queued, and that this worker does not deliver to: their
-    URLs are `unverified`, or it cannot open their records and knows only what they want."""
+    """Subscriptions of the directory that get events queued and are not delivered to by this worker: their
+    URLs are `unverified`, or their records are `locked`, so that it knows only their filters."""
 
     unverified: Set[str] = frozenset()
     locked: Mapping[str, Filters] = {}
 
 
 class Difference(NamedTuple):
-    """What has changed in the directory: what is there now, by name, or None where it is gone."""
+    """What has changed in the directory: the new settings by name, or None for what was deleted."""
 
     accounts: Mapping[str, AccountSettings | None]
     subscriptions: Mapping[str, SubscriptionSettings | Filters | None]
 
 
 class Configured:
-    """Use as `async with`; first `drop` what another configuration does not have, then `add` what it has.
+    """Use as `async with`. First `drop` what another configuration does not have, then `add` what it has.
 
-    What the directory brings meanwhile is a `change`. The caller lets one of these end before the next one
-    begins, and keeps `resting` up to date in place.
+    What the directory changes meanwhile is a `change`. The caller lets one of these end before the next one
+    begins, and updates `inactive` in place.
     """
 
     def __init__(
@@ -138,7 +136,7 @@ class Configured:
         self._policy: Policy | None = None
         self.inactive = inactive
         self.moved = set[str]()
-        """Subscriptions that a change led to another URL; the caller deals with one and takes it out."""
+        """Subscriptions that a change led to another URL. The caller removes those that it has dealt with."""
         self._left_url: dict[str, str] = {}
         self._leaving = set[Key]()
         self.breakers = SubscriptionBreakers(
@@ -181,12 +179,12 @@ class Configured:
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is a configuration in force."""
+        """Whether a configuration is in force."""
         return self._policy is not None
 
     async def drop(self, settings: Settings) -> None:
-        """Drop what another configuration does not have, or has elsewhere, and take over its other settings
-        of subscriptions."""
+        """Drop what another configuration does not have or has elsewhere, and take over its other settings of
+        subscriptions."""
         for name, polls in [*self.poll_work.by_provider.items()]:
             if settings.provider_by_name.get(name) != polls.poller.settings:
                 del self.poll_work.by_provider[name]
@@ -201,7 +199,7 @@ class Configured:
         """Poll and deliver what another configuration has. In slices: there may be 100,000 accounts."""
         self.settings = settings
         policy, is_first = _policy(settings), self._policy is None
-        if policy != self._policy:  # no connection of the time before is used any more
+        if policy != self._policy:  # no connection made under the old policy is used again
             self._policy = policy
             stack = AsyncExitStack()
             self._open.add(stack)
@@ -239,7 +237,7 @@ class Configured:
                     changed[gone] = None
             await self._follow(polls, changed)
             polls.reconsider()
-        async for key in slowly(self.loop.dispatch.keys):  # what is in hand yet: at the next reload
+        async for key in slowly(self.loop.dispatch.keys):  # what is still in hand: at the next reload
             if key.name not in (self.targets if key.kind == "delivery" else self.poll_work.by_provider):
                 self.loop.forget(key)
 
@@ -250,7 +248,7 @@ class Configured:
         return await self._delivery_work.send(target_of(subscription, self._policy), delivery)
 
     async def change(self, difference: Difference) -> None:
-        """Apply what changed in the directory, and nothing else. In slices: it may be much."""
+        """Apply what changed in the directory, and nothing else. In slices: there may be much of it."""
         policy, before = self._policy, self.settings
         assert policy  # it comes after `add`
         accounts, subscriptions = {**before.account_by_name}, {**before.subscription_by_name}
@@ -289,7 +287,7 @@ class Configured:
         )
         for provider, changed in by_provider.items():
             await self._follow(self.poll_work.by_provider[provider], changed)
-        for key in [*self._leaving]:  # what is in hand yet: at the next change
+        for key in [*self._leaving]:  # what is still in hand: at the next change
             if key.name in self.targets or self.loop.forget(key):
                 self._leaving.discard(key)
 
@@ -300,7 +298,7 @@ class Configured:
         return None if name in self.inactive.unverified else subscriptions.get(name)
 
     def _leave(self, name: str, wanted: SubscriptionSettings | None, policy: Policy) -> None:
-        """Leave a target that is gone or elsewhere, and take over other settings of one that is not."""
+        """Drop a target that is gone or elsewhere, and take over other settings of one that stays."""
         if (target := self.targets.get(name)) is None:
             return
         is_moved = wanted is None or wanted.leads_to != target.settings.leads_to
@@ -312,7 +310,8 @@ class Configured:
             self.targets[name] = target_of(wanted, policy)
 
     async def _follow(self, polls: ProviderPolls, changed: Mapping[str, AccountSettings | None]) -> None:
-        """Poll these accounts of a provider from now on, or no more; what is known of others stays known."""
+        """Poll these accounts of a provider from now on, or no longer. What is known of other accounts
+        stays."""
         poller, watch, now_ms = polls.poller, self.poll_work.watch, self._schedule.now_ms()
         is_start = not polls.accounts
         async for name, account in slowly(changed.items()):
@@ -320,10 +319,10 @@ class Configured:
             if account is None:
                 poller.forget(name)
             if account is None or (before and before.interval != account.interval):
-                watch.forget(polls.provider, name)  # it is looked at anew
+                watch.forget(polls.provider, name)  # it is looked at again
             polls.follow(name, account)
             if account:
-                # What comes later is polled first: its state may be old, as of an account that was put back.
+                # An account that comes later is polled first: if it was put back, its state may be old.
                 in_ms = 0 if is_start else poller.patience_ms(account)
                 watch.follow(polls.provider, name, now_ms, in_ms=in_ms)
         await polls.choose_probe()
@@ -365,7 +364,8 @@ class Configured:
         )
 
     async def _alert(self, name: str, breaker: Breaker) -> None:
-        """Report to the subscription's `alerts_to` that it was paused: the same pause with the same bytes."""
+        """Report to the subscription's `alerts_to` that it was paused: for the same pause with the same
+        bytes."""
         configured = self.settings.subscription_by_name
         alerts_to = configured[name].alerts_to if name in configured else None
         if alerts_to in configured:

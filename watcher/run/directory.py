@@ -39,39 +39,39 @@ from watcher.store.keeper import Keeper
 from watcher.store.keys import SHARDS, shard_of
 
 FOLLOW_S = 1.0
-"""How often a worker looks at what changed."""
+"""How often a worker reads what has changed."""
 
 FOLLOWED_S = 3.0
-"""After an edit, until all workers go by it."""
+"""After this time, all workers go by an edit."""
 
 _FRESH_MS = 10_000
-"""After so long, another worker has deleted a subscription with all that waited for it."""
+"""After this time, another worker has deleted a subscription with everything that waited for it."""
 
 _DELETED = 10_000
-"""Deletions that are remembered, in case the store forgets them."""
+"""Deletions that are remembered, in case Redis loses them."""
 
 _LATE_S = 3.0
-"""A look takes milliseconds: one that is later than this has failed."""
+"""A look takes milliseconds: one that takes longer than this has failed."""
 
 _JUDGED_AT_ONCE = 50
-"""Records that are opened before anything else goes on: a few milliseconds."""
+"""Records decrypted in one turn of the event loop: a few milliseconds."""
 
 _IN_A_THREAD = 500
-"""More records than these are opened in a thread."""
+"""More records than these are decrypted in a thread."""
 
 _ENCRYPTED_AT_ONCE = 250
 """Records that are encrypted again after one look: 4 ms of this worker's time."""
 
 _KEPT_AT_ONCE = 2_000
-"""Records after which what was made of them is looked through for garbage no more."""
+"""After so many records, the garbage collector no longer looks through what was made of them."""
 
 _NO_CHANGE = "0-0"
-"""Before the first change of a shard that has lost all: then each change since is one to be followed."""
+"""The place before the first change of a shard that has lost all: each change since is one to follow."""
 
 _MOST_NAMES = 8
 
 _SAY_S = 10.0
-"""From one line about what was taken over to the next."""
+"""Between two log lines about changes that were taken over."""
 
 State = Literal["in_force", "unverified", "shadowed", "locked", "unfit"]
 
@@ -79,7 +79,7 @@ NO_KEY = "this worker has no [api] secret_key"
 
 
 class PlainFilters(NamedTuple):
-    """What a subscription wants, as far as a worker without the key can read it."""
+    """A subscription's filters, as far as a worker without the key can read them."""
 
     name: str
     accounts: tuple[str, ...] = ("*",)
@@ -89,18 +89,18 @@ class PlainFilters(NamedTuple):
 
 
 class Token(NamedTuple):
-    """A subscription's token: its SHA-256 in hex, and when it ends (Unix ms; None: it does not)."""
+    """A subscription's token: its SHA-256 in hex, and when it ends (Unix ms; None: never)."""
 
     digest: str
     until_ms: int | None
 
 
 class Known(NamedTuple):
-    """A record, and what this worker makes of it.
+    """A record, and its state at this worker.
 
     `unverified`: its events wait until its URL has answered a ping. `shadowed`: the file defines that name.
-    `locked`: this worker cannot open it. `unfit`: it can, but cannot use it. The `reason` says why. `ends_ms`
-    is when the first of its secrets does (Unix ms).
+    `locked`: this worker cannot decrypt it. `unfit`: it can, but cannot use it. The `reason` says why.
+    `ends_ms` is when the first of its secrets ends (Unix ms).
     """
 
     record: Record
@@ -153,7 +153,7 @@ class Judge:
             reason = rejected.words
         except RefusedUrl as error:
             reason = str(error)
-        except (ValueError, KeyError, TypeError) as error:  # what pydantic says may hold what was given
+        except (ValueError, KeyError, TypeError) as error:  # pydantic's message may hold the value
             reason = f"its content is not valid here ({type(error).__name__})"
         return Known(record, "unfit", reason=reason, filters=filters)
 
@@ -174,7 +174,7 @@ class Judge:
         if secrets:
             given["secrets"] = [one["secret"] for one in secrets]
         settings = SubscriptionSettings.model_validate(given)
-        target_of(settings, self._policy)  # refuses what cannot work
+        target_of(settings, self._policy)  # raises if it cannot work
         return Known(
             record,
             "in_force" if content["verified"] else "unverified",
@@ -190,7 +190,7 @@ class Judge:
         return self.keyring is not None and self.keyring.is_older(record.encrypted)
 
     def encrypted_again(self, records: Sequence[Record]) -> Iterator[Write]:
-        """Seal with the first key what can be opened. Nothing else changes."""
+        """Encrypt with the first key what can be decrypted. Nothing else changes."""
         assert self.keyring
         for one in records:
             with suppress(Undecryptable):  # it is locked, and reported as that
@@ -200,7 +200,7 @@ class Judge:
                 yield Write(one.kind, one.name, one.plain, encrypted, one.version, one.edited, is_shadowed)
 
     def sources(self) -> dict[Source, str]:
-        """Name the accounts of the file by what they poll. In a thread: there may be 100,000."""
+        """Return the accounts of the file by what they poll. In a thread: there may be 100,000."""
         return {
             (account.provider, self.providers.asked_by_name[account.provider].source(account)): name
             for name, account in self.file.account_by_name.items()
@@ -218,9 +218,9 @@ def _filters(record: Record) -> PlainFilters | None:
 
 
 class Followed:
-    """The directory of one worker. Methods that ask the store raise StoreError.
+    """The directory as one worker holds it. Methods that ask Redis raise StoreError.
 
-    What the worker leaves to others is kept up to date, in place, in `configured` and for `neighbours`.
+    What the worker leaves to others is updated in place, in `configured` and for `neighbours`.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class Followed:
 
     @property
     def settings(self) -> Settings:
-        """What is in force: the file, and what the directory has beside it."""
+        """The settings in force: those of the file, and those that the directory adds."""
         return self._configured.settings
 
     @property
@@ -284,22 +284,22 @@ class Followed:
         return self._known[kind].get(name)
 
     def names(self, kind: Kind, after: str = "", limit: int | None = None) -> list[str]:
-        """Name the records of a kind, in order, from behind `after` on."""
+        """Return the names of a kind that come after `after`, in order."""
         names = self._names[kind]
         start = bisect_right(names, after)
         return names[start : None if limit is None else start + limit]
 
     def defines(self, kind: Kind, name: str) -> bool:
-        """Say whether the file has something of that name: it wins."""
+        """Say whether the file has something of that name: the file wins."""
         return self._judge.defines(kind, name)
 
     @property
     def keyring(self) -> Keyring | None:
-        """The keys of this worker's file; None without any."""
+        """The keys of this worker's file; None if it has none."""
         return self._judge.keyring
 
     def unverified(self) -> list[Unverified]:
-        """List the subscriptions whose events wait until their URLs have answered a ping."""
+        """The subscriptions whose events wait until their URLs have answered a ping."""
         found = (self._known["subscription"][name] for name in self._unverified)
         return [
             Unverified(one.settings, one.record.version, one.unverified_since_ms or 0)
@@ -308,11 +308,11 @@ class Followed:
         ]
 
     def holder(self, source: Source) -> str | None:
-        """Name the account that polls a source."""
+        """Return the account that polls a source."""
         return self._of_file.get(source) or self._name_by_source.get(source)
 
     def by_token(self, digest: str) -> str | None:
-        """Name the subscription that a token belongs to, by its SHA-256 in hex; None where it has ended."""
+        """Return the subscription of a token, by its SHA-256 in hex; None if it is unknown or has ended."""
         name = self._name_by_token.get(digest)
         known, now_ms = self._known["subscription"].get(name or ""), self._now_ms()
         ends = [token.until_ms for token in known.tokens if token.digest == digest] if known else []
@@ -324,7 +324,7 @@ class Followed:
 
     @property
     def behind_s(self) -> float:
-        """For how long (in seconds) the worker could not read what changed; 0 while it can."""
+        """For how many seconds the worker has not been able to read changes; 0 while it can."""
         late_s = time.monotonic() - self._looked_at
         return late_s if late_s > _LATE_S else 0.0
 
@@ -339,7 +339,8 @@ class Followed:
             self._names = {kind: await compute(list, in_order(self._known[kind])) for kind in KINDS}
 
     async def lay_beside(self, file: Settings) -> Settings:
-        """Use another file from now on; returns what is in force with it. The caller holds `reloading`."""
+        """Use another file from now on. Returns the settings in force with it. The caller holds
+        `reloading`."""
         before, self._judge = self._judge, Judge(file)
         is_same = before.basis == self._judge.basis
         for kind in KINDS:
@@ -365,7 +366,7 @@ class Followed:
         return file.model_copy(update=in_force)
 
     def reloading(self) -> asyncio.Lock:
-        """Held while another file is applied: no change of the directory is applied meanwhile."""
+        """Hold this while another file is applied: no change of the directory is applied meanwhile."""
         return self._lock
 
     async def follow(self) -> None:
@@ -374,10 +375,10 @@ class Followed:
             await self._follow()
 
     async def follow_now(self) -> None:
-        """Apply what was written before this call."""
+        """Apply everything that was written before this call."""
         looks = self._looks
         async with self._lock:
-            if self._looks == looks:  # else a look began after this call
+            if self._looks == looks:  # otherwise a look began after this call
                 await self._follow()
 
     async def encrypt_again(self) -> None:
@@ -392,19 +393,17 @@ class Followed:
         written = await self._directory.put_all(writes)
         self._encrypted_again += sum(one.outcome == "done" for one in written)
         for kind, name in some:
-            self._older.pop((kind, name), None)  # it comes again if it was not written
+            self._older.pop((kind, name), None)  # one that was not written comes up again
         if not self._older:
             log.info("directory.resealed", records=self._encrypted_again)
             self._encrypted_again = 0
 
     def leave(self, name: str) -> None:
-        """Take away what is kept for a subscription that was deleted, once no worker queues an event for
-        it."""
+        """Remove what is stored for a subscription that was deleted, once no worker queues events for it."""
         self._leaving[name] = time.monotonic() + FOLLOWED_S
 
     async def take_away(self) -> None:
-        """Take away what is kept for subscriptions that are to leave, unless there are others of their
-        names by now."""
+        """Remove what is stored for these subscriptions, unless there are new ones of their names."""
         for name, at in [*self._leaving.items()]:
             if time.monotonic() >= at:
                 if self._keeper and name not in self._configured.interest.names:
@@ -412,8 +411,8 @@ class Followed:
                 del self._leaving[name]
 
     async def forget(self, name: str) -> None:
-        """Take away what is kept for a subscription that was deleted just now, by whichever worker, before
-        there is another one of this name."""
+        """Remove at once what is stored for a subscription that was just deleted, by any worker, before there
+        is a new one of this name."""
         await self.follow_now()
         gone = self._deleted.get(("subscription", name))
         is_fresh = gone is not None and self._now_ms() - gone.written // 1000 < _FRESH_MS
@@ -422,13 +421,13 @@ class Followed:
             self._leaving.pop(name, None)
 
     async def look_again(self) -> bool:
-        """Take over what was added just now; False where that is under way anyhow, or a reload is."""
+        """Apply what was added just now. Returns False if that is under way anyhow, or a reload is."""
         if is_free := not self._lock.locked():
             await self.follow_now()
         return is_free
 
     def accounts_by_provider(self) -> Mapping[str, Sequence[str]]:
-        """Name the accounts that are to be on the schedules, whether or not this worker can poll them."""
+        """Return the accounts that belong on the schedules, whether or not this worker can poll them."""
         found = defaultdict[str, list[str]](list)
         for name, known in self._known["account"].items():
             if known.state != "shadowed":
@@ -454,7 +453,7 @@ class Followed:
         self._report()
 
     async def _take_over(self) -> None:
-        """Let what was touched be in force."""
+        """Put what has changed into force."""
         touched = [*self._touched]
         accounts: dict[str, AccountSettings | None] = {}
         subscriptions: dict[str, SubscriptionSettings | Filters | None] = {}
@@ -479,20 +478,21 @@ class Followed:
             keep()
 
     async def _look_at(self, shard: int) -> None:
-        """Take in what changed in a shard; if the store has lost some of it, write that again."""
+        """Take in what changed in a shard. If Redis has lost some of it, write that again."""
         while True:
             found = await self._directory.changes(shard, self._heads[shard])
             await self._take_in(found.changed)
             head = await self._read(shard, found.lost_after) if found.is_behind else found.head
             if found.lost_after is not None and await self._write_again(shard, found.lost_after):
-                head = head or _NO_CHANGE  # what was written just now, and by others since, comes after it
-            self._heads[shard] = head  # what others do about the same loss is among the next changes
+                head = head or _NO_CHANGE  # what this call wrote, and others since, follows it
+            self._heads[shard] = head  # what other workers do about the same loss is among the next changes
             await self._take_over()
             if not found.more:
                 return
 
     async def _write_again(self, shard: int, lost_after: int) -> bool:
-        """Give back what this worker holds of a shard and the store has lost; says whether it holds any."""
+        """Write again what this worker holds of a shard and Redis has lost. Returns whether it holds any of
+        it."""
         records = [
             known.record
             for kind in KINDS
@@ -504,7 +504,7 @@ class Followed:
         return bool(records)
 
     async def _read(self, shard: int, lost_after: int | None) -> str:
-        """Read a shard anew; returns its last change. What it lacks was deleted, if the store has not lost
+        """Read a whole shard. Returns its last change. What it lacks was deleted, unless Redis has lost
         it."""
         held = await self._directory.read(shard)
         there = {(one.kind, one.name) for one in held.records} | {*held.damaged}
@@ -521,8 +521,8 @@ class Followed:
         return held.head
 
     async def _take_in(self, changed: Iterable[Change]) -> None:
-        """Hold what changed as it is now. What this worker knows of a later date it gives back: the store has
-        lost it, and a worker that did not know of it has written what it knew."""
+        """Hold what changed as it is now. If this worker holds a later version, it writes that again: Redis
+        has lost it, and another worker has written the older one."""
         records: list[Record] = []
         again: list[Record] = []
         deleted: list[Change] = []
@@ -543,7 +543,7 @@ class Followed:
             self._take(found)
 
     async def _give_back(self, lost_after: int, records: Sequence[Record], deleted: Sequence[Change]) -> None:
-        """Write again what the store has lost."""
+        """Write again what Redis has lost."""
         names = [*(one.name for one in records), *(one.name for one in deleted)]
         shadowed = {name for name in names if self._judge.defines("account", name)}
         written = await self._directory.write_again(lost_after, records, deleted, shadowed=shadowed)
@@ -588,7 +588,7 @@ class Followed:
             hide(secrets_of_subscription(known.settings))
 
     def _drop(self, kind: Kind, name: str, deletion: Change | None = None) -> None:
-        """Hold a record no more."""
+        """Hold a record no longer."""
         if deletion:
             self._deleted.pop((kind, name), None)
             self._deleted[kind, name] = deletion
@@ -615,7 +615,7 @@ class Followed:
             self._filters_by_name.pop(name, None)
 
     def _report(self) -> None:
-        """Log what was taken over, now and then, and once which records rest, and why."""
+        """Log what was taken over, at intervals; and once, which records are not in force, and why."""
         now = time.monotonic()
         if self._taken_over and now >= self._say_at:
             accounts, subscriptions = (self._taken_over[kind] for kind in KINDS)

@@ -1,6 +1,6 @@
-"""Adds, edits and deletes accounts and subscriptions while workers run: each edit is one record.
+"""Adds, changes and deletes accounts and subscriptions while workers run. Each edit writes one record.
 
-What is written was checked with the models and words of `check`. Refuses to touch what the file defines.
+Each record was checked with the models and words of `watcher check`. Refuses to touch what the file defines.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ IN_PLAIN = ("accounts", "events", "assets", "thresholds", "format")
 """What Redis stores unencrypted of a subscription: a worker that commits events needs it to queue them."""
 
 OVERLAP_MS = 24 * 3600 * 1000
-"""How long a secret or a token is good for once there is a new one."""
+"""How long an old secret or token stays valid once there is a new one."""
 
 TOKEN = "wst_"  # noqa: S105  # how a token begins: scanners of repositories look for such
 """The beginning of a subscription's token."""
@@ -38,34 +38,35 @@ TOKEN = "wst_"  # noqa: S105  # how a token begins: scanners of repositories loo
 _MOST_SECRETS = 10
 _MOST_TOKENS = 5
 _TRIES = 10
-"""Edits of one record at the same time: somebody else's may come first so often."""
+"""An edit is tried so often while other clients edit the same record."""
 
 _AT_ONCE = 50
-"""Bodies checked before anything else goes on: a few milliseconds."""
+"""Bodies checked in one turn of the event loop: a few milliseconds."""
 
 _LARGE = 2_000
-"""Characters of a body that is checked in a thread: 64 KiB with a mistake in every word take a second."""
+"""Characters from which on a body is checked in a thread: 64 KiB with a mistake in every word take a
+second."""
 
 T = TypeVar("T")
 
 Match = Callable[[int | None], bool]
-"""Says whether an edit may be made on what is there: a version as `Edited` has it, or None for nothing."""
+"""Says whether an edit may replace a version (as `Edited` has it; None: there is no record)."""
 
 Content = dict[str, Any]
 """The part of a record that is encrypted."""
 
 
 def anything(_: int | None) -> bool:
-    """Matches any version, and none."""
+    """Match any version, and none."""
     return True
 
 
 class EditRefused(Exception):
     """An edit that is refused, with a reason for the caller.
 
-    `read_only`: the file defines it. `missing`: there is nothing of this name. `precondition`: another
-    version is there than was asked for. `conflict`: others edit it all the time. `full`: there are too many.
-    `locked`: it was encrypted with a key that this worker does not have.
+    `read_only`: the file defines it. `missing`: nothing has this name. `precondition`: the version is not the
+    one that was asked for. `conflict`: other clients keep editing it. `full`: there are too many. `locked`:
+    it was encrypted with a key that this worker does not have.
     """
 
     def __init__(
@@ -78,10 +79,8 @@ class EditRefused(Exception):
 
 
 class Edited(NamedTuple):
-    """What an edit has made. `version` is the one to be asked for at the next edit.
-
-    `secrets` and `token` were made by the edit, and are shown this once.
-    """
+    """The result of an edit. `version` is the one to ask for at the next edit. `secrets` and `token` were
+    made by the edit, and are shown only once."""
 
     name: str
     version: int
@@ -91,7 +90,7 @@ class Edited(NamedTuple):
 
 
 class InForce(Protocol):
-    """The configuration in force: that of the file, and what the directory adds."""
+    """The configuration in force: the file, and what the directory adds."""
 
     @property
     def settings(self) -> Settings: ...
@@ -104,31 +103,28 @@ class InForce(Protocol):
         """Say whether the file has something of that name."""
 
     def holder(self, source: Source) -> str | None:
-        """Name the account that polls a source."""
+        """Return the account that polls a source."""
 
     async def follow_now(self) -> None:
-        """Take over what was just written, instead of within a second."""
+        """Apply what was just written now, instead of within a second."""
 
     def leave(self, name: str) -> None:
-        """Take away what is kept for a subscription that was deleted, once no worker queues an event for
-        it."""
+        """Remove what is stored for a subscription that was deleted, once no worker queues events for it."""
 
     async def forget(self, name: str) -> None:
-        """Take away what is kept for a subscription that was deleted just now, before there is another one of
-        this name."""
+        """Remove at once what is stored for a subscription that was just deleted, before there is a new one
+        of this name."""
 
 
 def place_of(url: str) -> str:
-    """Return the scheme, host and port of a URL: if one of them differs, it is another receiver."""
+    """Return the scheme, host and port of a URL: another one of these is another receiver."""
     read = URL(url, encoded=True)
     return f"{read.scheme}://{read.host}:{read.port}".lower()
 
 
 class Editor:
-    """Edits one directory. `by` names the token or the command that does it.
-
-    Methods raise EditRefused and StoreError.
-    """
+    """Edits one directory. `by` names the token or the command that makes the edit. Methods raise EditRefused
+    and StoreError."""
 
     def __init__(
         self, directory: Directory, keyring: Keyring, in_force: InForce, *, now_ms: Callable[[], int]
@@ -139,7 +135,7 @@ class Editor:
         self._now_ms = now_ms
 
     async def put_account(self, table: Table, *, by: str, match: Match = anything) -> Edited:
-        """Add an account, or change it. Raises BodyRefused, too."""
+        """Add or change an account. Raises BodyRefused as well."""
         (edited,) = await self.put_accounts([table], by=by, match=match)
         if isinstance(edited, Exception):
             raise edited
@@ -148,7 +144,7 @@ class Editor:
     async def put_accounts(
         self, tables: Sequence[Table], *, by: str, match: Match = anything
     ) -> list[Edited | BodyRefused | EditRefused]:
-        """Add accounts, or change them, each by itself, whatever becomes of the others."""
+        """Add or change accounts, each by itself: one that is refused stops no other."""
         found: dict[int, Edited | BodyRefused | EditRefused] = {}
         place_by_name: dict[str, int] = {}
         for place, table in enumerate(tables):
@@ -190,7 +186,7 @@ class Editor:
         by: str,
         taken: dict[Source, str],
     ) -> Write | Edited:
-        """Check one account. `taken` are the sources of others that are put with it."""
+        """Check one account. `taken` are the sources of the others in the same batch."""
 
         def holder(source: Source) -> str | None:
             return taken.get(source) or self._in_force.holder(source)
@@ -212,11 +208,11 @@ class Editor:
     async def put_subscription(
         self, table: Table, *, by: str, match: Match = anything, kept: Content | None = None
     ) -> Edited:
-        """Add a subscription, or change it. Raises BodyRefused, too.
+        """Add or change a subscription. Raises BodyRefused as well.
 
-        Without `secrets` it keeps those that it has, or gets a new one. With the first edit it gets a token.
-        Where its URL leads to another receiver than before, it is unverified. `kept` is what an export has of
-        a record that is not there: its secrets with their ends, its tokens, and what is verified.
+        Without `secrets`, it keeps those that it has, or gets a new one. The first edit makes a token. If its
+        URL leads to another receiver than before, it is unverified. `kept` is what an export has of a
+        subscription without a record: its secrets with their ends, its tokens, and the verified host.
         """
         name = str(table.get("name"))
 
@@ -256,7 +252,8 @@ class Editor:
         return await self._edit("subscription", name, decide, by)
 
     async def _refuse_fan_out(self, subscription: SubscriptionSettings) -> None:
-        """Refuse one more for an account that has as many as one step can queue an event for."""
+        """Refuse one more subscription for an account whose events one step could not queue for all of
+        them."""
         settings, interest = self._in_force.settings, self._in_force.interest
         if len(settings.subscription_by_name) < MOST_OF_AN_ACCOUNT:
             return
@@ -271,7 +268,7 @@ class Editor:
                     raise BodyRefused([flaw("/accounts", f"{text}; name their accounts")])
 
     async def renew_secret(self, name: str, *, by: str) -> Edited:
-        """Make a secret of the kind that the subscription has. The old ones sign on for 24 hours."""
+        """Make a new secret of the same kind. The old ones sign as well for 24 hours."""
 
         async def decide(record: Record | None) -> tuple[Write, Edited]:
             record, content = self._opened(name, record)
@@ -286,7 +283,7 @@ class Editor:
         return await self._edit("subscription", name, decide, by)
 
     async def renew_token(self, name: str, *, by: str) -> Edited:
-        """Make a token. The old ones are good for 24 hours more."""
+        """Make a new token. The old ones stay valid for 24 hours."""
 
         async def decide(record: Record | None) -> tuple[Write, Edited]:
             record, content = self._opened(name, record)
@@ -304,7 +301,7 @@ class Editor:
         return [{key: new, "until_ms": None}, *still][:most]
 
     async def note_verified(self, name: str, url: str, *, by: str) -> bool:
-        """Note that a ping to a URL was answered; says whether that made the subscription verified."""
+        """Note that a URL answered a ping. Returns whether that made the subscription verified."""
 
         async def decide(record: Record | None) -> tuple[Write | None, Edited]:
             record, content = self._opened(name, record)
@@ -339,7 +336,7 @@ class Editor:
                 if has_looked_again:
                     raise _missing(kind, name)
                 has_looked_again = True
-                await self._in_force.follow_now()  # a store that lost it gets it back just then
+                await self._in_force.follow_now()  # if Redis lost it, this writes it again
         raise _conflict()
 
     async def _edit(
@@ -349,7 +346,7 @@ class Editor:
         decide: Callable[[Record | None], Awaitable[tuple[Write | None, Edited]]],
         by: str,
     ) -> Edited:
-        """Edit one record as `decide` says, which is asked again if somebody else was faster."""
+        """Edit one record as `decide` says; `decide` is asked again if another client was faster."""
         for _ in range(_TRIES):
             write, edited = await decide(await self._read(kind, name))
             if write is None:
@@ -379,7 +376,7 @@ class Editor:
             raise EditRefused("precondition", f"{kind} {name} {found}")
 
     def _opened(self, name: str, record: Record | None) -> tuple[Record, Content]:
-        """Open a subscription that has to be there."""
+        """Decrypt a subscription that must exist."""
         self._check("subscription", name, record, anything)
         if record is None:
             raise _missing("subscription", name)
@@ -400,13 +397,13 @@ class Editor:
         record: Record | None,
         by: str,
     ) -> Write:
-        """Make the record that takes the place of another one, or of none."""
+        """Make the record that replaces another one, or none."""
         audited = {**content, "audit": {"by": by, "at_ms": self._now_ms()}}
         encrypted = self._keyring.encrypt(kind, name, plain, audited)
         return Write(kind, name, plain, encrypted, expected=record.version if record else 0)
 
     def _encrypt_again(self, record: Record, content: Content, by: str) -> Write:
-        """Seal a record with something else in it that is no edit of its client's."""
+        """Make a record whose content has changed without an edit of its client."""
         write = self._encrypt(record.kind, record.name, record.plain, content, record, by)
         return write._replace(edited=record.edited)
 
@@ -428,7 +425,7 @@ _NOTHING: Content = {
 
 
 async def _checked(table: Table, check: Callable[..., T], *arguments: object) -> T:
-    """Check a body; deliveries go on meanwhile, however much is wrong with it."""
+    """Check a body. Deliveries go on meanwhile, however many mistakes it has."""
     if len(json.dumps(table, default=str)) < _LARGE:
         return check(table, *arguments)
     return await asyncio.to_thread(check, table, *arguments)

@@ -1,5 +1,5 @@
-"""This worker among the others: it notes that it runs, stands by until the store is in its layout, and keeps
-the schedules in line with its accounts."""
+"""This worker among the others: it notes that it runs, stands by until Redis is in its layout, and keeps the
+schedules in line with its accounts."""
 
 import asyncio
 import os
@@ -27,13 +27,13 @@ from watcher.store.schedule import Schedule
 
 EVERY_S = 10.0
 _SHORTEST_S = 1.0
-"""Shortest time of which a rate is computed."""
+"""The shortest time over which a rate is computed."""
 
 _LEAVE_S = 1.0
-"""A worker that ends waits no longer for a Redis that hangs."""
+"""A worker that ends waits no longer than this for a Redis that hangs."""
 
 LOOK_S = 1.0
-"""How often a worker looks at the layout, while it stands by and while it works."""
+"""How often a worker reads the layout, while it stands by and while it works."""
 
 _SAY_S = 60.0
 _MOST_NAMES = 8
@@ -44,10 +44,10 @@ _TO_BE_FORGOTTEN = (
 )
 
 _FORGET_S = 30.0
-"""Between two looks whether accounts that were taken out of the configuration are to be forgotten."""
+"""Between two looks for accounts to forget, which were taken out of the configuration."""
 
 _PATIENCE_S = 30.0
-"""How long `run --once` waits for a store that is being moved."""
+"""How long `run --once` waits while the data in Redis is moved."""
 
 
 class Present:
@@ -93,12 +93,12 @@ class Present:
         await self._note()
 
     async def stands_by(self, *, is_so: bool) -> None:
-        """Note whether the worker stands by until the store is in its layout. That it works is noted on each
-        call, because the worker that moves the store reads it. Raises StoreError."""
+        """Note whether the worker stands by until Redis is in its layout. That it works is noted on each
+        call, because the worker that moves the data reads it. Raises StoreError."""
         if is_so and self._presence.stands_by:
             return
-        self._presence = self._presence._replace(stands_by=is_so)  # first: it is noted now and then besides
-        with suppress(ConfigurationRefused):  # this worker may not note itself
+        self._presence = self._presence._replace(stands_by=is_so)  # first, because `run` notes it as well
+        with suppress(ConfigurationRefused):  # no right to note itself
             await self._workers.note(self._presence)
 
     async def others(self, now_ms: int) -> list[Presence]:
@@ -110,12 +110,12 @@ class Present:
         """The lists of accounts of other workers, as far as they noted them. Raises StoreError."""
         try:
             return {one.roster for one in await self.others(now_ms)}
-        except ConfigurationRefused:  # this worker may not look
+        except ConfigurationRefused:  # no right to look
             return set()
 
     async def _note(self) -> None:
         rates = self._pace.per_second(self._counters.by_request, time.monotonic())
-        with survived("presence"), suppress(StoreError):  # of which the loop says so
+        with survived("presence"), suppress(StoreError):  # the loop reports it
             await self._workers.note(self._presence._replace(requests_per_second=rates))
 
 
@@ -130,8 +130,8 @@ class StandBy:
         self._pipe = schedule.pipe
 
     async def until_ready(self, settings: Callable[[], Settings], *, once: bool) -> None:
-        """Wait until this worker may work. With `once`, raises LayoutAwaited where waiting would not help,
-        and StoreUnreachable where others must end first."""
+        """Wait until this worker may work. With `once`, raises LayoutAwaited if waiting would not help, and
+        StoreUnreachable if other workers must end first."""
         keys = Keys(settings().redis.namespace)
         layout, workers = Layout(self._pipe, keys), Workers(self._pipe, keys)
         began_at, say_at = time.monotonic(), 0.0
@@ -140,7 +140,7 @@ class StandBy:
                 numbers = await layout.read()
                 await self._present.stands_by(is_so=not numbers.is_ready)
                 if numbers.is_ready and (await layout.read()).is_ready:
-                    return  # also after it was noted that this worker works: a mover looks at both
+                    return  # after noting that this worker works, too: a mover reads both
                 waits_for = in_the_way(await workers.read(), numbers.target, self._schedule.now_ms())
                 if once and not numbers.is_ready:
                     _give_up(numbers, waits_for, time.monotonic() - began_at)
@@ -160,7 +160,7 @@ class StandBy:
     async def _move(
         self, settings: Settings, keys: Keys, numbers: Numbers, waits_for: Sequence[Presence]
     ) -> bool:
-        """Move the store if it may be; says whether this worker brought it to its end."""
+        """Move the data to this layout if that may be done now. Returns whether this worker finished it."""
         if numbers.rests and (numbers.at == numbers.wanted or waits_for):
             return False
         started = time.monotonic()
@@ -201,7 +201,7 @@ class StandBy:
 
 
 def _give_up(numbers: Numbers, waits_for: Sequence[Presence], since_s: float) -> None:
-    """Raises what `run --once` ends with, where the store is not in this version's layout soon."""
+    """Raise what `run --once` ends with if Redis will not be in this version's layout soon."""
     if numbers.wanted != LAYOUT:
         check_numbers(numbers)
     if numbers.rests and waits_for:
@@ -221,7 +221,7 @@ class Pace:
         self._seen: deque[tuple[float, Counter[str]]] = deque(maxlen=1 + round(60 / EVERY_S))
 
     def per_second(self, counts: Counter[str], now: float) -> Mapping[str, float]:
-        """Take the current counts; return how much each rises a second, nothing at the first call."""
+        """Take the current counts. Returns by how much each rises a second; nothing at the first call."""
         self._seen.append((now, counts.copy()))
         then, before = self._seen[0]
         if now < then + _SHORTEST_S:
@@ -230,8 +230,8 @@ class Pace:
 
 
 class Enrolment:
-    """The accounts of one configuration on the schedules, and those `beside` it that the directory has.
-    Methods raise StoreError."""
+    """Puts the accounts of a configuration, and those `beside` it in the directory, on the schedules. Methods
+    raise StoreError."""
 
     def __init__(
         self,
@@ -256,16 +256,14 @@ class Enrolment:
         self._forget_at = 0.0
 
     async def begin(self) -> bool:
-        """Put the accounts on the schedules; returns whether no other worker did so before in this state."""
+        """Put the accounts on the schedules. Returns whether no other worker did so before in this state."""
         await self._present.has_list(self._list)
         await self._enroll()
         return await self._roster.note_enrolled(self._list)
 
     async def keep(self) -> bool:
-        """Check every second whether the schedules still match, and correct them.
-
-        Says whether this worker is the first to notice that the state was lost.
-        """
+        """Check every second whether the schedules still match, and correct them. Returns whether this worker
+        is the first to notice that the state was lost."""
         enrolled = await self._roster.enrolled()
         if enrolled is None:
             return await self.begin()
@@ -303,10 +301,8 @@ class Enrolment:
             log.info("accounts.forgotten", accounts=forgotten)
 
     async def _is_agreed(self) -> bool:
-        """Say whether this list is the only one: a reload may have brought another one meanwhile.
-
-        A worker of another deployment may only be restarting: its accounts are not this one's to forget.
-        """
+        """Say whether this list is the only one: a reload may have brought another one. A worker of another
+        deployment may only be restarting: its accounts are not to be forgotten by this one."""
         lists = {self._present.roster, *await self._present.other_lists(self._schedule.now_ms())}
         return lists == {self._list} and not self._has_neighbours()
 
@@ -319,7 +315,7 @@ class Accounts(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> "Accounts":
-        """List the accounts of a configuration. With 100,000 of them that is for a thread."""
+        """List the accounts of a configuration. 100,000 of them need a thread."""
         names = names_by_provider(settings)
         return cls(names, digest(names))
 
@@ -327,11 +323,11 @@ class Accounts(NamedTuple):
 def names_by_provider(settings: Settings) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {name: [] for name in settings.provider_by_name}
     for account in settings.account_by_name.values():
-        names.setdefault(account.provider, []).append(account.name)  # a command may know accounts alone
+        names.setdefault(account.provider, []).append(account.name)  # a command may know nothing but accounts
     return names
 
 
 def digest(names_by_provider: Mapping[str, Sequence[str]]) -> str:
-    """Name a list of accounts, the same in all workers that have it."""
+    """Make a digest of a list of accounts: the same in all workers that have the list."""
     parts = (f"{provider} {name}" for provider, names in names_by_provider.items() for name in names)
     return blake2b("\n".join(in_order(parts)).encode(), digest_size=8).hexdigest()

@@ -39,10 +39,9 @@ class Names:
         self._changed: set[str] | None = None
 
     async def look(self) -> None:
-        """Look whether the files have changed. Raises StoreError, and is then called again.
+        """Check whether the files have changed. Raises StoreError, and must then be called again.
 
-        What a change may fix is made due one look later: a failure just before it has to be written down
-        first.
+        What a change may fix is made due one look later: a failure just before it must be settled first.
         """
         if self._changed is not None:
             await self._try_again(self._changed)
@@ -71,24 +70,25 @@ class Names:
 
 
 _LOOK_S = 1.0
-"""How often a worker looks whether Redis still has the accounts: at most so late they start anew."""
+"""How often a worker checks whether Redis still has the accounts. If not, they start again after this time at
+most."""
 
 _KEEP_NAMES_S = 60.0
-"""Between two looks whether Redis still has what assets are called."""
+"""Between two checks whether Redis still has the names of assets."""
 
 _FINISHED_S = 0.02
-"""Between two looks whether `run --once` has polled all accounts."""
+"""Between two checks whether `run --once` has polled all accounts."""
 
 _PATIENCE_S = 30.0
-"""How long `run --once` waits for a Redis that was there when it began."""
+"""How long `run --once` waits for a Redis that was there when it started."""
 
 _OVERFLOWS_S = 300.0
-"""From one line about what a subscription gave up to the next: as often as its open breaker has one."""
+"""Between two log lines about what a subscription gave up: as often as an open breaker has a line."""
 
 
 class Overflows:
-    """What was given up and is not said yet: of each subscription and reason the first at once, then what has
-    come together. Times are seconds of any clock that never steps."""
+    """Deliveries that were given up and are not logged yet. For each subscription and reason the first are
+    logged at once, then those that have gathered. Times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self._unsaid = Counter[tuple[str, str]]()
@@ -98,7 +98,7 @@ class Overflows:
         self._unsaid[subscription, reason] += deliveries
 
     def say(self, now: float, *, at_once: bool = False) -> None:
-        """Log what is due, or all of it."""
+        """Log what is due, or everything."""
         for one, deliveries in [*self._unsaid.items()]:
             if at_once or now >= self._next_at.get(one, now):
                 subscription, reason = one
@@ -110,8 +110,11 @@ class Overflows:
 
 
 class Upkeep:
-    """One worker's configuration in force. `has_read_all`: whether a run of all accounts has read every
-    account but those that another worker had in hand, and one of them at least."""
+    """One worker's configuration in force.
+
+    `has_read_all`: whether a run of all accounts read at least one account, and all but those that another
+    worker had in hand.
+    """
 
     def __init__(
         self,
@@ -182,14 +185,14 @@ class Upkeep:
                 return
 
     async def reload(self, settings: Settings, stopped: asyncio.Event) -> None:
-        """Apply another file; what did not change goes on meanwhile."""
+        """Apply another file. What did not change goes on meanwhile."""
         if settings is self._file:
             return
         async with self.followed.reloading():
             in_force = await self.followed.lay_beside(settings)
             await self._configured.drop(in_force)
             await self._persist(self._agreement.begin, settings, "other workers", stopped)
-            await self._configured.add(in_force)  # before enrolment: an account that is unknown is left alone
+            await self._configured.add(in_force)  # before enrolment: an unknown account is not polled
             await self._persist(self._enrol, settings, "enrolled accounts", stopped)
             self._file = settings
         await self._follow_moved()
@@ -202,8 +205,8 @@ class Upkeep:
         affected: str,
         stopped: asyncio.Event,
     ) -> None:
-        """Do one part of a reload, again while Redis is away. What Redis refuses stays undone: the scheduled
-        accounts are polled all the same."""
+        """Do one part of a reload, and again while Redis is away. What Redis refuses stays undone: the
+        accounts on the schedule are polled all the same."""
         while not stopped.is_set():
             try:
                 await self.loop.survive(act(settings), None, affected)
@@ -215,13 +218,13 @@ class Upkeep:
             return
 
     async def begin_once(self, settings: Settings) -> None:
-        """Make all accounts due, but for those that another worker has in hand. Raises StoreError."""
+        """Make all accounts due, except those that another worker has in hand. Raises StoreError."""
         in_force = await self._join(settings)
         await self._configured.add(in_force)
         await self._learn_pauses()
         await self._follow_moved()
         now_ms = self._schedule.now_ms()
-        self._configured.polls.watched_since_ms = now_ms  # no poll is late that none was there to make
+        self._configured.polls.watched_since_ms = now_ms  # while no worker ran, no poll was late
         for polls in self._providers:
             in_hand = await self._roster.make_due(polls.provider, [*polls.accounts], now_ms=now_ms)
             for name in sorted(in_hand):
@@ -230,8 +233,8 @@ class Upkeep:
             polls.unread, polls.unpolled = {*polls.accounts}, {*polls.accounts} - in_hand
 
     async def _learn_pauses(self) -> None:
-        """Learn how the breakers stand before anything is delivered, and report a pause that nobody has
-        reported: to whom, the configuration in force says."""
+        """Read the breakers before anything is delivered, and report a pause that no worker has reported, to
+        the `alerts_to` of the configuration in force."""
         with suppress(StoreError):  # then at the next look
             await self._configured.breakers.refresh()
 
@@ -245,7 +248,7 @@ class Upkeep:
         self.loop.finish()
 
     async def keep_backlogs(self) -> None:
-        """Keep what waits within its bounds, if no other worker does so."""
+        """Keep backlogs and memory within their bounds, if no other worker does."""
         subscriptions = self._configured.settings.subscription_by_name
         most = {name: each.max_backlog for name, each in subscriptions.items()}
         kept = await self._keeper.look(dict.fromkeys(self._configured.inactive.locked, MAX_BACKLOG) | most)
@@ -298,7 +301,7 @@ class Upkeep:
         return not unread or (has_read and unread <= self._in_hand)
 
     def report_at_once(self) -> None:
-        """Log what is still being collected, because the worker ends."""
+        """Log what is still being gathered, because the worker ends."""
         self._configured.report.gathered(at_once=True)
         self._overflows.say(time.monotonic(), at_once=True)
 
@@ -308,7 +311,7 @@ class Upkeep:
 
     async def _join(self, file: Settings) -> Settings:
         """Compare the file with those of other workers, read the directory, and put the accounts of both on
-        the schedule; returns what is in force."""
+        the schedules. Returns the settings in force."""
         await self._agreement.begin(file)
         await self.followed.begin(file)
         in_force = await self.followed.lay_beside(file)
@@ -329,7 +332,7 @@ class Upkeep:
         await self._enrolment.begin()
 
     async def _ask_again(self) -> None:
-        """Poll at once what failed for a cause that only a person can fix: the reload may have fixed it."""
+        """Poll at once what failed for a reason that only a person can fix: the reload may have fixed it."""
         now_ms = self._schedule.now_ms()
         for polls in self._providers:
             try:
@@ -339,11 +342,11 @@ class Upkeep:
                     rejected = failures.remember(failing, now_ms=now_ms)
                     await self._roster.make_due(polls.provider, rejected, now_ms=now_ms)
             except StoreError:
-                return  # then it is asked for when it is due
+                return  # then it is polled when it is due
 
     async def _follow_moved(self) -> None:
-        """Make due what waits for subscribers that have moved: how the old URL failed, or why it was paused,
-        says nothing of the new one. What Redis does not do now is done with a later look."""
+        """Make due what waits for subscribers with a new URL: why the old URL failed or was paused does not
+        apply to the new one. What Redis does not do now is done at a later look."""
         for moved in (self._agreement.moved, self._configured.moved):
             for name in [*moved]:
                 with suppress(StoreError), survived("make due", but=StoreError, subscription=name):
@@ -358,11 +361,11 @@ class Upkeep:
         await self.followed.take_away()
 
     async def _verify(self) -> None:
-        """Ping what has not answered yet."""
+        """Ping the URLs that have not answered yet."""
         await self.verification.look(self.followed.unverified())
 
     async def _note_verified(self, name: str, url: str) -> bool:
-        """Note that a URL has answered, unless its subscription is gone, or leads elsewhere by now."""
+        """Note that a URL has answered, unless its subscription is gone or has another URL by now."""
         if (keyring := self.followed.keyring) is None:
             return False
         editor = Editor(self._directory, keyring, self.followed, now_ms=self._schedule.now_ms)
@@ -377,17 +380,17 @@ class Upkeep:
         await self._configured.breakers.note_ping(name, error if is_unverified else "")
 
     async def _keep_enrolled(self) -> None:
-        """When Redis has lost its state, let every account start anew: baselines, and no events."""
+        """If Redis has lost its state, let every account start again: baselines, and no events."""
         assert self._enrolment
         has_lost = False
         for polls in self._providers:
             has_lost, polls.has_lost = has_lost or polls.has_lost, False
-        # A worker that misses a schedule may be the first to see that everything is gone.
+        # The worker that misses a schedule may be the first to notice that everything is gone.
         if await self._enrolment.keep() or (has_lost and await self._enrolment.begin()):
             log.error("state.lost", accounts=len(self._configured.settings.account_by_name))
 
     async def _keep_agreed(self) -> None:
-        """Look at what other workers run, and deliver what was left to them once they are gone."""
+        """Read what other workers run, and deliver what was left to them once they are gone."""
         inactive = self._agreement.neighbours.inactive
         await self._agreement.look()
         await self._follow_moved()
@@ -395,7 +398,8 @@ class Upkeep:
             await self._configured.make_due(name)
 
     async def _look_stale(self) -> None:
-        """Look which accounts are stale; not while nothing may be committed, as none is polled then."""
+        """Check which accounts are stale; not while nothing may be committed, because nothing is polled
+        then."""
         if not self._health.refusal:
             await self._configured.poll_work.look_stale()
 

@@ -1,6 +1,6 @@
-"""Pings what a client has subscribed, until it answers with 2xx: only then it gets its events.
+"""Pings new URLs of subscriptions until they answer with 2xx: only then are events sent to them.
 
-One worker at a time does it for all. Refuses to ping a host more often than ten times a minute in all.
+One worker at a time pings for all. Refuses to ping a host more than ten times a minute in all.
 """
 
 import asyncio
@@ -22,23 +22,24 @@ from watcher.store.queues import take_lease
 from watcher.store.schedule import Schedule
 
 VERIFY_S = 1.0
-"""How often a worker looks for what it may ping."""
+"""How often a worker looks for URLs to ping."""
 
 PATIENCE_MS = 24 * 3_600_000
-"""How long a subscription is pinged. After that, a client asks for a ping."""
+"""How long a URL is pinged. After that, a client has to ask for a ping."""
 
 SPACING_MS = 6_000
 """Between two pings of one host, over all workers."""
 
 _LEASE_MS = 45_000
-"""How long a worker is the one that pings: longer than an attempt takes."""
+"""How long one worker is the one that pings: longer than an attempt takes."""
 
 _TOGETHER = 50
-"""Pings under way at a time: hosts that hang hold up no more than these."""
+"""Pings under way at the same time: hosts that hang hold up no more than these."""
 
 
 class Unverified(NamedTuple):
-    """A subscription that has not answered yet: which `version` of its record, and since when (Unix ms)."""
+    """A subscription whose URL has not answered yet: the `version` of its record, and since when (Unix
+    ms)."""
 
     settings: SubscriptionSettings
     version: int
@@ -46,7 +47,7 @@ class Unverified(NamedTuple):
 
 
 class TooMany(Exception):
-    """The host had its ten pings of this minute; another one may be sent in `retry_after_s`."""
+    """The host has had its ten pings of this minute; the next one may be sent in `retry_after_s`."""
 
     def __init__(self, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
@@ -54,7 +55,7 @@ class TooMany(Exception):
 
 
 class _Tried(NamedTuple):
-    """How often this worker pinged a version of a record, and when it is to be pinged again (Unix ms)."""
+    """How often this worker pinged a version of a record, and when the next ping is due (Unix ms)."""
 
     version: int
     times: int
@@ -87,7 +88,7 @@ class Verification:
         self._failing = Throttle()
 
     async def look(self, waiting: Collection[Unverified]) -> None:
-        """Ping those of the `waiting` that are due, if no other worker does so. Raises StoreError."""
+        """Ping those of the `waiting` that are due, if no other worker does. Raises StoreError."""
         for name in self._tried.keys() - {one.settings.name for one in waiting}:
             del self._tried[name]
             self._failing.over(name, time.monotonic())
@@ -101,7 +102,8 @@ class Verification:
             await asyncio.gather(*map(self._try, part))
 
     async def ping(self, settings: SubscriptionSettings) -> Attempt:
-        """Send a signed ping now; a URL that answers it is verified. Raises TooMany and StoreError."""
+        """Send a signed ping now. A URL that answers it with 2xx is verified. Raises TooMany and
+        StoreError."""
         wait_ms = await self._schedule.take_turns(
             self._keys.ping_rate(_host(settings)), 1, spacing_ms=SPACING_MS, within_ms=0
         )
@@ -119,7 +121,7 @@ class Verification:
         if now_ms >= one.since_ms + PATIENCE_MS:
             return False
         tried = self._tried.get(one.settings.name)
-        # A clock that was set back makes nothing wait for longer than a rest.
+        # If the clock was set back, nothing waits for longer than the longest backoff.
         return (
             tried is None
             or tried.version != one.version

@@ -1,6 +1,6 @@
-"""One worker: opens the store, runs the loops of the configuration in force, reloads, drains and ends.
+"""One worker: opens Redis, runs the loops of the configuration in force, reloads, drains and ends.
 
-Refuses to read the environment: `commands.run` hands it what it needs.
+Refuses to read the environment: `commands.run` passes what it needs.
 """
 
 import asyncio
@@ -39,18 +39,18 @@ from watcher.store.schedule import Schedule
 HEARTBEAT_S = 60.0
 
 _COUNT_S = 1.0
-"""The heartbeat does not wait longer than this to know what is due."""
+"""The heartbeat waits no longer than this for the number of deliveries that are due."""
 
 _CANCEL_AGAIN_S = 0.1
 
 _JUDGED_S = 1.0
-"""Several connections that are made at a time are one reason to judge the server again."""
+"""Connections that are made within this time are one reason to judge the server again."""
 
 T = TypeVar("T")
 
 
 class Opened(NamedTuple):
-    """The store of a worker, once it is open."""
+    """What a worker has once Redis is open."""
 
     schedule: Schedule
     health: StoreHealth
@@ -60,13 +60,11 @@ class Opened(NamedTuple):
 class Worker:
     """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside.
 
-    `dropped_lines` says how many log lines were lost; `on_started` is called once the worker claims work, or
-    stands by until the store is in its layout; `on_enrolling` after each part of an enrolment, with which it
-    was, and of how many.
-    `opened` is None while the store is not open. `has_read_all`: whether a run of `once` has read every
-    account but those that another worker had in hand, and one of them at least. `file` is what the
-    configuration file says, `followed` the directory, `verification` pings; both are None while the store is
-    not open.
+    `dropped_lines` returns how many log lines were lost. `on_started` is called once the worker claims work,
+    or stands by until Redis is in its layout; `on_enrolling` after each part of an enrolment, with its number
+    and how many there are. `opened` is None while Redis is not open. `has_read_all`: whether a run of `once`
+    read at least one account, and all but those that another worker had in hand. `file` is the configuration
+    file, `followed` the directory, `verification` pings; the last two are None while Redis is not open.
     """
 
     def __init__(
@@ -97,7 +95,7 @@ class Worker:
 
     @property
     def settings(self) -> Settings:
-        """What is in force: the file, and what the directory has beside it."""
+        """The settings in force: those of the file, and those that the directory adds."""
         is_begun = self.configured is not None and self.configured.is_begun
         return self.configured.settings if self.configured and is_begun else self.file
 
@@ -116,7 +114,7 @@ class Worker:
         self._changed.set()
 
     def reload(self, settings: Settings) -> None:
-        """Go on with another configuration. Redis and the log stay what they were at the start."""
+        """Go on with another configuration. Redis and the log stay as they were at the start."""
         kept = {"redis": self.file.redis, "log": self.file.log}
         self.file = settings.model_copy(update=kept)
         self.liveness.is_reload_refused = False
@@ -124,22 +122,22 @@ class Worker:
         self._changed.set()
 
     def stale_accounts(self, provider: str) -> Collection[str]:
-        """Name the accounts of a provider that are stale, as far as this worker looked."""
+        """Return the stale accounts of a provider, as far as this worker knows."""
         return [*self.configured.report.stale_accounts(provider)] if self.configured else ()
 
     @property
     def differences(self) -> Sequence[Difference]:
-        """What other workers have differently under the same name."""
+        """What other workers have different under the same name."""
         return self.agreement.differences if self.agreement else ()
 
     @property
     def is_reloading(self) -> bool:
-        """Whether the worker has got a configuration that is not in force yet."""
+        """Whether the worker was given a configuration that is not in force yet."""
         return self._is_reloading
 
     @property
     def stands_by(self) -> bool:
-        """Whether the worker stands by until the store is in this version's layout."""
+        """Whether the worker stands by until Redis is in this version's layout."""
         return self._stands_by
 
     @property
@@ -151,7 +149,7 @@ class Worker:
         return self.loop.in_flight if self.loop else 0
 
     async def run(self, *, once: bool = False) -> None:
-        """Work until `stop`, or poll everything `once`. Raises StoreError if the store cannot be used."""
+        """Work until `stop`, or poll everything `once`. Raises StoreError if Redis cannot be used."""
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             if opened := await self._until_open(stack):
@@ -159,7 +157,7 @@ class Worker:
         log.info("worker.stopped", worker=self.name, duration_ms=round(1000 * (time.monotonic() - started)))
 
     async def _work(self, opened: Opened, *, once: bool) -> None:
-        """Work whenever the store is in this version's layout, and stand by while it is not."""
+        """Work while Redis is in this version's layout, and stand by while it is not."""
         schedule, health, _ = opened
         self._on_started()
         workers = Workers(schedule.pipe, Keys(self.settings.redis.namespace))
@@ -193,7 +191,7 @@ class Worker:
                     task.cancel()
 
     async def _serve(self, opened: Opened, present: Present, *, once: bool) -> None:
-        """Claim and do work, until stopped or until the store is to leave this version's layout."""
+        """Claim and do work, until stopped or until Redis is to leave this version's layout."""
         schedule, health, bounds = opened
         log.info(
             "worker.started",
@@ -220,14 +218,14 @@ class Worker:
                 beating.cancel()
 
     async def _until_open(self, stack: AsyncExitStack) -> Opened | None:
-        """Open the store, however long that hangs; None where the worker is stopped before it is open."""
+        """Open Redis, however long that takes. Returns None if the worker is stopped before."""
         self.opened = await self._unless_stopped(self._open(stack), name="open")
-        stack.callback(setattr, self, "opened", None)  # before the store is closed: it is not to be asked
+        stack.callback(setattr, self, "opened", None)  # before Redis is closed: it must not be asked any more
         return self.opened
 
     async def _unless_stopped(self, doing: Coroutine[Any, Any, T], *, name: str) -> T | None:
-        """Do something that may take long; it is ended before this returns. None where the worker is stopped
-        before it is done."""
+        """Do something that may take long. It has ended when this returns. Returns None if the worker is
+        stopped before it is done."""
         task = asyncio.create_task(doing, name=name)
         stopped = asyncio.create_task(self._stopped.wait(), name="stopped")
         try:
@@ -251,7 +249,7 @@ class Worker:
         return Opened(schedule, health, Bounds.within(found.memory))
 
     async def _run(self, upkeep: Upkeep, layout: Layout) -> None:
-        """Run one configuration after the other, until this is over; then finish what is in hand."""
+        """Run one configuration after the other, until this is over. Then finish what is in hand."""
         loop, is_ready = upkeep.loop, True
 
         async def look() -> None:
@@ -316,12 +314,12 @@ class Worker:
             log.warning("worker.cut_off", worker=self.name, in_flight=left)
 
     async def _beat(self, schedule: Schedule, loop: Loop) -> None:
-        """Log a line a minute: the worker lives, and what it did since the last one."""
+        """Log one line a minute: the worker lives, and what it did since the last one."""
         reader = Reader(schedule.pipe, Keys(self.settings.redis.namespace))
 
         async def beat(counts: Mapping[str, int]) -> None:
             self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
-            due = None  # where the store does not say in time
+            due = None  # if Redis does not answer in time
             with suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(_COUNT_S):
                     due = await reader.count_due(self.settings.provider_by_name, now_ms=schedule.now_ms())
@@ -338,7 +336,10 @@ class Worker:
 
         after = copy(self.counters)
         while not await pause(self._stopped, HEARTBEAT_S):
-            before, after = after, copy(self.counters)  # what happens while `due` is counted comes next time
+            before, after = (
+                after,
+                copy(self.counters),
+            )  # what happens while `due` is counted is part of the next line
             await loop.survive(beat(after.since(before)), None, "heartbeat")
 
     @property
@@ -348,12 +349,12 @@ class Worker:
         return self._has_begun or self._stands_by
 
     def _turned_at_by_loop(self) -> Mapping[str, float]:
-        """While it drains, no loop need turn."""
+        """When each loop last turned. While the worker drains, no loop has to turn."""
         return self.loop.turned_at_by_name if self.loop and not self.is_stopped else {}
 
 
 async def _keep_judged(pipe: Pipe, health: StoreHealth) -> None:
-    """Judge the server now and then, and as soon as there is a new connection, until cancelled."""
+    """Judge the server at intervals, and as soon as there is a new connection, until cancelled."""
     wait_s = JUDGE_S
     while True:
         await pause(pipe.verdict.has_connected, wait_s)
