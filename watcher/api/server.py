@@ -170,9 +170,7 @@ class Listener:
 
     def refuse(self, status: int, reason: str) -> web.Response:
         """Refuse a request. The first refusal of a kind is logged at once, its repeats seldom."""
-        what = (
-            status if status == 421 else (status, reason)
-        )  # its reason has the Host, of which there is no end
+        what = status if status == 421 else (status, reason)  # a reason with the Host is never the same
         if streak := self._refusals.struck(what, time.monotonic()):
             log.warning("listener.refused", status=status, reason=reason, **streak._asdict())
         return _say(status, reason)

@@ -1,7 +1,7 @@
-"""Circuit breakers: whether a receiver or a provider that fails is asked, when again, and how much at a time.
+"""Circuit breakers: whether a failing receiver or provider is asked, when again, and how much at a time.
 
 Pure: times come in, and the rules are tables. A subscription's breaker is shared by all workers
-(`store.queues` writes a decision of this module as one step); a provider's is one worker's own.
+(`store.queues` writes each decision of this module as one step); a provider's belongs to one worker.
 """
 
 import math
@@ -16,13 +16,13 @@ from watcher.store.queues import WINDOW_MS, Breaker, Results
 
 
 class State(Enum):
-    """What a breaker lets through: all, nothing for a while, a few probes, nothing until resumed."""
+    """What a breaker lets through: everything, nothing for a while, a few probes, nothing until resumed."""
 
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
     BACKING_OFF = "held"
-    """Not open, but the receiver's 429 asked for a while without requests."""
+    """Not open, but the receiver answered 429 and asked for a while without requests."""
     PAUSED = "paused"
 
 
@@ -31,23 +31,23 @@ class Answer(Enum):
 
     DELIVERED = "delivered"
     REJECTED = "rejected"
-    """It speaks of the one event: other events may be taken."""
+    """The answer is about this event only: other events may succeed."""
     FAILED = "failed"
-    """The receiver answered that something is wrong, perhaps with this event."""
+    """The receiver answered with an error, perhaps because of this event."""
     NO_ANSWER = "no answer"
-    """Nothing answered, or a gateway did in its place."""
+    """There was no answer, or a gateway's instead of the receiver's."""
     OVERLOADED = "overloaded"
-    """It has too much to do: it says so, or does not answer in time."""
+    """The receiver has too much to do: it says so, or does not answer in time."""
     SLOW_DOWN = "slow down"
-    """It takes fewer requests than it gets."""
+    """The receiver accepts fewer requests than it gets."""
     FORBIDDEN = "forbidden"
     """Our own policy forbids its address. Nothing was sent."""
     GONE = "gone"
-    """The receiver says that it is not coming back: its owner has to act."""
+    """The receiver says that it is gone for good: its owner has to act."""
 
 
 Result = Literal["", "failed", "unavailable"]
-"""How an attempt that failed counts for the breaker; '': not at all."""
+"""How a failed attempt counts for the breaker; '': not at all."""
 
 RESULTS: Mapping[Answer, Result] = {
     Answer.FAILED: "failed",
@@ -56,55 +56,55 @@ RESULTS: Mapping[Answer, Result] = {
 }
 
 BACKOFF_MS = (1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000, 300_000)
-"""For how long a breaker is open: at first, after the first failed probe, ...; then level."""
+"""How long a breaker stays open: the first time, after the first failed probe, and so on; the last one
+repeats."""
 
 FORBIDDEN_MS = 900_000
-"""Our policy or its DNS must change first; looking every quarter of an hour finds that early enough."""
+"""Our policy or its DNS has to change first: once in a quarter of an hour is early enough to notice."""
 
 LONGEST_RETRY_AFTER_MS = 86_400_000
-"""A receiver may ask for a pause of a day; its operator would not expect a longer one."""
+"""A receiver may ask for a day: its operator would not expect a longer wait."""
 
 MANY = 20
-"""Of so many queues half must fail. Where fewer were tried, a row of failures is what opens a breaker."""
+"""Of so many queues half must fail to open a breaker. If fewer were tried, failures in a row open it."""
 
 ROW = 5
 
 LAST_PROBES = 5
 GOOD_PROBES = 3
-"""So many of the last probes must be delivered for a breaker to close."""
+"""So many of the last probes must be delivered to close a breaker."""
 
 PATIENCE = timedelta(days=5)
 """A subscription whose breaker was not closed for so long is paused."""
 
 REPORT_MS = 5_000
-"""How long a worker that is to report a pause has for it; then any other worker reports it."""
+"""How long the worker that is to report a pause has for it; after that, any other worker reports it."""
 
 SAID_FROM_MS = 5_000
-"""A longer rest is a line of the log."""
+"""A longer wait is logged."""
 
 LEAST_PER_S = 0.2
 MOST_PER_S = 1000.0
-"""The bounds of a pace: slower than one attempt in 5 s it never is, and a faster one is none."""
+"""The bounds of a pace: it is never slower than one attempt in 5 s, and above this one there is no pace."""
 
 _SLOWER = 0.8
 _FASTER = 1.05  # each second
-_PACE_MS = 1000  # a pace is measured over so long, and not set anew before
+_PACE_MS = 1000  # a pace is measured over so long, and not changed before
 
 TURN_MS = 250
-"""Turns are taken so long ahead at most: so few attempts are still to come where a receiver asks for
-patience."""
+"""How far ahead turns are taken: so few attempts are still to come when a receiver asks for a break."""
 
 SHARED = 0.8
-"""The last fifth of what a worker can bear is for healthy subscriptions that have nothing in flight: a
-thousand that hang must leave room for the one that does not."""
+"""The last fifth of what a worker can bear is for healthy subscriptions without an attempt in flight: a
+thousand subscriptions that hang must leave capacity for the one that does not."""
 
 UNANSWERED = 0.5
-"""Subscriptions whose last attempt was not answered have half of it: those that were not tried yet must not
+"""Subscriptions whose last attempt was not answered share half of it: those that were not tried yet must not
 wait until all of these have hung again."""
 
 
 BY_HAND = "by hand"
-"""Why a subscription is paused that a person has paused."""
+"""The reason of a pause that a person asked for."""
 
 
 class Failure(NamedTuple):
@@ -115,7 +115,7 @@ class Failure(NamedTuple):
 
     @property
     def asked_ms(self) -> int:
-        """For how long it is obeyed."""
+        """How long the receiver's request is obeyed."""
         return min(self.retry_after_ms, LONGEST_RETRY_AFTER_MS)
 
 
@@ -133,28 +133,28 @@ def state(breaker: Breaker | None, now_ms: float) -> State:
 
 
 def is_closed(breaker: Breaker | None) -> bool:
-    """Say whether attempts are as many as concurrency and pace allow."""
+    """Say whether concurrency and pace alone limit the attempts."""
     return breaker is None or not (breaker.since_ms or breaker.paused_at_ms)
 
 
 def backs_off_until_ms(breaker: Breaker | None) -> float:
-    """Say until when nothing is let through, as far as is known."""
+    """Return until when nothing is let through, as far as is known."""
     if breaker is None:
         return 0
     return math.inf if breaker.paused_at_ms else max(breaker.open_until_ms, breaker.held_until_ms)
 
 
 def is_better(new: Breaker | None, old: Breaker | None) -> bool:
-    """Say whether more is let through than before, or sooner."""
+    """Say whether a breaker lets more through than before, or earlier."""
     return backs_off_until_ms(new) < backs_off_until_ms(old) or (is_closed(new) and not is_closed(old))
 
 
 def opens(results: Results) -> bool:
-    """Say whether what was counted opens a breaker that is closed.
+    """Say whether these results open a closed breaker.
 
-    A queue that fails waits, and is one that failed at last for as long; one that delivers goes on at once
-    until it fails. So half of the queues may have failed where a third of the attempts does, and attempts
-    have a say, too: where more of them are taken than fail, the receiver is not down.
+    A queue that fails waits, and counts as failed for as long; one that delivers goes on at once until it
+    fails. So half of the queues may count as failed if a third of the attempts fails. Therefore attempts
+    count as well: if more of them succeed than fail, the receiver is not down.
     """
     if results.taken_lately > results.failed_lately:
         return False
@@ -166,7 +166,7 @@ def opens(results: Results) -> bool:
 
 
 def counted(breaker: Breaker | None, now_ms: int, *, results: Results, failure: Failure) -> Breaker | None:
-    """Open a closed breaker if what was counted says so; not if it was closed after the count began."""
+    """Open a closed breaker if these results call for it; not if it was closed after the count began."""
     before = breaker or Breaker()
     if not is_closed(breaker) or before.closed_at_ms > results.from_ms or not opens(results):
         return breaker
@@ -178,10 +178,10 @@ def counted(breaker: Breaker | None, now_ms: int, *, results: Results, failure: 
 def probed(
     breaker: Breaker | None, now_ms: int, *, account: str, failure: Failure | None = None
 ) -> Breaker | None:
-    """Note a probe that was delivered, or failed.
+    """Note a probe that was delivered or failed.
 
-    One that fails while the breaker is open again had begun before, as the one did that opened it: it
-    lengthens nothing.
+    A probe that fails while the breaker is open again had begun before that, as had the one that opened it:
+    it lengthens nothing.
     """
     if breaker is None or is_closed(breaker) or breaker.paused_at_ms:
         return breaker
@@ -200,7 +200,7 @@ def probed(
 
 
 def idle(breaker: Breaker | None, now_ms: int) -> Breaker | None:
-    """Close a half-open breaker: nothing waits any more that could be a probe."""
+    """Close a half-open breaker: nothing waits that could be a probe."""
     if breaker is None or state(breaker, now_ms) is not State.HALF_OPEN:
         return breaker
     return _closed(breaker, now_ms)
@@ -244,10 +244,10 @@ def _paused(breaker: Breaker, now_ms: int) -> Breaker:
 def limited(
     breaker: Breaker | None, now_ms: int, *, failure: Failure, delivered_per_s: float
 ) -> Breaker | None:
-    """Note that the receiver takes fewer requests than it gets: hold them for as long as it asks, and then
-    send somewhat slower than all workers together delivered before.
+    """Note that the receiver accepts fewer requests than it gets: send nothing for as long as it asks, and
+    then somewhat less than all workers together delivered before.
 
-    What else it refuses meanwhile was sent before the first refusal was known: it sets no pace.
+    Other requests that it refuses meanwhile were sent before the first refusal was known: they set no pace.
     """
     before = breaker or Breaker()
     if before.paused_at_ms:
@@ -264,16 +264,16 @@ def limited(
 
 
 def pace_per_s(breaker: Breaker | None, now_ms: float) -> float:
-    """Say how many attempts a second all workers together may begin; 0 where there is no such limit."""
+    """Return how many attempts a second all workers together may begin; 0 is no limit."""
     if breaker is None or not breaker.pace_per_s:
         return 0.0
-    seconds = min(max(0.0, now_ms - breaker.pace_at_ms) / 1000, 200.0)  # then it is past its bound
+    seconds = min(max(0.0, now_ms - breaker.pace_at_ms) / 1000, 200.0)  # then it has passed its bound
     pace = breaker.pace_per_s * _FASTER**seconds
     return pace if pace < MOST_PER_S else 0.0
 
 
 def tidied(breaker: Breaker | None, now_ms: int) -> Breaker | None:
-    """Forget a breaker of which nothing is left to be known: it is closed, and what it counts began since."""
+    """Forget a breaker that is closed and holds nothing else that is still needed."""
     is_over = breaker is None or (
         is_closed(breaker)
         and now_ms >= breaker.held_until_ms
@@ -285,7 +285,7 @@ def tidied(breaker: Breaker | None, now_ms: int) -> Breaker | None:
 
 
 def pinged(breaker: Breaker | None, now_ms: int, *, error: str) -> Breaker | None:
-    """Note what came of the last ping of a URL that is not verified; "" where it was answered."""
+    """Note the result of the last ping of a URL that is not verified; "" if it was answered."""
     return tidied((breaker or Breaker())._replace(ping_error=error), now_ms)
 
 
@@ -300,7 +300,7 @@ def paused(breaker: Breaker | None, now_ms: int, *, reason: str) -> Breaker:
 
 
 def report_taken(breaker: Breaker | None, now_ms: int, *, paused_at_ms: int) -> Breaker | None:
-    """Keep other workers from reporting a pause for a while, if it is to be reported now."""
+    """If a pause is to be reported now, keep other workers from reporting it for a while."""
     if breaker is None or breaker.paused_at_ms != paused_at_ms or not 0 < breaker.report_from_ms <= now_ms:
         return breaker
     return breaker._replace(report_from_ms=now_ms + REPORT_MS)
@@ -314,7 +314,7 @@ def reported(breaker: Breaker | None, _: int, *, paused_at_ms: int) -> Breaker |
 
 
 def tried_again(breaker: Breaker | None, _: int, *, reasons: tuple[str, ...]) -> Breaker | None:
-    """End a breaker's rest if it opened for one of these reasons (how they begin). A pause stays."""
+    """End a breaker's backoff if it opened for one of these reasons (how they begin). A pause stays."""
     if breaker is None or breaker.paused_at_ms or not breaker.reason.startswith(reasons):
         return breaker
     return breaker._replace(open_until_ms=0)
@@ -344,10 +344,10 @@ class Recent:
 
 
 class Concurrency:
-    """How many attempts may be in flight at the same time: those of each subscription, and `most` of all.
+    """How many attempts may be in flight at the same time: of each subscription, and `most` of all.
 
-    A subscription starts with two. Each delivery earns it one more, and overload takes half of it away: at
-    first it is not known which are dead, nor how much a receiver can bear.
+    A subscription starts with two. Each delivery adds one, and an overload halves them: at first it is not
+    known which receivers are dead, nor how much one can bear.
     """
 
     _LEAST = 2
@@ -383,8 +383,8 @@ class Concurrency:
         in_flight: int,
         in_flight_of_all: int,
     ) -> int:
-        """Say how many more may start. `probes`: so many at most, where the breaker is half-open (None: it is
-        closed). `limit` is the subscription's own; `per_second` (0: none) its pace or its own rate."""
+        """Return how many more may start. `probes`: at most so many, if the breaker is half-open (None: it is
+        closed). `limit` is the subscription's own; `per_second` its pace or its own rate (0: none)."""
         allowed = min(self._allowed.get(name, self._LEAST), limit)
         if probes is not None:
             allowed = min(allowed, probes)
@@ -406,7 +406,7 @@ OPEN_AFTER = 5
 """Rejected polls in a row, of two accounts at least, that open a provider's breaker."""
 
 PROBES_S = (5.0, 10.0, 20.0, 40.0, 60.0)
-"""How long after each probe in a row the next one goes out; then level."""
+"""How long after each probe in a row the next one is sent; the last one repeats."""
 
 
 @dataclass(slots=True)
@@ -437,7 +437,7 @@ class ProviderBreaker:
         return State.OPEN if now < self._probe_at else State.HALF_OPEN
 
     def may_ask(self, now: float) -> bool:
-        """Say whether a poll may go out; where it is a probe, the next one waits for longer."""
+        """Say whether a poll may be sent. If it is a probe, the next one waits for longer."""
         found = self.state(now)
         if found is State.HALF_OPEN:
             self._probe_at = now + PROBES_S[min(self._probes, len(PROBES_S) - 1)]
@@ -452,7 +452,7 @@ class ProviderBreaker:
         elif rejected.error_class != "rate":
             self._besides += 1
             if self._besides >= OPEN_AFTER:
-                self.cause = None  # it fails in another way by now
+                self.cause = None  # it fails in another way now
         was_closed = self.state(now) is State.CLOSED
         self.failures += 1
         if len(self._accounts) < 2:

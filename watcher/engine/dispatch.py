@@ -1,4 +1,4 @@
-"""Decides what a worker claims next: what is due, what is in hand, what each key can bear.
+"""Decides what a worker claims next: what is due, what is in hand, how much each key can bear.
 
 Pure and synchronous: time comes in, so no await ever finds it half-changed. It knows neither polls nor
 deliveries: a key is what falls due under one name, in up to 16 shards.
@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 Kind = Literal["poll", "delivery"]
 
 AT_ONCE = 32
-"""Keys that are claimed for at the same time, so that a thousand due keys do not hold up the next one."""
+"""Keys that are claimed for at the same time: a thousand due keys must not hold up the next one."""
 
 LOOK_S = 0.1
-"""Where room is scarce, a difference of less than this between two waits counts as none."""
+"""If capacity is scarce, two waits that differ by less than this count as equal."""
 
 
 class Key(NamedTuple):
@@ -28,12 +28,12 @@ class Key(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """How much more a key can bear now: `most` may start. With none, it is asked again after `rest_s`, or,
-    where it `is_full`, as soon as something of it ends.
+    """How much more a key can bear now: `most` may start. Without any, it is asked again after `wait_s`, or,
+    if it `is_full`, as soon as some of its work ends.
 
-    Where room `is_scarce` it is for the work that has waited longest, whatever its shard. While work is in
-    hand, or where the shards are known to have more of it, one more shard is claimed at for each `per_claim`:
-    work of one shard is also settled together.
+    If capacity `is_scarce`, it goes to the work that has waited longest, whatever its shard. While work is in
+    hand, or while shards are known to have more, another shard is claimed at for each `per_claim`: work of
+    one shard is also settled together.
     """
 
     most: int
@@ -44,7 +44,7 @@ class Capacity(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """Claim `at_most` at a shard, nothing that has waited for less than `waited_s`."""
+    """Claim `at_most` at a shard, and nothing that has waited for less than `waited_s`."""
 
     shard: int
     at_most: int
@@ -53,10 +53,11 @@ class Claim(NamedTuple):
 
 @dataclass(slots=True)
 class _Line:
-    """What is known of one key. `due`: shard -> since (or from) when; `few`: shard -> how many pieces that
-    is, where it is known; `claiming`: as `due`, while a claim is under way; `blocked`: shard -> it is not
-    claimed at until then; `rich`: shards where the last claim left more that is due. Times are those that
-    come in.
+    """What is known of one key.
+
+    `due`: shard -> since or from when; `few`: shard -> how many pieces that is, if known; `claiming`: as
+    `due`, while a claim is under way; `blocked`: shard -> it is not claimed at until then; `rich`: shards
+    where the last claim left more that is due. Times are those that come in.
     """
 
     due: dict[int, float] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class _Line:
     serving_since: float | None = None
 
     def is_due(self, shard: int, since: float) -> None:
-        """Note that something is due at a shard, whatever that is."""
+        """Note that something is due at a shard."""
         self.due[shard] = min(since, self.due.get(shard, math.inf))
         self.few.pop(shard, None)
 
@@ -85,7 +86,7 @@ class _Line:
 
 
 class Dispatch:
-    """The work of one worker. `takes(key)` says whether it is this worker's to claim."""
+    """The work of one worker. `takes(key)` says whether this worker may claim it."""
 
     def __init__(self, takes: Callable[[Key], bool] = lambda _: True) -> None:
         self._takes = takes
@@ -96,7 +97,7 @@ class Dispatch:
         self._in_flight: Counter[Kind] = Counter()
 
     def due(self, key: Key, shard: int, since: float, now: float) -> None:
-        """Note that work may be due at a shard, `since` then: the index names it."""
+        """Note that work may be due at a shard, `since` then, because the index names it."""
         line = self._line(key)
         if shard not in line.claiming and since < line.due.get(shard, math.inf) and self._takes(key):
             line.is_due(shard, since)
@@ -104,7 +105,7 @@ class Dispatch:
 
     def wake(self, key: Key, shard: int, now: float, *, is_one: bool = False) -> None:
         """Note that work was just made due at a shard: it comes before what was found by looking. `is_one`:
-        one piece of it, as far as is known."""
+        as far as is known, it is one piece."""
         line = self._line(key)
         known = line.few.get(shard) if shard in line.due else 0
         line.is_due(shard, now)
@@ -113,7 +114,7 @@ class Dispatch:
         self._arrange(key, line, now, self._woken)
 
     def reset(self, key: Key) -> None:
-        """Forget that a key is backing off or full: it may be asked sooner than was known."""
+        """Forget that a key is backing off or full: it may be asked sooner."""
         if line := self._lines.get(key):
             line.not_before, line.is_full = 0.0, False
 
@@ -123,7 +124,7 @@ class Dispatch:
         return [*self._lines]
 
     def forget(self, key: Key) -> bool:
-        """Forget a key that is no longer configured; returns False, and does nothing, while it is in hand."""
+        """Forget a key that is no longer configured. Returns False, and does nothing, while it is in hand."""
         line = self._lines.get(key)
         if line and (line.in_flight or line.is_queued or line.serving_since is not None):
             return False
@@ -134,7 +135,7 @@ class Dispatch:
         """Take the keys to claim for now. For each, `plan` and then `served` are called."""
         while self._timers and self._timers[0][0] <= now:
             _, key = heapq.heappop(self._timers)
-            if line := self._lines.get(key):  # else it was forgotten
+            if line := self._lines.get(key):  # otherwise it was forgotten
                 line.timer_at = math.inf
                 self._arrange(key, line, now)
         taken: list[Key] = []
@@ -154,7 +155,7 @@ class Dispatch:
         return taken
 
     def plan(self, key: Key, capacity: Capacity, now: float) -> list[Claim]:
-        """Share out the room of a key over its shards, those first where work has waited longest."""
+        """Share out the capacity of a key over its shards, first to those where work has waited longest."""
         line = self._lines[key]
         line.is_full = capacity.most <= 0 and capacity.is_full
         if capacity.most <= 0:
@@ -176,11 +177,11 @@ class Dispatch:
             at_most = min(capacity.most // len(shards), line.few.pop(shard, capacity.most) + 1)
             claims.append(Claim(shard, at_most, waited_s))
         line.claimed = sum(claim.at_most for claim in claims)
-        self._in_flight[key.kind] += line.claimed  # until it is known what the claims bring
+        self._in_flight[key.kind] += line.claimed  # until the claims are answered
         return claims
 
     def due_shards(self, key: Key, now: float) -> list[int]:
-        """Name the shards where work of a key is due and may be claimed."""
+        """Return the shards where work of a key is due and may be claimed."""
         line = self._lines[key]
         return [shard for shard, at in line.due.items() if max(at, line.blocked.get(shard, at)) <= now]
 
@@ -196,15 +197,14 @@ class Dispatch:
                 line.rich.add(shard)
 
     def block(self, key: Key, shard: int, for_s: float, now: float) -> None:
-        """Claim nothing at a shard of a key for a while: its keys are damaged, or other workers' work is due
-        there."""
+        """Claim nothing at a shard of a key for a while: its keys are damaged, or only other workers' work is
+        due there."""
         line = self._lines[key]
         line.claiming.pop(shard, None)
         line.blocked[shard] = now + for_s
 
     def served(self, key: Key, now: float, wait_s: float = 0.0) -> None:
-        """Note that the claims for a key are over. A shard that none of them answered for is due as
-        before."""
+        """Note that the claims for a key are over. A shard that no claim answered for is due as before."""
         line = self._lines[key]
         for shard, since in line.claiming.items():
             line.is_due(shard, since)
@@ -216,9 +216,11 @@ class Dispatch:
         self._arrange(key, line, now)
 
     def ahead(self, key: Key, now: float) -> int | None:
-        """Say how many pieces of a key come before one that is made due now: those in hand, those that claims
-        may bring, and those that wait. None: it is not known how many wait, or the key is full, backing off,
-        or not this worker's."""
+        """Return how many pieces of a key precede one that is made due now: those in hand, those that claims
+        may bring, and those that wait.
+
+        None: it is not known how many wait, or the key is full, backing off, or not for this worker.
+        """
         if not self._takes(key):
             return None
         line = self._lines.get(key)
@@ -235,7 +237,7 @@ class Dispatch:
         self._in_flight[key.kind] += 1
 
     def ended(self, key: Key, shard: int, now: float, *, is_more: bool = False) -> None:
-        """Note that something in hand has ended; `is_more`: more is due at its shard."""
+        """Note that something in hand has ended. `is_more`: more is due at its shard."""
         line = self._lines[key]
         line.in_flight -= 1
         self._in_flight[key.kind] -= 1
@@ -247,34 +249,34 @@ class Dispatch:
             self._arrange(key, line, now)
 
     def wait_s(self, key: Key, now: float) -> float:
-        """Say for how long a key is backing off, or full."""
+        """Return for how long a key is backing off or full."""
         return max(0.0, self._line(key).not_before - now)
 
     def in_flight(self, key: Key) -> int:
-        """Say how much of a key is in hand, or may be as soon as claims are answered."""
+        """Count what is in hand of a key, or may be once claims are answered."""
         line = self._line(key)
         return line.in_flight + line.claimed
 
     def in_flight_of(self, kind: Kind) -> int:
-        """Say how much of a kind is in hand, or may be as soon as claims are answered."""
+        """Count what is in hand of a kind, or may be once claims are answered."""
         return self._in_flight[kind]
 
     @property
     def is_idle(self) -> bool:
-        """Say that nothing is in hand, and that nothing may be claimed at this moment."""
+        """Say whether nothing is in hand and nothing may be claimed now."""
         return not any(
             line.in_flight or line.is_queued or line.serving_since for line in self._lines.values()
         )
 
     @property
     def next_at(self) -> float:
-        """Say when there may be something to take."""
+        """Return when there may be something to take."""
         if self._woken or self._ready:
             return 0.0
         return self._timers[0][0] if self._timers else math.inf
 
     def serving_since(self) -> Iterator[tuple[Key, float]]:
-        """Name the keys with a claim under way, and since when."""
+        """Return the keys with a claim under way, and since when."""
         for key, line in self._lines.items():
             if line.serving_since is not None:
                 yield key, line.serving_since

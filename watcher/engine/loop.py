@@ -1,7 +1,7 @@
-"""Runs what falls due: looks, claims where there is room, works, and goes on until it is stopped.
+"""Runs what falls due: looks, claims where there is capacity, works, and goes on until it is stopped.
 
-The one loop for polls and deliveries. What is unplanned ends here: it is logged as a bug, and costs the piece
-of work that it came from.
+This is the one loop for polls and deliveries. Unplanned exceptions end here: each is logged as a bug, and
+costs the piece of work that it came from.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ FIX_S = 2.0
 """How often the index is compared with the schedules of polls: an operator may have deleted it."""
 
 DAMAGED_S = 30.0
-"""Wait before a damaged key in Redis is read again: an operator may have fixed it."""
+"""How long before a damaged key in Redis is read again: an operator may have fixed it."""
 
 _TURN_S = 0.5
-"""How often a loop that has nothing to do still turns, to show that it lives."""
+"""How often a loop with nothing to do still turns, to show that it lives."""
 
 T = TypeVar("T")
 T2 = TypeVar("T2")
 
 
 class Claimed(NamedTuple):
-    """What a claim at a shard brought. `next_due_s`: in how many seconds more is due there (negative: it is
+    """The result of a claim at a shard. `next_due_s`: in how many seconds more is due there (negative: it is
     due now; None: the index will say). `block_s`: claim nothing there for so long."""
 
     leases: Sequence[Lease]
@@ -48,24 +48,25 @@ class Claimed(NamedTuple):
 
 
 class Work(Protocol):
-    """What falls due: the polls of all providers, or the deliveries of all subscriptions.
+    """What falls due: the polls of all providers, or the deliveries of all subscriptions. Methods raise
+    StoreError.
 
-    Methods raise StoreError. A lease that was claimed is given to `begin`, whose coroutines do the work; each
-    says whether more is due at its shard.
+    A claimed lease is given to `begin`, whose coroutines do the work; each returns whether more is due at its
+    shard.
     """
 
     breath_s: float
 
     def takes(self, name: str) -> bool:
-        """Say whether what is due under a name is this worker's to claim."""
+        """Say whether this worker may claim what is due under a name."""
         ...
 
     async def capacity(self, name: str, in_flight: int, in_flight_of_all: int) -> Capacity:
-        """Say how much more a name can bear."""
+        """Return how much more a name can bear."""
         ...
 
     def spare(self, name: str, in_flight: int, in_flight_of_all: int) -> int:
-        """Say how much more of a name may start without anything being asked for first."""
+        """Return how much more of a name may start without asking anything first."""
         ...
 
     async def claim(self, name: str, claim: Claim) -> Claimed: ...
@@ -75,29 +76,27 @@ class Work(Protocol):
         ...
 
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
-        """Keep these out of the index for a while: there is no room for them."""
+        """Take these out of the index for a while: there is no capacity for them."""
         ...
 
 
 async def _is_known() -> bool:
-    """All that there is is known."""
+    """Say that nothing is unknown: there is no directory."""
     return True
 
 
 @dataclass(slots=True)
 class Neighbours:
-    """What other workers of the namespace have, as `run.agreement` keeps it up to date.
+    """What other workers of the namespace have; `run.agreement` keeps it up to date.
 
-    `is_alone`: all of them run this configuration, so what it does not name no worker names. `workers`: how
-    many there are, with this one. They deliver for
-    the subscriptions that are `inactive` here, and poll the accounts that are `left`. Accounts that are
-    `contested` another worker has elsewhere under the same name, or recently had; `may_poll(account, source,
-    state_source)` says whether this worker, which polls `source`, may go on from a state that was read at
-    `state_source`.
-
-    `locked_accounts` and `locked_subscriptions` lie in the directory, and this worker cannot open them: they
-    are left to workers that can. What is not known may have been added just now: `look_again` takes that in,
-    or says that this is under way.
+    `is_alone`: all of them run this configuration, so a name that it lacks is at no worker. `workers`: how
+    many there are, with this one. The other workers deliver for the subscriptions that are `inactive` here,
+    and poll the accounts that are `left`. Accounts that are `contested` are, or recently were, elsewhere
+    under the same name at another worker; `may_poll(account, source, state_source)` says whether this worker,
+    which polls `source`, may go on from a state that was read at `state_source`. `locked_accounts` and
+    `locked_subscriptions` are records of the directory that this worker cannot decrypt, and leaves to workers
+    that can. A name that is unknown may have been added just now: `look_again` reads it, or says that this is
+    under way.
     """
 
     is_alone: bool = True
@@ -113,7 +112,7 @@ class Neighbours:
 
 class InUse:
     """Counts the uses of a client: `async with` around each. Once it is retired and its last use has ended,
-    it is closed, and leaves `still_open`."""
+    it is closed, and removed from `still_open`."""
 
     def __init__(self, stack: AsyncExitStack, still_open: set[AsyncExitStack] | None = None) -> None:
         self._stack = stack
@@ -142,10 +141,8 @@ class InUse:
 
 
 class survived:  # noqa: N801 - used as a word of `with`, and around every poll: a generator costs more
-    """Log a bug inside the block, such as a damaged key in Redis, and go on after it.
-
-    Errors that the caller expects, `but`, are raised.
-    """
+    """Log a bug inside the block, such as a damaged key in Redis, and go on after it. The errors in `but`,
+    which the caller expects, are raised."""
 
     __slots__ = ("_account", "_affected", "_but", "_subscription")
 
@@ -179,10 +176,10 @@ class survived:  # noqa: N801 - used as a word of `with`, and around every poll:
 
 
 class Places:
-    """Keeps places of a loop for what may be leased to this worker as it is made due: `with` around making it
-    due, and `begin` for what was leased. The other places are given back at the end.
+    """Keeps capacity of a loop for what may be leased to this worker in the step that makes it due: `with`
+    around that step, and `begin` for what was leased. The rest is given back at the end.
 
-    `kept` are the keys that have one: those with room for more than what waits already; no more of them than
+    `kept` are the keys that have a place: those that can bear more than what already waits, and no more than
     are claimed for at a time, so that a thousand that begin together hold nothing up.
     """
 
@@ -230,19 +227,19 @@ class Loop:
         self._places = 0
 
     def wake(self, key: Key, shard: int) -> None:
-        """Claim at once: something was just made due, one piece of work."""
+        """Claim at once: one piece of work was just made due."""
         self.dispatch.wake(key, shard, time.monotonic(), is_one=True)
         self._turn_sooner()
 
     def wake_all(self, key: Key) -> None:
-        """Claim wherever something may be due: a wait of the key may have ended early."""
+        """Claim wherever something may be due: a key's wait may have ended early."""
         self.dispatch.reset(key)
         for shard in range(SHARDS):
             self.dispatch.wake(key, shard, time.monotonic())
         self._turn_sooner()
 
     def keep(self, key: Key) -> bool:
-        """Keep a place for work of a key, if there is one; `begin` or `give_back` follows."""
+        """Keep a place for work of a key, if there is one. `begin` or `give_back` must follow."""
         dispatch, work = self.dispatch, self._works[key.kind]
         if self._turned_at is None or self.stopped.is_set():
             return False
@@ -265,7 +262,7 @@ class Loop:
         self._turn_sooner()
 
     def stop(self) -> None:
-        """Claim nothing more; what is in hand goes on to its end."""
+        """Claim nothing more. What is in hand goes on to its end."""
         self.stopped.set()
         self._wake.set()
 
@@ -274,13 +271,13 @@ class Loop:
         self._is_finishing = True
 
     def cut_off(self, key: Key, after_s: float) -> None:
-        """Cancel in a moment what is in hand under a key."""
+        """Cancel, in a moment, what is in hand under a key."""
         for task in self._tasks[key]:
             asyncio.get_running_loop().call_later(after_s, task.cancel)
 
     def forget(self, key: Key) -> bool:
-        """Forget a key that is no longer configured; False, and nothing, while it is in hand: call it again
-        later."""
+        """Forget a key that is no longer configured. Returns False, and does nothing, while it is in hand:
+        call it again later."""
         if is_over := self.dispatch.forget(key):
             self._tasks.pop(key, None)
         return is_over
@@ -312,7 +309,7 @@ class Loop:
                         holding = group.create_task(self._hold_back(), name="hold")
                     self._turns_at = min(self.dispatch.next_at, now + _TURN_S)
                     await pause(self._wake, self._turns_at - time.monotonic())
-            while self._places or any(self._tasks.values()):  # what is leased yet is begun, and given back
+            while self._places or any(self._tasks.values()):  # what is still leased is begun, and given back
                 self._wake.clear()
                 await self._wake.wait()
         finally:
@@ -346,7 +343,7 @@ class Loop:
         account: str | None = None,
         subscription: str | None = None,
     ) -> T | T2:
-        """Do something, and log a bug in it without failing; returns its result. StoreError passes."""
+        """Do something, and log a bug in it without failing. Returns its result. StoreError passes."""
         with survived(affected, but=StoreError, account=account, subscription=subscription):
             return await doing
         return otherwise
@@ -354,8 +351,8 @@ class Loop:
     async def _look(self) -> None:
         """Look at all shards for what may be due. Raises StoreError.
 
-        Now and then, fix the index first, and the clock, which else only claims correct: by a wrong one
-        nothing may be due.
+        At intervals, first correct the index, and the clock, which otherwise only claims correct: by a wrong
+        clock nothing may be due.
         """
         is_finishing = self._is_finishing  # as it was when this look began
         if time.monotonic() >= self._fix_at:
@@ -376,7 +373,7 @@ class Loop:
             self.stop()
 
     async def _hold_back(self) -> None:
-        """Keep what has no room out of the index for a while: one command for all of it in a shard."""
+        """Take what has no capacity out of the index for a while: one command for all of it in a shard."""
         held, self._held = self._held, defaultdict(dict)
         parts = [self._works[kind].hold(shard, for_s) for (kind, shard), for_s in held.items()]
         try:
@@ -385,7 +382,7 @@ class Loop:
             await self._health.failed(error)
 
     async def _serve(self, key: Key) -> None:
-        """Claim for one key what it can bear, and start the work."""
+        """Claim as much for one key as it can bear, and start the work."""
         try:
             wait_s = await self.survive(self._claim(key), DAMAGED_S, f"{key.kind} {key.name}")
         except StoreError as error:
@@ -394,7 +391,7 @@ class Loop:
         self._turn_sooner()
 
     async def _claim(self, key: Key) -> float:
-        """Claim and start; returns how long to wait before the next claim."""
+        """Claim and start. Returns how long to wait before the next claim."""
         work, dispatch = self._works[key.kind], self.dispatch
         capacity = await work.capacity(key.name, dispatch.in_flight(key), dispatch.in_flight_of(key.kind))
         now = time.monotonic()
@@ -413,7 +410,7 @@ class Loop:
         return work.breath_s
 
     async def _claim_at(self, key: Key, claim: Claim) -> Sequence[Lease]:
-        """Claim at one shard. A shard with damaged keys is not claimed at for a while, the others go on."""
+        """Claim at one shard. A shard with damaged keys is not claimed at for a while; the others go on."""
         asking = self._works[key.kind].claim(key.name, claim)
         where = f"{key.kind} {key.name}, shard {claim.shard}"
         claimed = await self.survive(asking, Claimed((), block_s=DAMAGED_S), where)
@@ -425,10 +422,10 @@ class Loop:
 
     def _start(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
         name, work = f"{key.kind} {lease.member}", self._do(key, shard, lease, doing)
-        self._tasks[key].add(asyncio.create_task(work, name=name))  # no group: it costs more than the task
+        self._tasks[key].add(asyncio.create_task(work, name=name))  # a group costs more than the task
 
     async def _do(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
-        """Do one piece of work. Its failure holds up no other."""
+        """Do one piece of work. If it fails, it holds up no other."""
         is_more, task = False, asyncio.current_task()
         assert task
         subscription = key.name if key.kind == "delivery" else None

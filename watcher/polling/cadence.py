@@ -1,6 +1,6 @@
 """When an account is polled next, and when it is stale. Pure: time and chance come in.
 
-Refuses to know why a poll was rejected beyond its error_class.
+Refuses to know more of a rejected poll than its error_class.
 """
 
 import heapq
@@ -14,33 +14,34 @@ from watcher.providers.contract import PERMANENT, ErrorClass
 from watcher.settings import AccountSettings
 
 SECOND_OPINION = timedelta(seconds=2)
-"""A suspect reading is polled again within seconds, but not at once."""
+"""A suspect asset is polled again within seconds, but not at once."""
 
 _EMPTY_AGAIN = timedelta(seconds=20)
-"""So often is an account read again whose listing suddenly names nothing, if its interval is longer."""
+"""How often an account is polled whose listing suddenly names nothing, if its interval is longer."""
 
 STALE_INTERVALS = 3
 """An account is stale when so many of its intervals, and the time-out, passed without a successful poll."""
 
 _FIRST_WAIT_S = 5.0
 _LONGEST_WAIT_S = 300.0
-"""Waits double with each rejected poll in a row: a provider that is down is asked every five minutes."""
+"""The wait doubles with each rejected poll in a row, up to this: a provider that is down is asked every five
+minutes."""
 
 _LONGEST_WAIT_OF_PROBE_S = 30.0
-"""One account of each provider, the probe account, is polled this often for all of them: so its return is
-known within an interval or two, and not after five minutes."""
+"""One account of each provider, the probe account, is polled this often for all of them, so that the
+provider's return is noticed within an interval or two and not after five minutes."""
 
 _WAITS_FOR_A_PERSON_S = (60, 300)
-"""A wrong key or a wrong account does not fix itself: it is polled seldom from the start."""
+"""A wrong key or account does not fix itself: it is polled seldom from the start."""
 
 _NO_PENDING = frozenset((None, "0"))
 
 _SPREAD = 0.1
-"""Each wait is up to this much shorter, so that accounts do not stay in step with each other."""
+"""Each wait is shortened by up to this part, so that accounts do not stay in step."""
 
 
 def wait_s(account: AccountSettings, state: AccountState) -> float:
-    """Say how long after a successful poll the next one is due."""
+    """Return how long after a successful poll the next one is due."""
     wait = account.interval
     if state.emptiness:
         return min(wait, _EMPTY_AGAIN).total_seconds()
@@ -55,7 +56,8 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
 def waits_ms(
     account: AccountSettings, error_class: ErrorClass, *, is_probe_account: bool = False, chance: float
 ) -> Sequence[int]:
-    """Say how long to wait after the first rejected poll in a row, the second, ...; the last one stays."""
+    """Return how long to wait after the first rejected poll in a row, the second, and so on; the last one
+    repeats."""
     if error_class in PERMANENT:
         return [spread_ms(wait, chance) for wait in _WAITS_FOR_A_PERSON_S]
     longest_s = _LONGEST_WAIT_OF_PROBE_S if is_probe_account else _LONGEST_WAIT_S
@@ -71,7 +73,7 @@ def spread_ms(seconds: float, chance: float) -> int:
 
 
 def patience_ms(account: AccountSettings, timeout: timedelta) -> int:
-    """Say for how long an account may go without a successful poll before it is stale."""
+    """Return how long an account may go without a successful poll before it is stale."""
     return int(1000 * (STALE_INTERVALS * account.interval + timeout).total_seconds())
 
 
@@ -83,12 +85,13 @@ def stale_since_ms(
     patience_ms: int,
     now_ms: int,
 ) -> int | None:
-    """Say since when an account is stale (Unix ms), or None. The event, the log line, the metric, `status`
+    """Return since when an account is stale (Unix ms), or None. The event, the log line, the metric, `status`
     and the page all go by this.
 
-    `reported_ms` is not 0 from `account.stale` until `account.recovered`. Else the time counts from the last
-    successful poll; where there was none, from when the account was first to be polled (0: not known). It
-    never counts from before workers were there to poll (`watched_since_ms`).
+    `reported_ms` is not 0 from `account.stale` until `account.recovered`, and then it is the answer.
+    Otherwise the time counts from the last successful poll; if there was none, from when the account was
+    first to be polled (0: not known). It never counts from before workers were there to poll
+    (`watched_since_ms`).
     """
     if reported_ms:
         return reported_ms
@@ -99,7 +102,7 @@ def stale_since_ms(
 
 
 class Watched(NamedTuple):
-    """One account of a provider, when to look at it next, and since when it is polled here (Unix ms)."""
+    """One account of a provider: when to check it next, and since when it is polled here (Unix ms)."""
 
     look_at_ms: int
     first_seen_ms: int
@@ -108,14 +111,14 @@ class Watched(NamedTuple):
 
 
 class Watch:
-    """When to look which accounts are stale: at each when it may have become so, and no sooner."""
+    """When to check which accounts are stale: each when it may have become stale, and no sooner."""
 
     def __init__(self) -> None:
         self._heap: list[Watched] = []
         self._first_seen_ms: defaultdict[str, dict[str, int]] = defaultdict(dict)
 
     def follow(self, provider: str, account: str, now_ms: int, *, in_ms: int = 0) -> None:
-        """Look at an account from then on, if it is a new one."""
+        """Check an account from then on, if it is a new one."""
         if account not in self._first_seen_ms[provider]:
             self._first_seen_ms[provider][account] = now_ms
             self.again(Watched(now_ms + in_ms, now_ms, provider, account))
@@ -129,15 +132,15 @@ class Watch:
         self._first_seen_ms.pop(provider, None)
 
     def due(self, now_ms: int, at_most: int) -> list[Watched]:
-        """Take the accounts that are to be looked at now; each must be given back (`again`)."""
+        """Take the accounts that are to be checked now. Each must be given back (`again`)."""
         found: list[Watched] = []
         while self._heap and self._heap[0].look_at_ms <= now_ms and len(found) < at_most:
             one = heapq.heappop(self._heap)
-            # else it was forgotten meanwhile
+            # otherwise it was forgotten meanwhile
             if self._first_seen_ms[one.provider].get(one.account) == one.first_seen_ms:
                 found.append(one)
         return found
 
     def again(self, one: Watched, look_at_ms: int | None = None) -> None:
-        """Look at an account again at that time; where none is given, when it was to be looked at before."""
+        """Check an account again at that time, or else when it was to be checked before."""
         heapq.heappush(self._heap, one if look_at_ms is None else one._replace(look_at_ms=look_at_ms))

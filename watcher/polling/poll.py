@@ -32,43 +32,43 @@ _QUARANTINE_MS = (300_000,)
 """How often a damaged state is read again: an operator may have fixed it."""
 
 _LOOK_AGAIN_MS = 5_000
-"""How soon a stale account is looked at again: another worker may have polled it."""
+"""How soon a stale account is checked again: another worker may have polled it."""
 
 _AT_ONCE_MS = 1_000
 
 _LEASE_MARGIN_S = 15
-"""A lease outlasts the longest poll by the longest wait for a turn, and a margin."""
+"""A lease outlasts the longest poll by the longest wait for a turn, and by a margin."""
 
 _OUTAGE_FROM = 2
-"""Rejected polls of the probe account in a row, by any workers, after which others may wait for its return:
-their waits after one are as short as its own."""
+"""After so many rejected polls of the probe account in a row, by any workers, the other accounts may be
+waiting for its return: their waits after one are as short as its own."""
 
 MEMO_BYTES = 7_000_000
-"""Of memory, for the last answers of the accounts that changed last: of a thousand with ten assets."""
+"""Memory for the last answers of the accounts that changed last: a thousand with ten assets."""
 
 
 class Settled(NamedTuple):
-    """The last successful answer of an account, if the same answer again would change nothing."""
+    """The last successful answer of an account, if the same answer would change nothing."""
 
     digest: bytes
     version: str
     wait_ms: int
-    """Until the next poll, spread once: an account whose answers stay alike keeps its own rhythm."""
+    """Until the next poll, spread once: an account whose answers stay the same keeps its own rhythm."""
     account: AccountSettings
-    """As it was asked for: a reload may have changed it since, even while the poll was under way."""
+    """The account as it was polled: a reload may have changed it since, even during the poll."""
     watches: tuple[Watch, ...]
     interest: int
-    """The version of the `Interest` that the watches are of."""
+    """The version of the `Interest` that the watches are from."""
 
 
 class Poller:
-    """Polls the accounts of one provider. Queues that it fills are begun in `loop` at once, by `deliver(name,
-    leased)`, as far as there is room for them; for the others, which are due, it is woken. `memos`, of the
-    last answers by account, are shared by the pollers of a worker.
+    """Polls the accounts of one provider.
 
-    `most_requests` bounds the requests of a poll; `needed_per_second` are what all accounts take at their
-    intervals. The account `probe_account`, the same one for all workers, is polled whenever it is due; while
-    its polls are rejected, others hardly are.
+    `deliver(name, leased)` begins the queues that a poll fills at once in `loop`, as far as there is
+    capacity; for the others, which are due, the loop is woken. `memos`, of the last answers by account, are
+    shared by the pollers of a worker. `most_requests` bounds the requests of a poll; `needed_per_second` is
+    what all accounts take at their intervals. The account `probe_account`, the same one at all workers, is
+    polled whenever it is due; while its polls are rejected, the others are hardly polled.
     """
 
     def __init__(
@@ -118,25 +118,23 @@ class Poller:
         return int(1000 * (turns_s + rounds * self.settings.timeout.total_seconds() + _LEASE_MARGIN_S))
 
     def cost(self, account: AccountSettings | None) -> int:
-        """Say how many requests a poll of this account takes: none for an account that is not ours."""
+        """Return how many requests a poll of this account takes: none for an account that is not ours."""
         return self._client.cost(account) if account else 0
 
     async def may_poll(
         self, account: AccountSettings, may_poll: Callable[[str, str, str | None], bool]
     ) -> bool:
-        """Say whether an account is this worker's, if another worker has the name elsewhere: else each would
-        make a new baseline of what the other one polled. `may_poll` is that of `Neighbours`."""
+        """Say whether this worker may poll an account whose name another worker has elsewhere: otherwise each
+        would make a new baseline of what the other polled. `may_poll` is that of `Neighbours`."""
         try:
             state = await self._polls.read_state(self.settings.name, account.name)
         except BadState:
-            return True  # which is then reported
+            return True  # the poll then reports it
         return may_poll(account.name, self._client.source(account), state.source if state else None)
 
     async def poll(self, account: AccountSettings, lease: Lease) -> bool:
-        """Make one poll and log its result; returns whether its answer was taken in.
-
-        Raises StoreUnreachable.
-        """
+        """Make one poll and log its result. Returns whether its answer was accepted. Raises
+        StoreUnreachable."""
         is_taken = False
         started = self._report.began()
         try:
@@ -146,7 +144,7 @@ class Poller:
             except Rejected as rejected:
                 await self._reject(account, lease, rejected, started)
                 if isinstance(rejected, NotAsked) and not await self._is_probe_failing():
-                    # It ended meanwhile, and the worker that made all due came before this one was postponed.
+                    # The outage ended, and a worker made all accounts due before this one was postponed.
                     await self.make_due(shard_of(account.name))
             if self._is_back:
                 self._is_back = False
@@ -160,18 +158,18 @@ class Poller:
 
     @property
     def stale_accounts(self) -> Collection[str]:
-        """The accounts that are stale, as far as this worker looked."""
+        """The stale accounts, as far as this worker knows."""
         return self._report.stale_accounts(self.settings.name)
 
     def patience_ms(self, account: AccountSettings) -> int:
-        """Say for how long an account may go without a successful poll before it is stale."""
+        """Return how long an account may go without a successful poll before it is stale."""
         return patience_ms(account, self.settings.timeout)
 
     async def look_stale(self, account: AccountSettings, *, first_seen_ms: int, watched_since_ms: int) -> int:
-        """Emit that an account had no successful poll for too long, unless a worker did already.
+        """Emit that an account had no successful poll for too long, unless a worker did so already. No lease
+        is needed: a poll that is under way goes on from the state that this leaves.
 
-        It needs no lease: a poll that is under way goes on from the state that this leaves. Returns when to
-        look again (Unix ms). Raises StoreError, and BadState.
+        Returns when to check again (Unix ms). Raises StoreError, and BadState.
         """
         name, now_ms, patience = account.name, self._now_ms(), self.patience_ms(account)
         state = await self._polls.read_state(self.settings.name, name)
@@ -191,7 +189,7 @@ class Poller:
         failures, stale_ms = self._report.failures(self.settings.name), now_ms - since_ms
         error_class, reason = self._why_late(failing)
         if reported_ms:
-            # To a worker that came after it was emitted it is news.
+            # It is news to a worker that started after it was emitted.
             failures.stale(name, reason, stale_ms, is_news=reported_ms + patience < first_seen_ms)
             return now_ms + _LOOK_AGAIN_MS
         step = go_stale(
@@ -205,7 +203,7 @@ class Poller:
         )
         try:
             reply = await self._write(account, None, state, step)
-        except StoreError:  # a full server, say: then it is a line at least
+        except StoreError:  # on a full server, for example: then it is logged at least
             failures.stale(name, reason, stale_ms)
             raise
         if reply not in (Reply.DONE, Reply.DONE_BEFORE):
@@ -214,7 +212,7 @@ class Poller:
         return now_ms + _LOOK_AGAIN_MS
 
     def _why_late(self, failing: Failing | None) -> tuple[str, str]:
-        """Say why an account is stale: an error_class, or late, and a reason."""
+        """Return why an account is stale: an error_class, or late, and a reason."""
         if failing:
             return failing.error_class, failing.reason
         made = USABLE * self.settings.requests_per_second
@@ -226,14 +224,14 @@ class Poller:
     async def _came_late(
         self, account: AccountSettings, state: AccountState | None, observed_ms: int
     ) -> bool:
-        """Say whether an account stays stale in spite of a successful poll: where the first poll after the
-        last successful one came late, as where the rate limit cannot bear so many accounts."""
+        """Say whether an account stays stale in spite of a successful poll, because the first poll after the
+        last successful one came late, as when the rate limit cannot bear so many accounts."""
         if state is None or not state.stale_since_ms:
             return False
         failing = await self._polls.failing(self.settings.name, account.name)
         asked_ms = failing.since_ms if failing else observed_ms
         counts_from_ms = max(state.polled_at_ms or state.stale_since_ms, self._polls.watched_since_ms)
-        # An interval sooner than it would be stale: else it went to and fro.
+        # An interval before it would be stale: otherwise it would change to and fro.
         in_time_ms = self.patience_ms(account) - 1000 * account.interval.total_seconds()
         return asked_ms - counts_from_ms > in_time_ms
 
@@ -243,9 +241,9 @@ class Poller:
             await self._polls.make_due(self.settings.name, shard, lease_ms=self.lease_ms)
 
     async def ask(self, account: AccountSettings) -> tuple[bytes, ...]:
-        """Send the requests of one poll. Raises Rejected, NotAsked where nothing was sent, and StoreError."""
+        """Send the requests of one poll. Raises Rejected, NotAsked if nothing was sent, and StoreError."""
         is_probe = account.name == self.probe_account
-        # Where the breaker is open, another worker may know by now that the provider is back.
+        # The breaker is open here; another worker may know that the provider is back.
         if not is_probe and not self._breaker.may_ask(self._clock()) and await self._is_probe_failing():
             if cause := self._breaker.cause:
                 raise NotAsked(cause.error_class, cause.reason)
@@ -257,7 +255,7 @@ class Poller:
             self._breaker.rejected(account.name, rejected, now)
             is_open = self._breaker.state(now) is not State.CLOSED
             self._was_open |= is_open
-            if is_open and not self._breaker.cause:  # which is reported itself, and is what to look at
+            if is_open and not self._breaker.cause:  # that one is reported, and is the one to look at
                 self._report.failures(self.settings.name).unavailable(rejected)
             raise
         if self._breaker.failures:
@@ -265,19 +263,19 @@ class Poller:
             self._is_back |= self._was_open
             self._was_open = False
         if is_probe and not self._is_back:
-            # This worker may have seen little of the outage: others polled, or it was started in the midst.
+            # This worker may have seen little of the outage: others polled, or it started during it.
             self._is_back = await self._is_probe_failing(times=_OUTAGE_FROM)
         self._report.answered(self.settings.name)
         return bodies
 
     async def _is_probe_failing(self, *, times: int = 1) -> bool:
-        """Say whether the last polls of the probe account, so many in a row, by any worker, were rejected."""
+        """Say whether so many polls of the probe account in a row were rejected, by any worker."""
         return await self._polls.is_failing(self.settings.name, self.probe_account, times=times)
 
     async def _take(
         self, account: AccountSettings, lease: Lease, bodies: tuple[bytes, ...], started: float
     ) -> bool:
-        """Take in an answer, and say whether that was in time. Raises Rejected if it is not a successful one,
+        """Take in an answer. Returns whether that was in time. Raises Rejected if it is not a successful one,
         and BadState."""
         observed_ms = self._now_ms()
         digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
@@ -305,11 +303,12 @@ class Poller:
         observed_ms: int,
         started: float,
     ) -> bool:
-        """Read an answer, and move the state on to it; if another worker was faster, the one that it left."""
+        """Read an answer, and move the state on to it. If another worker was faster, start again from the
+        state that it left."""
         source = self._client.source(account)
         memo = self._memos.take(account.name) or Memo()
         named = {watch.threshold.asset for watch in answer.watches}
-        for is_last in (False, False, True):  # losing to another worker three times is no accident
+        for is_last in (False, False, True):  # being slower than another worker three times is no accident
             state = await self._polls.state_of(self.settings.name, account.name)
             entries = state.entry_by_asset.values() if state and state.source == source else ()
             known = {entry.asset.id: entry.asset for entry in entries}
@@ -329,7 +328,7 @@ class Poller:
             )
             assert step or state, "without a state, a reading is a baseline"
             after: AccountState = step.state if step else state  # type: ignore[assignment]  # asserted above
-            # Three waits after an empty listing make the minute that it needs: they are never shortened.
+            # Three waits after an empty listing make up the minute that it needs: they are not shortened.
             chance = 0 if after.emptiness else random.random()
             wait_ms = spread_ms(wait_s(account, after), chance)
             settled = answer._replace(version=after.version, wait_ms=wait_ms)
@@ -343,7 +342,7 @@ class Poller:
             if is_last or reply is not Reply.MOVED_ON:
                 break
         is_taken = reply in (Reply.DONE, Reply.DONE_BEFORE)
-        # Would the same answer again change nothing? Not even by a newer list of assets?
+        # Would the same answer change nothing, not even with a newer list of assets?
         if is_taken and not snapshot.is_open and after.is_at_rest(needs_decimals=self._client.lists_assets):
             self._settled[account.name] = settled
             self._memos.keep(account.name, memo, memo.bytes_held)
@@ -373,7 +372,7 @@ class Poller:
         *,
         due_ms: float = 0,
     ) -> Reply:
-        """Commit a step; report it, and deliver what it queued, or have it claimed."""
+        """Commit a step, report it, and deliver what it queued, or have it claimed."""
         keys, shard = [Key("delivery", name) for name in step.queued], shard_of(account.name)
         with Places(self._loop, keys) as places:
             reply, leased = await self._polls.commit(

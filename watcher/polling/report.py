@@ -1,6 +1,6 @@
-"""What is reported of polls: a log line for each, stale accounts, permanent rejections, and the counts.
+"""Reports polls: a log line for each, stale accounts, permanent rejections, and the counters.
 
-An account or a provider that goes on failing is reported as that begins, now and then while it lasts, and
+An account or a provider that keeps failing is reported when that begins, at intervals while it lasts, and
 when it is over.
 """
 
@@ -22,29 +22,27 @@ from watcher.store.schedule import Reply
 from watcher.store.state import BadState
 
 _ONE_LINE = 20
-"""So many accounts that go stale or recover together are one line; fewer have a line each."""
+"""From so many on, accounts that become stale or recover together have one line; fewer have a line each."""
 
 _GATHER_S = 2.0
-"""Accounts count as together that go stale or recover within so long of one another,"""
+"""Accounts that become stale or recover count as together within so long of one another,"""
 
 _GATHER_AT_MOST_S = 10.0
 """and within so long of the first."""
 
 _GATHER_AGAIN_S = 60.0
-"""Further ones are reported this much later: a failing provider takes its accounts with it one by one."""
+"""Later ones are reported this much later: a failing provider takes its accounts with it one by one."""
 
 _CAUSE_AGAIN_S = 60.0
 """How seldom accounts that meet a known cause later are reported, together."""
 
 _LOOK_S = 5.0
-"""Between two looks whether another worker has polled an account successfully that this one saw rejected."""
+"""Between two checks whether another worker has polled an account successfully that was rejected here."""
 
 
 class NotAsked(Rejected):
-    """Nothing was sent: the provider fails for all accounts, and another account's poll is the probe.
-
-    If it fails for a reason that only a person can fix, that is the reason for all accounts.
-    """
+    """Nothing was sent: the provider fails for all accounts, and another account's poll is the probe. If it
+    fails for a reason that only a person can fix, that is the reason for all accounts."""
 
 
 class Cause(NamedTuple):
@@ -62,7 +60,7 @@ class _Lasting(NamedTuple):
 
 
 def _lines(lasting_by_account: Mapping[str, _Lasting]) -> Iterator[tuple[dict[str, object], str]]:
-    """Give the fields and the reason of each line: of many accounts the longest time and the most frequent
+    """Return the fields and the reason of each line; of many accounts, the longest time and the most frequent
     reason."""
     lasting = lasting_by_account.values()
     if len(lasting) < _ONE_LINE:
@@ -74,10 +72,10 @@ def _lines(lasting_by_account: Mapping[str, _Lasting]) -> Iterator[tuple[dict[st
 
 
 class ProviderFailures:
-    """What fails at one provider, as far as one worker has seen it: made at its first failure.
+    """What fails at one provider, as far as one worker knows: made at its first failure.
 
-    `is_rejected(account)` says whether its last poll, by any worker, was rejected. Times are Unix
-    ms of the server, or seconds of `clock`.
+    `is_rejected(account)` says whether its last poll, by any worker, was rejected. Times are Unix ms of the
+    server, or seconds of `clock`.
     """
 
     def __init__(
@@ -102,10 +100,8 @@ class ProviderFailures:
         self._look_at = 0.0
 
     def remember(self, failing: Mapping[str, Failing], *, now_ms: int) -> list[str]:
-        """Take over what failed before this worker, or this configuration, so that its end is reported.
-
-        Names the accounts to poll at once: an operator may have fixed the cause.
-        """
+        """Take over what failed before this worker or this configuration, so that its end is reported.
+        Returns the accounts to poll at once: an operator may have fixed the cause."""
         found = [name for name, one in failing.items() if one.error_class in PERMANENT]
         for name in found:
             one = failing[name]
@@ -132,12 +128,12 @@ class ProviderFailures:
             self._say(cause, account, streak, status=rejected.status)
 
     def rejected(self, account: str) -> bool:
-        """Note a rejected poll; says whether to log it: when the rejections of its account begin, and now and
-        then while they last."""
+        """Note a rejected poll. Returns whether to log it: when the rejections of its account begin, and at
+        intervals while they last."""
         return self._throttle.struck(("rejected", account), self._clock()) is not None
 
     def unavailable(self, rejected: Rejected) -> None:
-        """Note that the provider's breaker is open; reported as other failures that last."""
+        """Note that the provider's breaker is open; it is reported as other failures that last are."""
         if streak := self._throttle.struck("unavailable", self._clock()):
             log.warning(
                 "provider.unavailable",
@@ -149,7 +145,7 @@ class ProviderFailures:
             )
 
     def answered(self) -> None:
-        """Note that the provider answers: its outage, if it was one, is over."""
+        """Note that the provider answers: its outage, if there was one, is over."""
         if streak := self._throttle.over("unavailable", self._clock()):
             log.info("provider.recovered", provider=self._provider, **streak._asdict())
 
@@ -163,7 +159,7 @@ class ProviderFailures:
         return self._stale.keys()
 
     def stale(self, account: str, reason: str, stale_ms: int, *, is_news: bool = True) -> None:
-        """Note an account that is stale; unless that is no news, it is reported with others that are."""
+        """Note a stale account; if that is news, it is reported together with others."""
         if account in self._stale:
             return
         now = self._clock()
@@ -174,7 +170,7 @@ class ProviderFailures:
             self._gather(self._went_stale, account, _Lasting(stale_ms, reason))
 
     def fresh(self, account: str) -> None:
-        """Note an account that is not stale, or not any more."""
+        """Note an account that is not stale, or no longer."""
         if self._stale.pop(account, None) and not self._stale:
             self._throttle.over("stale", self._clock())
 
@@ -193,7 +189,7 @@ class ProviderFailures:
         self._report_at = min(max(self._report_at, now + _GATHER_S), self._report_by)
 
     def succeeded(self, account: str) -> Streak | None:
-        """Note a successful poll; returns for how long the account's polls were rejected, and how often."""
+        """Note a successful poll. Returns how long the account's polls were rejected, and how often."""
         now = self._clock()
         if streak := self._throttle.over(("quarantined", account), now):
             log.info("account.recovered", account=account, provider=self._provider, **streak._asdict())
@@ -206,10 +202,10 @@ class ProviderFailures:
             self._throttle.over((what, account), self._clock())
 
     async def report_fixed(self, account: str) -> None:
-        """Report the causes that are fixed, now that an account was polled successfully.
+        """Report the causes that are fixed, after a successful poll.
 
-        A key is right when one of its rejected accounts succeeds; any other cause is fixed when all of them
-        do.
+        A key is right when one of its rejected accounts succeeds; any other cause is fixed when all of its
+        accounts do.
         """
         for cause, accounts in self._accounts_by_cause.items():
             if account in accounts and cause.error_class == "auth":
@@ -227,8 +223,9 @@ class ProviderFailures:
                 )
 
     async def _is_over(self, cause: Cause) -> bool:
-        """Look one by one whether other workers polled its accounts since, at most every few seconds."""
-        accounts = self._accounts_by_cause.get(cause, set())  # none: another poll reported its end
+        """Check one by one whether other workers have polled its accounts since, at most every few
+        seconds."""
+        accounts = self._accounts_by_cause.get(cause, set())  # none: another poll has reported its end
         while accounts:
             if self._clock() < self._look_at:
                 return False
@@ -241,8 +238,8 @@ class ProviderFailures:
         return True
 
     def report(self, *, at_once: bool = False) -> None:
-        """Log what has gathered: a line for one account, or one for all of them; and how many accounts a
-        known cause concerns by now."""
+        """Log what has gathered: a line for one account or for all; and how many accounts a known cause
+        concerns now."""
         now = self._clock()
         if self._stale and self._throttle.struck("stale", now):  # after an hour, and daily
             for name, (since, reason) in self._stale.items():
@@ -295,7 +292,7 @@ class PollReport:
         self._failures: dict[str, ProviderFailures] = {}
 
     def failures(self, provider: str) -> ProviderFailures:
-        """Return what is known of a provider that fails."""
+        """Return what is known of a failing provider."""
         if (found := self._failures.get(provider)) is None:
 
             async def is_rejected(account: str) -> bool:
@@ -306,20 +303,20 @@ class PollReport:
         return found
 
     def forget(self, provider: str, account: str | None = None) -> None:
-        """Forget what failed at a provider, or of one account there: it is not configured any more, or in
-        another way."""
+        """Forget what failed at a provider, or for one of its accounts: it is no longer configured, or
+        differently."""
         if account is None:
             self._failures.pop(provider, None)
         elif failures := self._failures.get(provider):
             failures.forget(account)
 
     def is_fresh(self, provider: str, account: str) -> None:
-        """An account is not stale, or not any more."""
+        """Note that an account is not stale, or no longer."""
         if failures := self._failures.get(provider):
             failures.fresh(account)
 
     def stale_accounts(self, provider: str) -> Collection[str]:
-        """Name the accounts of a provider that are stale, as far as this worker looked."""
+        """Return the stale accounts of a provider, as far as this worker knows."""
         failures = self._failures.get(provider)
         return failures.stale_accounts if failures else ()
 
@@ -332,19 +329,19 @@ class PollReport:
             failures.report(at_once=at_once)
 
     def began(self) -> float:
-        """Count a poll; returns when it began."""
+        """Count a poll. Returns when it began."""
         self._counters.polls += 1
         return time.monotonic()
 
     def answered(self, provider: str) -> None:
-        """A provider has answered one account."""
+        """Note that a provider has answered for one account."""
         if failures := self._failures.get(provider):
             failures.answered()
 
     async def finished(
         self, account: AccountSettings, reply: Reply, started: float, step: Step | None
     ) -> None:
-        """A successful poll was taken in, or came too late."""
+        """Report a successful poll that was accepted, or that came too late."""
         duration_s = time.monotonic() - started
         is_done = reply in (Reply.DONE, Reply.DONE_BEFORE)
         outcome = ("committed" if step else "unchanged") if is_done else "discarded"
@@ -378,7 +375,7 @@ class PollReport:
     def rejected(
         self, account: AccountSettings, rejected: Rejected, postponed: Postponed | None, started: float
     ) -> None:
-        """A poll was rejected: its account waits."""
+        """Report a rejected poll: its account waits."""
         duration_s = time.monotonic() - started
         self._counters.rejected += 1
         self._counters.by_error_class[account.provider, rejected.error_class] += 1
@@ -401,7 +398,7 @@ class PollReport:
             log.debug("poll.rejected", **line)
 
     def quarantined(self, account: AccountSettings, damage: BadState, started: float) -> None:
-        """An account's state cannot be read."""
+        """Report that an account's state cannot be read."""
         self._count(account.provider, "quarantined", time.monotonic() - started)
         self.failures(account.provider).quarantined(account.name, damage)
 
@@ -412,7 +409,7 @@ class PollReport:
         counters.polling_s[provider] += duration_s
 
     def committed(self, account: AccountSettings, step: Step) -> None:
-        """A step was written: report its baseline, its suspect assets and its events."""
+        """Report a step that was written: its baseline, its suspect assets and its events."""
         if step.advance.is_baseline:
             assets = len(step.state.entry_by_asset)
             names = {"account": account.name, "provider": account.provider, "by": step.advance.reset_by}

@@ -1,4 +1,4 @@
-"""Polls as the engine runs them: how much a provider can bear, claims, turns at its rate limit."""
+"""Polls as the engine runs them: how much a provider can bear, claims, and turns at its rate limit."""
 
 import asyncio
 import math
@@ -26,13 +26,14 @@ from watcher.store.schedule import Lease
 from watcher.store.state import BadState
 
 CONCURRENCY = 64
-"""Polls of one provider at the same time: the throughput of one process levels off there."""
+"""Polls of one provider at the same time: more would not raise the throughput of a process."""
 
 _SCARCE_MS = 100
-"""Turns that are further off are scarce: then they are for the accounts that have waited longest."""
+"""Turns that are further off are scarce: they go to the accounts that have waited longest."""
 
 _PER_CLAIM = 16
-"""Accounts that make one more shard worth a claim: accounts of one shard are also settled together."""
+"""How many accounts make it worth claiming at one more shard: accounts of one shard are also settled
+together."""
 
 _AHEAD_S = 0.5
 """How far ahead of its turn a poll is claimed: more would keep it from other workers."""
@@ -41,47 +42,47 @@ _AT_ONCE_S = 0.1
 """How many seconds of a provider's rate one claim takes: many workers may claim at the same moment."""
 
 LONGEST_TURN_S = 5.0
-"""Longest wait for a turn with a lease in hand, which would end meanwhile: beyond it, as when many workers
-claim at the same moment, the lease is given back."""
+"""The longest wait for a turn with a lease in hand. Beyond it, as when many workers claim at the same moment,
+the lease is given back, because it would end meanwhile."""
 
 _LATE_S = 0.04
-"""A turn that was missed by more is taken anew: late polls together would exceed the limit. Turns are 5 %
-further apart than the limit asks: of turns missed by less, no more fall into a second than may."""
+"""A turn that was missed by more than this is taken again: late polls together would exceed the limit. Turns
+are 5 % further apart than the limit asks, so that turns missed by less do not exceed it."""
 
 _LATE_TURNS = 3
-"""Turns missed in a row before a poll goes out late: a machine that is always late must poll, too."""
+"""After so many missed turns in a row a poll is sent late: a machine that is always late must poll, too."""
 
 _UNKNOWN_MS = 10_000
-"""An account that this worker's configuration does not know is left to workers that know it."""
+"""For so long, an account that this worker's configuration lacks is left to workers that have it."""
 
 _LEFT_S = 60.0
-"""An account that is left to other workers is not claimed for so long."""
+"""For so long, an account that is left to other workers is not claimed."""
 
 _OTHERS_S = 1.0
-"""A shard where only others' accounts are due is not looked at for so long."""
+"""For so long, a shard where only others' accounts are due is not claimed at."""
 
 _MOST_LEFT = 500
-"""Accounts named with a claim as not ours: beyond it they are claimed, and given back at once."""
+"""How many accounts a claim may name as not ours. Further ones are claimed, and given back at once."""
 
 _SOON_MS = 1_000
-"""Where more accounts are others', each is given back for so long; and one that will be known soon."""
+"""For so long, such a further account is given back; and one that will be known soon."""
 
 _REFUSED_S = 1.0
-"""How long no poll is claimed while nothing may be committed, before that is looked at again."""
+"""While nothing may be committed, no poll is claimed for so long before the next check."""
 
 _AGAIN_S = 0.5
-"""Between two tries to give a lease back, while Redis is away."""
+"""Between two tries to give a lease back while Redis is away."""
 
 
 _LOOKED_AT = 2_000
-"""Accounts of a provider whose last poll is looked at in a second: at intervals of 30 s that is 200,000."""
+"""Accounts of a provider whose last poll is read in a second: 200,000, if their intervals are 30 s."""
 
 _JUDGED = 500
-"""Accounts of a provider whose state is read because they may be stale, in a second."""
+"""Accounts of a provider whose state is read in a second because they may be stale."""
 
 
 class Turn(NamedTuple):
-    """When a poll may start, in loop time. Later than `until` is too late for the limit to hold."""
+    """When a poll may start, in loop time. After `until` it is too late for the limit to hold."""
 
     at: float
     until: float
@@ -90,9 +91,9 @@ class Turn(NamedTuple):
 class ProviderPolls(InUse):
     """The polls of one provider. `stack` closes what `poller` uses, after its last poll.
 
-    `unread` and `unpolled` are the accounts of which `run --once` took in no answer yet, or made no poll;
-    else they are None. `has_lost`: whether a schedule of its accounts was gone since the last look, because
-    an operator deleted it.
+    `unread` and `unpolled` are the accounts whose answer `run --once` has not accepted yet, or that it has
+    not polled; otherwise they are None. `has_lost`: a schedule of its accounts is gone since the last check,
+    because an operator deleted it.
     """
 
     def __init__(
@@ -123,8 +124,8 @@ class ProviderPolls(InUse):
         self._is_scarce = False
 
     def follow(self, name: str, account: AccountSettings | None) -> None:
-        """Poll an account from now on, or in another way than before; or no more. Call `choose_probe` once
-        all that changed is followed."""
+        """Poll an account from now on, or differently than before; or no longer. Call `choose_probe` once all
+        changes are followed."""
         before = self.accounts.pop(name, None)
         for one, sign in ((before, -1), (account, 1)):
             if one:
@@ -136,11 +137,11 @@ class ProviderPolls(InUse):
             self.accounts[name] = account
             self._added.append((account.interval, name))
         self._is_probe_left |= name == self.poller.probe_account
-        self._left.get(shard_of(name), {}).pop(name, None)  # what was unknown is known by now
+        self._left.get(shard_of(name), {}).pop(name, None)  # what was unknown is known now
 
     async def choose_probe(self) -> None:
-        """Choose the account that the provider is probed by, the same one in all workers: the most frequent
-        one, the first of them by name."""
+        """Choose the provider's probe account, the same one at all workers: the one with the shortest
+        interval, and of those the first by name."""
         poller, places, self._added = self.poller, self._added, []
         if self._is_probe_left:
             places = [(one.interval, one.name) async for one in slowly(self.accounts.values())]
@@ -152,12 +153,12 @@ class ProviderPolls(InUse):
         poller.most_requests = max(self._by_cost, default=1)
 
     def reconsider(self) -> None:
-        """Claim again what was left to other workers: they may be other ones by now."""
+        """Claim again what was left to other workers: it may be for other workers now."""
         self._left.clear()
 
     async def look_stale(self, due: Sequence[Watched], now_ms: int, again_ms: dict[str, int]) -> None:
         """Emit which of these accounts had no successful poll for too long, whatever the reason, and note
-        when to look at each again. Raises StoreError."""
+        when to check each again. Raises StoreError."""
         polled_at_ms = await self._polls.polled_at_ms(one.account for one in due)
         known_stale = self.poller.stale_accounts
         suspects: list[Watched] = []
@@ -170,7 +171,7 @@ class ProviderPolls(InUse):
             if late_ms > now_ms and one.account not in known_stale:
                 again_ms[one.account] = late_ms
             else:
-                suspects.append(one)  # it was never read, perhaps
+                suspects.append(one)  # perhaps it was never polled
         errors: list[BaseException] = []
         for part in in_parts(suspects[:_JUDGED], CONCURRENCY):
             looking = (
@@ -182,7 +183,7 @@ class ProviderPolls(InUse):
                     errors.append(found)
                     found = now_ms + _UNKNOWN_MS
                 again_ms[one.account] = found
-        if errors:  # a full server, say: the others were looked at all the same
+        if errors:  # on a full server, for example: the others were checked all the same
             raise errors[0]
 
     async def look_stale_once(self, unread: Iterable[str]) -> None:
@@ -192,17 +193,17 @@ class ProviderPolls(InUse):
             await asyncio.gather(*(self._look_at(name, 0, 0) for name in part))
 
     async def _look_at(self, name: str, first_seen_ms: int, watched_since_ms: int) -> int:
-        """Look whether an account is stale; returns when to look again."""
+        """Check whether an account is stale. Returns when to check again."""
         account = self.accounts.get(name)
         if account and await self._is_ours(name, account):
-            with suppress(BadState):  # which its poll reports
+            with suppress(BadState):  # its poll reports that
                 return await self.poller.look_stale(
                     account, first_seen_ms=first_seen_ms, watched_since_ms=watched_since_ms
                 )
         return self._polls.now_ms() + _UNKNOWN_MS
 
     async def capacity(self, in_flight: int) -> Capacity:
-        """Say how many polls could start soon; if hardly any, the next claim waits for their turns."""
+        """Return how many polls could start soon; if hardly any, the next claim waits for their turns."""
         if self._health.refusal:
             return Capacity(0, _REFUSED_S)
         free = CONCURRENCY - in_flight
@@ -216,8 +217,7 @@ class ProviderPolls(InUse):
         return Capacity(min(free, soon), is_scarce=self._is_scarce, per_claim=_PER_CLAIM)
 
     async def claim(self, claim: Claim) -> Claimed:
-        """Claim at a shard the accounts that are not left to other workers, as those would lose their
-        turn."""
+        """Claim the accounts at a shard that are not left to other workers, which would lose their turn."""
         now, left = time.monotonic(), self._left.setdefault(claim.shard, {})
         for name in [name for name, until in left.items() if until <= now]:
             del left[name]
@@ -233,12 +233,12 @@ class ProviderPolls(InUse):
             self.has_lost |= self._by_shard[claim.shard] > 0
             return Claimed(claimed.leases)
         wait_s = claimed.next_due_ms / 1000
-        # Where the index names others' accounts only, it is not to be asked all the time.
+        # If the index names only others' accounts, it is not asked all the time.
         block_s = min(wait_s, _OTHERS_S) if left and not claimed.leases else 0.0
         return Claimed(claimed.leases, wait_s, block_s)
 
     async def begin(self, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
-        """Take turns for what was claimed; if Redis gives none, give the leases back."""
+        """Take turns for what was claimed. If Redis gives none, give the leases back."""
         costs = [self.poller.cost(self.accounts.get(lease.member)) for lease in leases]
         try:
             turn = await self._take_turns(sum(costs)) if leases else None
@@ -260,13 +260,13 @@ class ProviderPolls(InUse):
             try:
                 if account is None and await self._is_ours(name, None):
                     has_looked = await self._neighbours.look_again()
-                    is_more = name in self.accounts  # it was added just now, and takes a turn of its own
+                    is_more = name in self.accounts  # it was just added, and takes a turn of its own
                     due_in_ms = 0 if is_more else _UNKNOWN_MS if has_looked else _SOON_MS
                     await self._polls.release(self.provider, lease, due_in_ms=due_in_ms)
                 elif account is None or not await self._is_ours(name, account):
                     left = self._left.setdefault(shard_of(name), {})
                     left[name] = time.monotonic() + _LEFT_S
-                    # Those that a claim cannot name must not stand in front of ours.
+                    # Accounts that a claim cannot name must not stay in front of ours.
                     due_in_ms = _SOON_MS if len(left) > _MOST_LEFT else 0
                     await self._polls.release(self.provider, lease, due_in_ms=due_in_ms)
                 elif not await self._has_turn(account, turn):
@@ -284,8 +284,7 @@ class ProviderPolls(InUse):
         return is_more
 
     async def _is_ours(self, name: str, account: AccountSettings | None) -> bool:
-        """Say whether an account is to be polled here. Other workers may know one that is not configured
-        here."""
+        """Say whether an account is polled here. Other workers may have one that is not configured here."""
         others = self._neighbours
         if account is None:
             return others.is_alone and name not in others.locked_accounts
@@ -294,7 +293,7 @@ class ProviderPolls(InUse):
         return name not in others.contested or await self.poller.may_poll(account, others.may_poll)
 
     async def _has_turn(self, account: AccountSettings, turn: Turn | None) -> bool:
-        """Wait for a poll's turn, and for another one if it was missed; says whether there is one."""
+        """Wait for a poll's turn, and for another one if it was missed. Returns whether there is one."""
         for missed in range(_LATE_TURNS):
             if turn is None or self._stopped.is_set():
                 return False
@@ -309,7 +308,7 @@ class ProviderPolls(InUse):
         return True
 
     async def _take_turns(self, turns: int) -> Turn | None:
-        """Reserve turns at the provider; returns the first one, or None if it is far off."""
+        """Reserve turns at the provider. Returns the first one, or None if it is far off."""
         asked_at = time.monotonic()
         spacing_ms, within_ms = 1000 * self.poller.spacing_s, 1000 * LONGEST_TURN_S
         wait_ms = await self._polls.take_turns(
@@ -320,10 +319,8 @@ class ProviderPolls(InUse):
         return turn if wait_ms <= within_ms else None
 
     async def _give_back(self, lease: Lease, pause_s: float) -> bool:
-        """Make an account due again once Redis is back, and not only when the lease ends.
-
-        If Redis takes that at once, it is due after `pause_s`: Redis refused the poll alone, and would again.
-        """
+        """Make an account due again once Redis is back, and not only when the lease ends. If Redis accepts
+        that at once, it is due after `pause_s`, because Redis refused only the poll, and would again."""
         give_up_at = time.monotonic() + self.poller.lease_ms / 1000
         while time.monotonic() < give_up_at:
             try:
@@ -347,8 +344,9 @@ class PollWork:
         self._polls = polls
 
     async def look_stale(self) -> None:
-        """Note that this worker looks, and look which accounts are stale. Every second. Raises StoreError."""
-        with suppress(ConfigurationRefused):  # this worker may not note itself
+        """Note that this worker checks, and check which accounts are stale. Every second. Raises
+        StoreError."""
+        with suppress(ConfigurationRefused):  # no right to note itself
             await self._polls.note_watch()
         now_ms = self._polls.now_ms()
         due = self.watch.due(now_ms, _LOOKED_AT)
@@ -366,11 +364,11 @@ class PollWork:
         return polls is not None and (polls.unpolled is None or bool(polls.unpolled))
 
     async def capacity(self, name: str, in_flight: int, _: int) -> Capacity:
-        polls = self.by_provider.get(name)  # a reload may have taken it away, here and below
+        polls = self.by_provider.get(name)  # a reload may have removed it, here and below
         return await polls.capacity(in_flight) if polls else Capacity(0)
 
     def spare(self, name: str, _: int, __: int) -> int:
-        """No poll is leased but by a claim."""
+        """Return 0: a poll is leased only by a claim."""
         return 0
 
     async def claim(self, name: str, claim: Claim) -> Claimed:
@@ -383,7 +381,7 @@ class PollWork:
         return [self._release(name, lease) for lease in leases]
 
     async def hold(self, _: int, __: Mapping[str, float]) -> None:
-        """Do nothing: few providers have no room at a time, so the index may go on naming them."""
+        """Do nothing: few providers lack capacity at a time, so the index may go on naming them."""
 
     async def _release(self, provider: str, lease: Lease) -> bool:
         await self._polls.release(provider, lease)

@@ -346,9 +346,7 @@ class Agreement:
                 differences.setdefault(digest, Difference(other.worker, digest, other.place.names))
         theirs = {name: [one.fingerprint.accounts for one in found] for name, found in holders.items()}
         whose = {name: {one.fingerprint.digest for one in found} for name, found in holders.items()}
-        if (
-            self._left_by is None or self._left_by[0] != whose
-        ):  # not at each look: there may be 100,000 accounts
+        if self._left_by is None or self._left_by[0] != whose:  # not at each look: there may be 100,000
             own = self._own
             left = await compute(_left, own.accounts, self._interest, theirs) if theirs else frozenset[str]()
             if own is not self._own:  # a reload has come in between, and looks itself

@@ -336,10 +336,8 @@ class Worker:
 
         after = copy(self.counters)
         while not await pause(self._stopped, HEARTBEAT_S):
-            before, after = (
-                after,
-                copy(self.counters),
-            )  # what happens while `due` is counted is part of the next line
+            # What happens while `due` is counted is part of the next line.
+            before, after = after, copy(self.counters)
             await loop.survive(beat(after.since(before)), None, "heartbeat")
 
     @property
