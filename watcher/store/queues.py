@@ -50,6 +50,14 @@ BOUNDS = Bounds()
 """For a server without a limit: 300 MB in all."""
 
 
+_SETTLED = {
+    1: (Reply.DONE, True),
+    0: (Reply.DONE, False),
+    -1: (Reply.MOVED_ON, False),
+    -2: (Reply.LEASE_LOST, False),
+}
+"""What `settle` answers, and whether the queue is kept."""
+
 _BEGIN_QUEUE = load_script("begin_queue")
 _EXTEND = load_script("extend")
 _HOLD = load_script("hold")
@@ -108,24 +116,21 @@ class Queues:
         self._extends = Joints(
             _EXTEND, lambda shard, name: ((keys.queues(shard, name), keys.nothing(shard)), ()), most=64
         )
+        self._smooth = Joints(
+            _SETTLE, lambda shard, name: (self._settled_keys(shard, name), (name, "smooth")), most=64
+        )
         self._settles = Joints(
             _SETTLE,
             lambda shard, name: (
                 (
-                    keys.queues(shard, name),
+                    *self._settled_keys(shard, name),
                     keys.due_subscriptions(shard),
-                    keys.tries(shard, name),
                     keys.dead(shard, name),
                     keys.attempts(shard, name),
-                    keys.nothing(shard),
-                    keys.bodies(shard),
                     keys.sizes(shard),
                     keys.given_up(shard),
-                    keys.backlogs(shard),
-                    keys.results(shard, name),
-                    keys.row(shard, name),
                 ),
-                (name, DEAD_PER_SUBSCRIPTION, bounds.dead, ATTEMPTS_PER_SUBSCRIPTION, bounds.attempts),
+                (name, "any", DEAD_PER_SUBSCRIPTION, bounds.dead, ATTEMPTS_PER_SUBSCRIPTION, bounds.attempts),
             ),
             most=64,
         )
@@ -173,7 +178,13 @@ class Queues:
 
         `record`, if any, is remembered as the attempt; so it is in what follows.
         """
-        return await self._settle(subscription, lease, b"\n".join(heads), "delivered", until, "", record)
+        head = heads[0] if len(heads) == 1 else b"\n".join(heads)
+        if record:
+            noted = "delivered", "", record, ""
+            reply, is_kept = await self._settle(self._settles, subscription, lease, head, until, *noted)
+        else:
+            reply, is_kept = await self._settle(self._smooth, subscription, lease, head, until)
+        return reply, int(until) if is_kept else 0
 
     async def dead(
         self,
@@ -188,7 +199,9 @@ class Queues:
     ) -> tuple[Reply, int]:
         """Move a head that was given up to the dead letters; returns as delivered does. `result`: how the
         attempt counts for the breaker: failed, unavailable, or not at all; so it is in what follows."""
-        return await self._settle(subscription, lease, head, "dead", until, reason, record, result)
+        noted = "dead", reason, record, result
+        reply, is_kept = await self._settle(self._settles, subscription, lease, head, until, *noted)
+        return reply, int(until) if is_kept else 0
 
     async def retry(
         self,
@@ -203,8 +216,8 @@ class Queues:
     ) -> Reply:
         """Try a head again later; its queue waits with it. Unless it `is_used`, the attempt does not count
         for the head."""
-        outcome = "retry" if is_used else "again"
-        return (await self._settle(subscription, lease, head, outcome, wait_ms, "", record, result))[0]
+        noted = "retry" if is_used else "again", "", record, result
+        return (await self._settle(self._settles, subscription, lease, head, wait_ms, *noted))[0]
 
     async def give_up(self, subscription: str, account: str, head: bytes, *, reason: str) -> int | None:
         """Make a queue's head (`Delivery.entry`) a dead letter, whichever worker has the queue in hand; what
@@ -274,22 +287,26 @@ class Queues:
         keys = self._keys
         return keys.queues(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)
 
+    def _settled_keys(self, shard: int, subscription: str) -> tuple[str, ...]:
+        keys = self._keys
+        return (
+            keys.queues(shard, subscription),
+            keys.tries(shard, subscription),
+            keys.nothing(shard),
+            keys.bodies(shard),
+            keys.backlogs(shard),
+            keys.results(shard, subscription),
+            keys.row(shard, subscription),
+        )
+
     async def _settle(
-        self,
-        subscription: str,
-        lease: Lease,
-        head: bytes,
-        outcome: str,
-        ms: float,
-        reason: str,
-        record: bytes,
-        result: str = "",
-    ) -> tuple[Reply, int]:
-        joint = self._settles[shard_of(lease.member), subscription]
+        self, joints: Joints, subscription: str, lease: Lease, head: bytes, ms: float, *noted: str | bytes
+    ) -> tuple[Reply, bool]:
+        """Settle an attempt; says as well whether its queue is kept until the deadline that `ms` is."""
+        joint = joints[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
-        arguments = (*lease, head, outcome, ms, reason, record, result)
-        reply, deadline = await self._pipe.step(joint, (queue,), *arguments)
-        return Reply(reply), deadline
+        (answer,) = await self._pipe.step(joint, (queue,), *lease, head, ms, *noted)
+        return _SETTLED[answer]
 
 
 def read_deliveries(found: Sequence[bytes], subscription: str) -> list[tuple[bytes, Delivery | None]]:

@@ -2,27 +2,34 @@
 -- delivered in one message is taken away together, all of it or nothing.
 -- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the queue's lease.
 -- uses clock, references, waiting, dead_letters, groups
--- KEYS    1 queues   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)   7 bodies
---         8 sizes   9 given up   10 backlogs   11 results   12 row   then for each step: its queue
--- ARGV    1 subscription   2 dead letters length   3 dead letters bytes   4 attempts length   5 attempts bytes
+-- KEYS    1 queues   2 tries   3 nothing (see claim)   4 bodies   5 backlogs   6 results   7 row
+--         of any outcome: 8 due subscriptions   9 dead letters   10 attempts   11 sizes   12 given up
+--         then for each step: its queue
+-- ARGV    1 subscription   2 smooth (all were delivered, and there is nothing to remember), or any
+--         of any outcome: 3 dead letters length   4 dead letters bytes   5 attempts length   6 attempts bytes
 --         then for each step: account, deadline, delivery (the head, as it was queued; delivered: and what went with
---         it, a line each), outcome (delivered, dead, retry, or again: a retry that is not counted for the head), the
---         queue's new deadline (delivered, dead) or wait ms (retry, again), reason, attempt to remember ('': none),
---         how a failure counts for the breaker (failed, unavailable, or '': not at all)
--- returns for each step: 1 done, -1 another head, -2 the lease was lost; then the queue's new deadline (0: it
---         is free)
-local queues, due_subscriptions, all_tries, dead, attempts, nothing = unpack(KEYS, 1, 6)
-local bodies, sizes, given_up, backlogs, results, row_key = unpack(KEYS, 7, 12)
-local subscription = ARGV[1]
+--         it, a line each), the queue's new deadline (delivered, dead) or wait ms (retry, again);
+--         of any outcome: outcome (delivered, dead, retry, or again: a retry that is not counted for the head), reason,
+--         attempt to remember ('': none), how a failure counts for the breaker (failed, unavailable, or '': not at all)
+-- returns for each step: 1 done, the queue is kept until its new deadline, 0 done, it is free, -1 another head, -2 the
+--         lease was lost
+local queues, all_tries, nothing, bodies, backlogs, results, row_key = unpack(KEYS, 1, 7)
+local due_subscriptions, dead, attempts, sizes, given_up = unpack(KEYS, 8, 12)
+local subscription, is_smooth = ARGV[1], ARGV[2] == 'smooth'
 redis.call('DEL', nothing)
 local accounts, may_bury, may_wait, may_remember = {}, false, false, false
-local lists = {unpack(KEYS, 13)}
+local key = is_smooth and 7 or 12
+local lists = {unpack(KEYS, key + 1)}
+local before, width = is_smooth and 2 or 6, is_smooth and 4 or 8
 for i = 1, #lists do
-  local account, _, _, outcome, _, _, attempt = unpack(ARGV, 8 * i - 2, 8 * i + 4)
-  accounts[i] = account
-  may_bury = may_bury or outcome == 'dead'
-  may_wait = may_wait or outcome == 'retry' or outcome == 'again'
-  may_remember = may_remember or attempt ~= ''
+  local at = before + width * (i - 1)
+  accounts[i] = ARGV[at + 1]
+  if not is_smooth then
+    local outcome, _, attempt = unpack(ARGV, at + 5, at + 7)
+    may_bury = may_bury or outcome == 'dead'
+    may_wait = may_wait or outcome == 'retry' or outcome == 'again'
+    may_remember = may_remember or attempt ~= ''
+  end
 end
 
 -- As in commit: a key of another type fails all steps before the first of them takes a head away.
@@ -47,12 +54,13 @@ local may_count = is_counting
 local alone = alone_in(lists)
 local reply, shortened, emptied, delivered, kept, free, settled, eventful = {}, {}, {}, {}, {}, {}, {}, {}
 for i, account in ipairs(accounts) do
-  local list = KEYS[12 + i]
-  local _, ours, head, outcome, new, _, attempt, kind = unpack(ARGV, 8 * i - 2, 8 * i + 5)
-  local answer, deadline, is_taken = 1, 0, outcome == 'delivered' or outcome == 'dead'
+  local list = KEYS[key + i]
+  local at = before + width * (i - 1)
+  local _, ours, head, new, outcome, _, attempt, kind = unpack(ARGV, at + 1, at + width)
+  if is_smooth then outcome, attempt, kind = 'delivered', '', '' end
+  local answer, is_taken = 0, outcome == 'delivered' or outcome == 'dead'
   if is_taken and deadlines[i] == new then
-    -- A repeat after a lost answer: only the first of them can have set this very deadline.
-    deadline = tonumber(new)
+    answer = 1 -- a repeat after a lost answer: only the first of them can have set this very deadline
   elseif deadlines[i] ~= ours then
     answer = -2
   else
@@ -78,8 +86,8 @@ for i, account in ipairs(accounts) do
         if outcome == 'delivered' then delivered[#delivered + 1] = reference_of(head) end
         if tries[i] then settled[#settled + 1] = account end
         if second then
+          answer = 1
           shortened[#shortened + 1] = list
-          deadline = tonumber(new)
           kept[#kept + 1] = new
           kept[#kept + 1] = account
         else
@@ -91,7 +99,7 @@ for i, account in ipairs(accounts) do
       if may_count or outcome ~= 'delivered' or attempt ~= '' then eventful[#eventful + 1] = i end
     end
   end
-  reply[i * 2 - 1], reply[i * 2] = answer, deadline
+  reply[i] = answer
 end
 
 if delivered[1] then drop_all(bodies, delivered) end -- which reads them first
@@ -104,15 +112,13 @@ if free[1] then redis.call('ZREM', queues, unpack(free)) end
 if settled[1] then redis.call('HDEL', all_tries, unpack(settled)) end
 if not eventful[1] then return reply end
 
-local _, dead_length, dead_bytes, attempts_length, attempts_bytes = unpack(ARGV, 1, 5)
-dead_length, dead_bytes = tonumber(dead_length), tonumber(dead_bytes)
-attempts_length, attempts_bytes = tonumber(attempts_length), tonumber(attempts_bytes)
 local now = now_ms()
 
 local function remember(attempt)
+  local most, most_bytes = tonumber(ARGV[5]), tonumber(ARGV[6])
   redis.call('XADD', attempts, '*', 'attempt', attempt)
   local total, left = grow(sizes, 'attempts', #attempt + 80), redis.call('XLEN', attempts)
-  local function is_too_much() return left > attempts_length or (left > 8 and total > attempts_bytes) end
+  local function is_too_much() return left > most or (left > 8 and total > most_bytes) end
   if not is_too_much() then return end
   for _, old in ipairs(redis.call('XRANGE', attempts, '-', '+', 'COUNT', 8)) do
     if not is_too_much() then return end
@@ -153,11 +159,14 @@ local function count(account, is_delivered, kind)
 end
 
 for _, i in ipairs(eventful) do
-  local account, _, head, outcome, ms, reason, attempt, kind = unpack(ARGV, 8 * i - 2, 8 * i + 5)
+  local at = before + width * (i - 1)
+  local account, _, head, ms, outcome, reason, attempt, kind = unpack(ARGV, at + 1, at + width)
+  if is_smooth then outcome, attempt, kind = 'delivered', '', '' end
   if attempt ~= '' then remember(attempt) end
   if outcome == 'delivered' or kind ~= '' then count(account, outcome == 'delivered', kind) end
   if outcome == 'dead' then
-    bury(dead, bodies, sizes, given_up, subscription, account, reason, head, dead_length, dead_bytes)
+    local most, most_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+    bury(dead, bodies, sizes, given_up, subscription, account, reason, head, most, most_bytes)
   elseif outcome ~= 'delivered' then
     if outcome == 'retry' then
       local times, tried = string.match(tries[i] or '', '^(%d+) (.*)$')

@@ -4,7 +4,7 @@
 -- is noted in backlogs.
 
 local function reference_of(entry) -- of what waits, or is dead: `reference previous`
-  return string.match(entry, '^(%S+ %d+) ') or ''
+  return string.match(entry, '^([^ ]+ [^ ]+) ') or ''
 end
 
 local function reference_in(fields) -- of a record of the log, or of a dead letter; nil: it is about no event
@@ -38,15 +38,14 @@ local function drop(bodies, reference) -- returns how long it is
 end
 
 local function drop_all(bodies, references) -- as drop, in as few commands as it takes
-  local stored, count_of, kept, gone = redis.call('HMGET', bodies, unpack(references)), {}, {}, {}
+  local stored, left, kept, gone = redis.call('HMGET', bodies, unpack(references)), {}, {}, {}
   for i, reference in ipairs(references) do
-    count_of[reference] = (count_of[reference] or tonumber(string.match(stored[i] or '', '^%d+')) or 0) - 1
-  end
-  for i, reference in ipairs(references) do
-    if count_of[reference] > 0 then
-      local _, rest = counted(stored[i])
+    local digits = string.match(stored[i] or '', '^%d+') or ''
+    local count = (left[reference] or tonumber(digits) or 0) - 1
+    left[reference] = count
+    if count > 0 then
       kept[#kept + 1] = reference
-      kept[#kept + 1] = count_of[reference] .. rest
+      kept[#kept + 1] = count .. string.sub(stored[i], #digits + 1)
     else
       gone[#gone + 1] = reference
     end
