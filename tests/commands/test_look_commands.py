@@ -36,6 +36,7 @@ from tests.support.stories import (
     steps,
 )
 from watcher.commands._table import backlog_text
+from watcher.journal.events import iso
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.embedded import Embedded
 from watcher.store.keys import shard_of
@@ -130,6 +131,30 @@ def test_an_audit_tells_a_few_findings_of_many(run: Run, write: Write) -> None:
     assert len(told) == 6
     assert told[-1].endswith("more ways; --json lists all")
     assert len(run("audit", "treasury", "--json").objects[0]["findings"]) > 6
+
+
+def test_an_audit_of_a_part_of_the_log_takes_what_was_held_before_as_given(run: Run, write: Write) -> None:
+    async def lacking(books: Books, place: int) -> list[str]:
+        key = books.keys.log(shard_of("treasury"))
+        ids = [entry_id for entry_id, _ in await books.pipe.command("XRANGE", key, "-", "+")]
+        await books.damage("XDEL", key, ids[place])
+        return [iso(int(entry_id.partition(b"-")[0])) for entry_id in ids]
+
+    async def lacking_an_early_record(books: Books) -> list[str]:
+        await books.live(STORY)
+        return await lacking(books, 1)
+
+    since = write(lacking_an_early_record)[-3]
+    assert run("audit", "treasury").code == 1
+    done = run("audit", "treasury", "--since", since)
+    assert (done.code, "with what it held then, taken as given" in done.out) == (0, True)
+    (line,) = run("audit", "treasury", "--since", since, "--json").objects
+    assert line["from_baseline"] is False
+    assert 0 < line["records"] < len(STORY)
+    write(lambda books: lacking(books, -1))
+    assert run("audit", "treasury", "--since", since).code == 1
+    assert "nothing to prove" in run("audit", "treasury", "--since", "1ms").out
+    assert run("audit", "--store", "--since", since).code == 2
 
 
 async def test_an_audit_beside_a_busy_worker_finds_nothing(

@@ -132,7 +132,7 @@ def test_kept_it_goes_on_after_the_verdict_until_a_signal_and_ends_with_0(here: 
             assert b"<title>watcher</title>" in page.read()
         assert "accountId=10110" in line_with(process, "curl -H 'X-API-KEY: sandbox' 'http://127.0.0.1:")
         assert "LRC: pending_deposit +12.5" in line_with(process, "deposit.seen")
-        assert line_with(process, "->") == "  ->  deposit.pending  12.5 LRC\n"
+        assert line_with(process, "->") == "  treasury  ->  deposit.pending  12.5 LRC\n"
         process.send_signal(signal.SIGINT)
         code, _, err = ended(process)
     assert code == 0

@@ -51,8 +51,8 @@ def shown_and_ended_by(here: Path, stop: signal.Signals) -> None:
         for moved in ("LRC: pending_deposit +12.5", "MK: total +3.25", "EUR: locked +100.5"):
             line_with(process, moved)
         webhooks = {line_with(process, "  ->  ").strip() for _ in range(3)}
-        about = {"->  deposit.pending  12.5 LRC", "->  total.increased  3.25 MK"}
-        assert webhooks == about | {"->  locked.increased  100.5 EUR"}
+        about = {"treasury  ->  deposit.pending  12.5 LRC", "alice     ->  total.increased  3.25 MK"}
+        assert webhooks == about | {"acme      ->  locked.increased  100.5 EUR"}
         process.send_signal(stop)
         assert ended(process) == (0, "", "")
     script.unlink()
@@ -74,7 +74,7 @@ def test_a_second_run_in_the_same_folder_begins_as_the_first_did(here: Path) -> 
 def test_another_shell_can_look_at_it_with_the_line_that_it_prints(here: Path) -> None:
     with a_run(here) as process:
         arguments = line_with(process, "In another shell:").split("watcher ")[1].split()
-        line_with(process, "  ->  deposit.pending  12.5 LRC")
+        line_with(process, "  treasury  ->  deposit.pending  12.5 LRC")
         code = f"from watcher.cli import main\nmain({arguments})"
         environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
         looked = subprocess.run(

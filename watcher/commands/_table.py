@@ -506,7 +506,11 @@ class Progress:
     has taken a second, or at once where it is known to be long."""
 
     def __init__(self, label: str, length: int, *, is_long: bool = False) -> None:
-        self._bar: Any = click.progressbar(length=length, label=label, file=sys.stderr, hidden=True)
+        left = shutil.get_terminal_size().columns - len(label) - len("  []  100%  00:00:00 ")
+        width = min(36, max(4, left))
+        self._bar: Any = click.progressbar(
+            length=length, label=label, file=sys.stderr, hidden=True, width=width
+        )
         self._is_wanted = sys.stderr.isatty() and length > 0
         self._show_at = time.monotonic() + (0 if is_long else _SHOWN_AFTER_S)
         self.done(0)
@@ -521,7 +525,8 @@ class Progress:
 
     def reach(self, position: int) -> None:
         """Take that all up to a position is done; what was done before is done once and for all."""
-        self.done(max(0, position - self._bar.pos))
+        if position > self._bar.pos:
+            self.done(position - self._bar.pos)
 
     def done(self, steps: int = 1) -> None:
         """Take that so many steps more are done."""

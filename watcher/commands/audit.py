@@ -5,13 +5,23 @@ Refuses to fix what disagrees, and to hold up a worker: commits made meanwhile a
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands._shared import in_a_loop, look_options, names_like, names_of
+from watcher.commands._shared import (
+    in_a_loop,
+    look_options,
+    names_like,
+    names_of,
+    parse_since,
+    since_ms,
+    since_option,
+)
 from watcher.commands._table import (
     Column,
     Display,
@@ -27,7 +37,7 @@ from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
-    from watcher.journal.log import Record, Verdict
+    from watcher.journal.log import Verdict
     from watcher.settings import Settings
     from watcher.store.inventory import Audited
 
@@ -37,9 +47,13 @@ _MOST_FINDINGS = 5
 """Findings printed for people per account, or of each kind: one missing record may put every later one out of
 place."""
 
+_STEPS = 100
+"""Of the progress, for each shard: its log is read by time."""
+
 
 @click.command("audit", short_help="Prove that events and state add up.")
 @look_options
+@since_option
 @display_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per account, or part of the store.")
 @click.option(
@@ -48,11 +62,18 @@ place."""
 @click.argument("account", metavar="[ACCOUNT]", required=False, shell_complete=names_of("accounts"))
 @in_a_loop
 async def command(
-    *, look: "Look", display: Display, is_json: bool, is_of_store: bool, account: str | None
+    *,
+    look: "Look",
+    since: str | None,
+    display: Display,
+    is_json: bool,
+    is_of_store: bool,
+    account: str | None,
 ) -> int:
     """Replay the event log and compare it with the state: of every account, or of ACCOUNT (a name or glob).
 
-    Every effect has to lead from its baseline, or from the oldest record kept, to what is published now.
+    Every effect has to lead from its baseline, or from the oldest record kept, to what is published now. With
+    --since only later records are read: what was held before the first of them is taken as given.
 
     With --store: whether each event's body is there as long as anything refers to it, each queue in its
     schedule, each schedule in the index, and every key one of watcher's. Workers may go on meanwhile.
@@ -60,26 +81,27 @@ async def command(
     \b
     Examples:
       watcher audit
-      watcher audit treasury
+      watcher audit treasury --since 2h
       watcher audit --store
 
     Exit codes: 0 all adds up; 1 something is missing, changed, out of place or there twice; 2 a mistake of
     use, or an unknown name; 69 Redis cannot be reached; 78 no configuration says where it is.
     """
     if is_of_store:
-        if account:
-            raise click.UsageError("--store looks at everything: leave out ACCOUNT")
+        if account or since:
+            raise click.UsageError("--store looks at everything: leave out ACCOUNT and --since")
         return await _audit_store(look.settings, is_json=is_json)
     settings = await known(look)
     names = names_like("account of the configuration", settings.account_by_name, account)
-    with Progress("auditing", len(names)) as progress:
-        verdicts = await _audit(settings, names, done=progress.done)
+    verdicts = await _audit(settings, names, parse_since(since))
     if is_json:
         lines = [_as_json(name, verdicts[name]) for name in names]
         click.echo("".join(f"{line}\n" for line in lines), nl=False)
     else:
         with display.table(*_COLUMNS) as table:
-            table.say([row for name in names for row in _rows(name, verdicts[name], display)])
+            is_part = since is not None
+            rows = (_rows(name, verdicts[name], display, is_part=is_part) for name in names)
+            table.say([*chain.from_iterable(rows)])
     differ = [name for name in names if verdicts[name].findings]
     click.echo(f"{len(names) - len(differ):,} of {many(len(names), 'account')} add up", err=True)
     say_next(f"watcher events --account {differ[0]}" if differ else "watcher check --connect")
@@ -95,13 +117,18 @@ def _as_json(name: str, verdict: "Verdict") -> str:
     return as_json({**what, "from_baseline": verdict.from_baseline, "findings": findings})
 
 
-def _rows(name: str, verdict: "Verdict", display: Display) -> Iterator[tuple[str, str, str]]:
-    """Say that an account adds up, and since when, or in which ways it does not."""
+def _rows(
+    name: str, verdict: "Verdict", display: Display, *, is_part: bool
+) -> Iterator[tuple[str, str, str]]:
+    """Say that an account adds up, and since when, or in which ways it does not; of a part of the log, what
+    is taken as given."""
     if not verdict.findings:
-        begin = "with its baseline" if verdict.from_baseline else "where the log was trimmed"
+        cut = "with what it held then, taken as given" if is_part else "where the log was trimmed"
+        begin = "with its baseline" if verdict.from_baseline else cut
         since = display.time(verdict.since or "")
         proof = f"{many(verdict.records, 'record')} since {since}, beginning {begin}"
-        yield name, "ok", proof if verdict.records else "no record of it is kept"
+        nothing = "no record of it since then: nothing to prove" if is_part else "no record of it is kept"
+        yield name, "ok", proof if verdict.records else nothing
     for finding in verdict.findings[:_MOST_FINDINGS]:
         asset = f"{printable(finding.asset)}: " if finding.asset else ""
         where = f" (record {finding.record})" if finding.record else ""
@@ -111,13 +138,12 @@ def _rows(name: str, verdict: "Verdict", display: Display) -> Iterator[tuple[str
 
 
 async def _audit(
-    settings: "Settings", names: Sequence[str], done: Callable[[int], object] = lambda _: None
+    settings: "Settings",
+    names: Sequence[str],
+    since: datetime | timedelta | None = None,
 ) -> "dict[str, Verdict]":
-    """Read the states first and then the log, of each account only up to the record that led to its state.
-
-    `done` takes how many accounts more have been audited.
-    """
-    from watcher.journal.log import Finding, Verdict, audit
+    """Read the states first and then the log, of each account only up to the record that led to its state."""
+    from watcher.journal.log import Audit, Finding, Verdict
     from watcher.store.history import History, place
     from watcher.store.keys import shard_of
     from watcher.store.opening import open_to_look
@@ -129,21 +155,31 @@ async def _audit(
     verdicts: dict[str, Verdict] = {}
     async with open_to_look(settings.redis) as store:
         reader, history = Reader(store.pipe, store.keys), History(store.pipe, store.keys)
-        for shard, members in names_by_shard.items():
-            providers = {name: settings.account_by_name[name].provider for name in members}
-            seen_by_account = {seen.account: seen async for seen in reader.read_states(providers)}
-            records_by_account: dict[str, list[Record]] = {name: [] for name in members}
-            async for record in history.of_shard(shard):
-                seen = seen_by_account.get(record.account)
-                if seen and place(record.id) <= place(seen.log_end):
-                    records_by_account[record.account].append(record)
-            for name, seen in seen_by_account.items():
-                records = records_by_account.pop(name)
-                if seen.damage:
-                    verdicts[name] = Verdict(len(records), findings=[Finding(f"its state is {seen.damage}")])
-                else:
-                    verdicts[name] = audit(records, seen.state)
-            done(len(members))
+        start_ms = since_ms(since, await reader.now_ms())
+        with Progress("auditing", _STEPS * len(names_by_shard)) as progress:
+            for number, (shard, members) in enumerate(names_by_shard.items()):
+                providers = {name: settings.account_by_name[name].provider for name in members}
+                seen_by_account = {seen.account: seen async for seen in reader.read_states(providers)}
+                audits = {name: Audit() for name in members}
+                end_ms = max(place(seen.log_end)[0] for seen in seen_by_account.values())
+                begin_ms = None
+                async for record in history.of_shard(shard, since_ms=start_ms):
+                    at = place(record.id)
+                    begin_ms = at[0] if begin_ms is None else begin_ms
+                    done = (at[0] - begin_ms) / max(1, end_ms - begin_ms)
+                    progress.reach(int(_STEPS * (number + min(1, done))))
+                    seen = seen_by_account.get(record.account)
+                    if seen and at <= place(seen.log_end):
+                        audits[record.account].take(record)
+                for name, seen in seen_by_account.items():
+                    if seen.damage:
+                        verdicts[name] = Verdict(
+                            audits[name].verdict.records, findings=[Finding(f"its state is {seen.damage}")]
+                        )
+                    else:
+                        audits[name].compare(seen.state)
+                        verdicts[name] = audits[name].verdict
+                progress.reach(_STEPS * (number + 1))
     return verdicts
 
 

@@ -112,8 +112,9 @@ def step_lines(step: Step) -> Iterator[str]:
 
 
 def webhook_line(receipt: Receipt) -> str:
-    """Show a webhook as it arrives."""
-    return f"  ->  {_type(receipt)}  {_amount(receipt)}".rstrip()
+    """Show a webhook as it arrives, below the account that it is about."""
+    account = receipt.event["data"]["account"]["name"] if receipt.event else ""
+    return f"  {account:<8}  ->  {_type(receipt)}  {_amount(receipt)}".rstrip()
 
 
 def _type(receipt: Receipt) -> str:

@@ -210,14 +210,16 @@ class Verdict:
 
 def audit(records: Iterable[Record], state: AccountState | None) -> Verdict:
     """Replay the records of one account, oldest first, and compare where they end with its state."""
-    replay = _Replay()
+    replay = Audit()
     for record in records:
         replay.take(record)
     replay.compare(state)
     return replay.verdict
 
 
-class _Replay:
+class Audit:
+    """Replays the records of one account as they are read, oldest first; `verdict` is what was found."""
+
     def __init__(self) -> None:
         self.verdict = Verdict()
         self._end_by_asset: dict[str, Balance] = {}
