@@ -51,3 +51,11 @@ def retry_after_s(text: str | None, now: datetime, *, most_s: float) -> float | 
     except (ValueError, TypeError, IndexError, OverflowError):  # all of them seen for odd dates
         return None
     return min(max((at - now).total_seconds(), 0.0), most_s)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def unix_ms(moment: datetime) -> int:
+    """Return an aware time as Unix ms, exactly: a float of seconds may be one ms off."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)

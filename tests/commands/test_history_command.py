@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.builders import a_row, a_snapshot
 from tests.support.stories import STORY, Books, Run, a_configuration, ended, in_the_books, records_of, steps
+from watcher.commands._shared import parse_since, since_ms
 from watcher.commands.history import Curve
+from watcher.journal.events import iso
 from watcher.journal.log import Record
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.history import History
@@ -164,3 +168,8 @@ def test_amounts_that_no_float_holds_are_labelled_to_the_digit() -> None:
     huge = "9" * 60 + ".123456789123456789"
     lines = plot([a_step(0, "-1"), a_step(1, huge)], "total", until_ms=2 * MINUTE_MS)
     assert any(line.startswith(huge) for line in lines)
+
+
+@given(st.integers(0, 4_102_444_800_000))
+def test_a_time_that_was_printed_is_the_same_time_again(ms: int) -> None:
+    assert since_ms(parse_since(iso(ms)), 0) == ms

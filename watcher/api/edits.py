@@ -22,7 +22,7 @@ from watcher.config.bodies import BodyRefused, Table, read_table, section_of
 from watcher.delivery.queue import pause_by_hand, resume_by_hand
 from watcher.delivery.resend import Selection, send_again
 from watcher.delivery.sink import Attempt
-from watcher.durations import parse_duration
+from watcher.durations import parse_duration, unix_ms
 from watcher.engine.breaker import Answer
 from watcher.observe.log import log
 from watcher.pause import slowly
@@ -88,10 +88,10 @@ def since_ms(text: str, now_ms: int) -> int:
     """Read a time, or how long ago it was, as Unix ms. Raises ValueError."""
     with suppress(ValueError):
         return max(0, now_ms - parse_duration(text) // timedelta(milliseconds=1))
-    with suppress(ValueError, OverflowError):
+    with suppress(ValueError):
         moment = datetime.fromisoformat(text)
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return max(0, int(1000 * moment.timestamp()))
+        return max(0, unix_ms(moment))
     raise ValueError("write how long ago, as in 1h or 2d, or a time, as in 2026-11-20T14:00:00Z")
 
 

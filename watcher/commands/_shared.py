@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from watcher.durations import parse_duration
+from watcher.durations import parse_duration, unix_ms
 from watcher.environment import Environment, NotSet, decoded
 from watcher.printable import printable
 
@@ -306,7 +306,7 @@ def since_ms(since: datetime | timedelta | None, now_ms: int) -> int:
         return 0
     if isinstance(since, timedelta):
         return max(0, now_ms - since // timedelta(milliseconds=1))
-    return max(0, int(1000 * since.timestamp()))
+    return max(0, unix_ms(since))
 
 
 TOKEN_NAME = "WATCHER_HTTP_TOKEN"  # noqa: S105  # the name of a variable
