@@ -1,4 +1,4 @@
-"""Reads the address of a Redis server, and says what is wrong with it: no client is needed for that.
+"""Reads the address of a Redis server, and says what is wrong with it, without a client.
 
 Refuses to connect, to import a client, and to show a credential: messages name a server by `safe_url`.
 """
@@ -24,9 +24,9 @@ _TLS_OPTIONS = frozenset({"ssl_cert_reqs", "ssl_check_hostname"}) | _FILE_OPTION
 
 
 class Several(NamedTuple):
-    """Servers that an address names together: Sentinels that know the primary `name`, or nodes of a Cluster.
+    """Several servers of one address: Sentinels that know the primary `name`, or nodes of a Cluster.
 
-    `url` holds the rest (credentials, db, options): the URL of one server at the name, or at `unknown`.
+    `url` holds the rest (credentials, db, options): the URL of one server at that name, or at `unknown`.
     """
 
     kind: str
@@ -36,12 +36,12 @@ class Several(NamedTuple):
 
     @property
     def options(self) -> frozenset[str]:
-        """What its query may hold besides what is about TLS. A Cluster has one database."""
+        """The options that its query may hold, besides those of TLS. A Cluster has one database."""
         return _PLAIN_OPTIONS | _SENTINEL_OPTIONS if self.kind == "sentinel" else _PLAIN_OPTIONS - {"db"}
 
 
 def check_address(url: str) -> None:
-    """Find now what redis-py would find at the first connection or never. Raises ConfigurationRefused."""
+    """Find what redis-py would find at the first connection or never. Raises ConfigurationRefused."""
     found = several(url)
     parts = _parts(found.url, found.options) if found else _parts(url)
     options = dict(parse_qsl(parts.query))
@@ -59,11 +59,9 @@ def check_address(url: str) -> None:
 
 
 def several(url: str) -> Several | None:
-    """Take apart redis+sentinel://[user:password@]host[:port][,host[:port]…]/name[/db][?options], and
-    redis+cluster://[user:password@]host[:port][,host[:port]…][?options].
-
-    None for any other URL. Raises ConfigurationRefused where it is not quite one of these.
-    """
+    """Split redis+sentinel://[user:password@]host[:port][,host[:port]…]/name[/db][?options] and
+    redis+cluster://[user:password@]host[:port][,host[:port]…][?options]. None for any other URL. Raises
+    ConfigurationRefused if it is nearly one of these."""
     if not (scheme := _SEVERAL.match(url)):
         return None
     _refuse_invisible(url)
@@ -82,7 +80,7 @@ def several(url: str) -> Several | None:
 
 
 def places(url: str) -> tuple[tuple[str, int], ...]:
-    """The servers that a good address names, as host and port; none for a socket."""
+    """Return the servers of a valid address, as host and port; none for a socket."""
     if found := several(url):
         return found.hosts
     place = _split(url).place
@@ -93,7 +91,7 @@ def places(url: str) -> tuple[tuple[str, int], ...]:
 
 
 class _Split(NamedTuple):
-    """A URL in pieces that give it when they are put together. `credentials` end with their `@`."""
+    """A URL in pieces; joined, they are the URL again. `credentials` end with their `@`."""
 
     scheme: str
     credentials: str
@@ -107,10 +105,8 @@ class _Split(NamedTuple):
 
 
 def _split(url: str) -> _Split:
-    """Split a URL as RFC 3986 does, on every Python: newer ones take no second host in brackets.
-
-    Raises ValueError where it is none.
-    """
+    """Split a URL as RFC 3986 does, on every Python: newer ones accept no second host in brackets. Raises
+    ValueError."""
     found = _URL.fullmatch(url)
     if not found or re.search(r"[][]", found[2] or ""):
         raise ValueError
@@ -118,7 +114,7 @@ def _split(url: str) -> _Split:
 
 
 def _host(place: str) -> tuple[str, int | None]:
-    """Read `host`, `host:port` or `[::1]:port`. Raises ValueError, and ConfigurationRefused for the host."""
+    """Read `host`, `host:port` or `[::1]:port`. Raises ValueError; for the host, ConfigurationRefused."""
     found = _HOST.fullmatch(place)
     if not found or int(found[3] or 0) > _LAST_PORT:
         raise ValueError
@@ -127,7 +123,7 @@ def _host(place: str) -> tuple[str, int | None]:
     else:
         try:
             found[2].encode("idna")
-        except UnicodeError:  # it would fail at its look-up, as `redis..svc` does where a variable was empty
+        except UnicodeError:  # it would fail at its look-up, as `redis..svc` does, where a variable was empty
             raise ConfigurationRefused(
                 "redis.url names a host that is no name: each part between dots has 1 to 63 characters"
             ) from None
@@ -163,7 +159,8 @@ def host_text(name: str, port: int | None) -> str:
 
 
 def _parts(url: str, known: frozenset[str] = _PLAIN_OPTIONS) -> _Split:
-    """Take the URL apart. What a special character in a password pushed out of place is refused unseen."""
+    """Split the URL. If a special character in a password has moved the parts, refuse it without showing
+    any."""
     _refuse_invisible(url)
     if url.partition("://")[0] not in _SCHEMES:
         raise ConfigurationRefused(
@@ -200,7 +197,7 @@ def _no_url(reason: str) -> ConfigurationRefused:
 
 
 def _check_files(ssl_ca_certs: str | None, ssl_certfile: str | None, ssl_keyfile: str | None) -> None:
-    import ssl  # only TLS asks for it
+    import ssl  # only TLS uses it
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ssl_keyfile and not ssl_certfile:
@@ -223,5 +220,5 @@ def _check_files(ssl_ca_certs: str | None, ssl_certfile: str | None, ssl_keyfile
 
 
 def _no_password() -> str:
-    """Without this OpenSSL would ask on the terminal."""
+    """Return no password: otherwise OpenSSL would ask for one on the terminal."""
     raise OSError

@@ -1,7 +1,8 @@
-"""Makes the one Redis client of a process, or on a Cluster the pipe that goes to the node that has the keys.
+"""Makes the one Redis client of a process; on a Cluster, the pipe that sends each call to the node with its
+keys.
 
-Refuses to judge the server (`guarantee` does, and is asked on each new connection) and to say what its errors
-mean (`errors` does).
+Refuses to judge the server (`guarantee` does that, on each new connection) and to explain its errors
+(`errors` does).
 """
 
 import asyncio
@@ -27,10 +28,11 @@ from watcher.store.guarantee import judge_connection
 from watcher.store.pipe import Call, Pipe, Verdict
 
 CONNECTIONS = 64
-"""Commands in flight at once. More wait for a connection; redis-py's other pool would raise instead."""
+"""Commands in flight at the same time. Further ones wait for a connection; redis-py's other pool would
+raise."""
 
 _HOPS = 5
-"""Redirections that a call follows. If it has not found its keys by then, its caller tries later."""
+"""Redirections that a call follows. After that, its caller tries again later."""
 
 _NO_OWNER = "no node of the Cluster has the slot of some keys; it heals by itself"
 
@@ -38,14 +40,14 @@ Address = tuple[str, int]
 
 
 def connect(url: str, verdict: Verdict | None = None) -> Redis:
-    """Return a client for redis://, rediss://, unix:// or redis+sentinel://; it connects when first used.
+    """Return a client for redis://, rediss://, unix:// or redis+sentinel://. It connects when it is first
+    used, and passes to `verdict` what its servers answer about themselves on each new connection. Answers
+    come as bytes.
 
-    What its servers are judged to be, each time that it connects, goes to `verdict`.
-
-    Answers come as bytes. rediss:// verifies the certificate and the host name. In the query of the URL,
-    `ssl_ca_certs=/path/ca.pem` trusts one's own authority, `ssl_certfile` and `ssl_keyfile` present a
-    client certificate, `ssl_check_hostname=no` accepts another name, and `ssl_cert_reqs=none` turns
-    verification off. Raises ConfigurationRefused.
+    rediss:// verifies the certificate and the host name. In the query of the URL, `ssl_ca_certs=/path/ca.pem`
+    trusts one's own authority, `ssl_certfile` and `ssl_keyfile` present a client certificate,
+    `ssl_check_hostname=no` accepts another name, and `ssl_cert_reqs=none` turns verification off. Raises
+    ConfigurationRefused.
     """
     check_address(url)
     found = several(url)
@@ -80,16 +82,16 @@ def _pool(options: dict[str, Any]) -> BlockingConnectionPool:
 
 class _WatchedPool(SentinelConnectionPool):
     async def aclose(self) -> None:
-        """Close the connections to the Sentinels too, which redis-py leaves to the garbage collector."""
+        """Close the connections to the Sentinels as well, which redis-py leaves to the garbage collector."""
         await super().aclose()
         await self.sentinel_manager.aclose()
 
 
 class _Sentinels(Sentinel):
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Ask one after the other, first the one that knew it last. Raises StoreError.
+        """Ask the Sentinels one after the other, the one that answered last first. Raises StoreError.
 
-        redis-py's own takes a wrong password, certificate or name for a primary that is down.
+        redis-py's own method takes a wrong password, certificate or name for a primary that is down.
         """
         errors: list[StoreError] = []
         known: set[str] = set()
@@ -115,7 +117,7 @@ class _Sentinels(Sentinel):
 
 
 def _manners() -> dict[str, Any]:
-    """The options of every connection, to a server or to a Sentinel."""
+    """Return the options of every connection, to a server or to a Sentinel."""
     return {
         "socket_timeout": 5,
         "socket_connect_timeout": 2,
@@ -123,7 +125,7 @@ def _manners() -> dict[str, Any]:
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), 3),
         # A full disk makes PING fail while reads work: a PING before each command would stop those too.
         "health_check_interval": 0,
-        # RESP3 brings nothing to scripts that return integers and strings, and costs a HELLO and the
+        # RESP3 gains nothing for scripts that return integers and strings, and costs a HELLO and the
         # negotiation of maintenance notices for each connection.
         "protocol": 2,
         "driver_info": None,
@@ -143,17 +145,17 @@ async def _greet(verdict: Verdict | None, connection: Any) -> None:
         if verdict:
             at = getattr(connection, "path", None) or host_text(connection.host, connection.port)
             judge_connection(verdict, answer, at=at)
-    except RuntimeError as error:  # what uvloop says where a connection was closed a moment ago
+    except RuntimeError as error:  # uvloop raises it if a connection was closed a moment ago
         raise exceptions.ConnectionError("the connection was closed") from error
     except ValueError as error:
         raise unreadable(error) from None
 
 
 class ClusterPipe(Pipe):
-    """The pipes to all nodes of a Cluster; itself one to the first that its address names.
+    """The pipes to all nodes of a Cluster; it is itself the pipe to the first node of the address.
 
-    Refuses to take a call apart: all keys of one lie in one slot, as `keys` writes them. Nodes are found by
-    asking any of them, again whenever one sends elsewhere or does not answer.
+    Refuses to split a call: all keys of a call are in one slot, as `keys` writes them. Any node says which
+    nodes there are; one is asked again whenever a node redirects or does not answer.
     """
 
     is_cluster = True
@@ -168,7 +170,7 @@ class ClusterPipe(Pipe):
         self._running: list[asyncio.TaskGroup] = []
 
     async def batch(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """As of any pipe, a batch to each node: each command names a key first. Errors are answers."""
+        """Send a batch to each node, as any pipe does: each command names a key first. Errors are answers."""
         owners = await self._owners()
         places_by_owner: defaultdict[Address | None, list[int]] = defaultdict(list)
         for place, (_, key, *_) in enumerate(commands):
@@ -183,13 +185,13 @@ class ClusterPipe(Pipe):
         return answers
 
     async def _ask(self, owner: Address | None, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Ask one node. What it refuses goes again by itself, to where its key may be by now."""
+        """Ask one node. What it refuses is sent again by itself, to the node that may have its key now."""
         try:
             if owner is None:
                 raise StoreUnreachable(_NO_OWNER)
             answers = await self._pipe_at(owner).batch(commands)
         except StoreError as error:
-            self._owner_by_slot = []  # another node may have its slots by now
+            self._owner_by_slot = []  # another node may have its slots now
             return [error] * len(commands)
         refused = [i for i, answer in enumerate(answers) if isinstance(answer, ResponseError)]
         again = (self.command(*commands[i]) for i in refused)
@@ -213,7 +215,7 @@ class ClusterPipe(Pipe):
                 self._owner_by_slot = []
                 call = call.again()
             except StoreUnreachable:
-                self._owner_by_slot = []  # another node may have its slots by now
+                self._owner_by_slot = []  # another node may have its slots now
                 raise
         raise StoreUnreachable("the Cluster sends from node to node; it heals by itself")
 

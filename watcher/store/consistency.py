@@ -1,7 +1,7 @@
-"""Finds where the store contradicts itself: bodies and references, queues and schedules, sizes, indices.
+"""Finds contradictions in Redis: bodies and references, queues and schedules, sizes, indices.
 
-An `Inventory` takes what was read of one shard, and says what disagrees. Workers go on meanwhile, so that one
-proves nothing: `lasting` compares several. Refuses to talk to Redis, and to repair.
+An `Inventory` takes what was read of one shard, and returns what disagrees. Workers go on meanwhile, so one
+inventory proves nothing: `lasting` compares several. Refuses to talk to Redis, and to repair.
 """
 
 import re
@@ -14,7 +14,8 @@ from watcher.printable import many
 from watcher.store.keys import DEAD_OF, Keys, shard_of
 
 RECORD_BYTES, DEAD_LETTER_BYTES = 80, 150
-"""What a record of the log or an attempt, and a dead letter, take beside what they say: see the scripts."""
+"""What a record of the log or an attempt, and a dead letter, take in addition to their content: see the
+scripts."""
 
 _REFERENCE = rb"(\S+ ([0-9]{1,14}))"
 _ENTRY = re.compile(_REFERENCE + rb" (?:-|[0-9]{1,14})\Z")
@@ -42,7 +43,8 @@ _LEFT = re.compile(
 
 
 class Flaw(NamedTuple):
-    """A disagreement: of what kind, in which shard (None: in none), about what, what is wrong, what to do."""
+    """A disagreement: its kind, the shard (None: no particular one), the subject, what is wrong, and how to
+    fix it."""
 
     kind: str
     shard: int | None
@@ -52,14 +54,14 @@ class Flaw(NamedTuple):
 
 
 class Body(NamedTuple):
-    """What a body says of itself: how many refer to it (-1: that cannot be read), and its event's type."""
+    """The head of a body: how many references it counts (-1: that cannot be read), and its event's type."""
 
     holders: int
     type: str
 
 
 class Inventory:
-    """What was read of one shard."""
+    """Everything that was read of one shard."""
 
     def __init__(self, keys: Keys, shard: int) -> None:
         self.bodies: dict[str, Body] = {}
@@ -68,7 +70,7 @@ class Inventory:
         self.records = 0
         self.accounts: set[str] = set()
         self.subscriptions: set[str] = set()
-        """Those that the log and the directory name."""
+        """The subscriptions that the log and the directory name."""
         self._keys = keys
         self._shard = shard
         self._by_holder: Mapping[str, Counter[str]] = {
@@ -106,7 +108,8 @@ class Inventory:
         self._records[_text(record_id)] = reference, size
 
     def end_of_log(self, first: bytes, noted: bytes) -> None:
-        """Take what was so when the last record was read: the `first` that was left, and the noted size."""
+        """Take what was true when the last record was read: the `first` record that was left, and the noted
+        size."""
         kept = dict(dropwhile(lambda item: item[0] != _text(first), self._records.items()))
         for record_id, (reference, _) in self._records.items():
             if reference and record_id not in kept:
@@ -130,8 +133,8 @@ class Inventory:
         self._there["attempts"] += sum(map(len, fields[1::2])) + body_bytes + RECORD_BYTES
 
     def sizes(self, noted: Mapping[str, bytes]) -> None:
-        """Take the noted sizes of all dead letters and attempts, and how many dead letters each subscription
-        has, once they were taken."""
+        """Take the noted sizes of all dead letters and attempts, and the noted numbers of dead letters, after
+        these were taken."""
         for part in ("dead", "attempts"):
             self._size(part, self._there[part], noted.get(part, b""))
         parts = {part for part in noted if part.startswith(DEAD_OF)}
@@ -152,8 +155,8 @@ class Inventory:
         tried: bytes,
         queued: bytes,
     ) -> None:
-        """Take a queue, after the bodies: what waits in it, when it is due, failed attempts of its head, the
-        sequence that was queued last."""
+        """Take a queue, after the bodies: what waits in it, when it is due, the failed attempts of its head,
+        and the last sequence that was queued."""
         keys, shard = self._keys, self._shard
         key, schedule = keys.queue(subscription, account), keys.queues(shard, subscription)
         self.queues += bool(entries)
@@ -193,14 +196,14 @@ class Inventory:
             return
         key, text = self._keys.backlogs(self._shard), "what is noted is no count"
         if not noted or noted.isdigit():
-            more = int(noted or 0) - count  # which is the same while workers go on
+            more = int(noted or 0) - count  # the difference stays the same while workers go on
             text = f"it says {abs(more):,} too {'many' if more > 0 else 'few'}"
         advice = f"a worker that runs corrects it; else: HSET {key} {subscription} {count}"
         self._find("backlog", f"{key} {subscription}", text, advice)
 
     def due(self, kind: str, name: str, first: bytes, indexed: bytes, *, not_after_ms: float = 0) -> None:
-        """Take when the first of a schedule (of polls or queues, the `kind`) is due, and what the index says,
-        which may be as late as `not_after_ms`."""
+        """Take when the first of a schedule (of polls or queues, the `kind`) is due, and when the index says
+        it is, which may be as late as `not_after_ms`."""
         if not first or (indexed and float(indexed) <= max(float(first), not_after_ms)):
             return
         keys, shard = self._keys, self._shard
@@ -224,8 +227,8 @@ class Inventory:
         is_polled: bool,
         is_removed: bool,
     ) -> None:
-        """Take a record of the directory, its version (None: it cannot be read) and that of the shard's last
-        change; of an account also, whether it is on a schedule, or to be forgotten."""
+        """Take a record of the directory: its version (None: it cannot be read), that of the shard's last
+        change, and of an account whether it is on a schedule or to be forgotten."""
         self.records += 1
         (self.accounts if kind == "account" else self.subscriptions).add(name)
         about, removed = f"{key} {name}", self._keys.removed(self._shard)
@@ -248,7 +251,7 @@ class Inventory:
             self._find("unpolled", about, text, "a worker with its provider puts it there within seconds")
 
     def state(self, account: str, damage: str | None) -> None:
-        """Take a state, and why it cannot be read."""
+        """Take a state, or why it cannot be read."""
         self.states += 1
         if damage:
             key = self._keys.state(account)
@@ -256,14 +259,14 @@ class Inventory:
             self._find("state", key, f"the state is {damage}", advice)
 
     def damaged(self, keys: Collection[str]) -> None:
-        """Take keys of which one has another type than ours."""
+        """Take keys one of which has a type that watcher did not write."""
         names = ", ".join(keys)
         self._is_whole = False
         text = "it is of another type" if len(keys) == 1 else "one of them is of another type"
         self._find("type", names, text, "another program wrote it: UNLINK it, and name that program")
 
     def finish(self) -> list[Flaw]:
-        """Say what disagrees, once all is taken."""
+        """Return what disagrees, once everything is taken."""
         if not self._is_whole:  # what was not read is not missing
             return self._flaws
         key, found = self._keys.bodies(self._shard), Counter[str]()
@@ -298,7 +301,7 @@ class Inventory:
         return f"{reference} of {account}" if account else reference
 
     def _where(self, reference: str) -> str:
-        """Say what refers to a body: `log 1, queues 2`."""
+        """Return what refers to a body: `log 1, queues 2`."""
         counts = {holder: counter[reference] for holder, counter in self._by_holder.items()}
         return ", ".join(f"{holder} {count}" for holder, count in counts.items() if count > 0)
 
@@ -312,7 +315,7 @@ class Inventory:
         text, advice = "what is noted is no size", f"HSET {key} {part} {there}"
         if not noted or noted.isdigit():
             more = int(noted or 0) - there
-            # By how much, which is the same while workers go on.
+            # The difference, which stays the same while workers go on.
             text = f"{abs(more):,} bytes too {'many' if more > 0 else 'few'} are noted"
             advice = f"HINCRBY {key} {part} {-more}"
         advice = f"it is trimmed too {'early' if more > 0 else 'late'}; to correct it: {advice}"
@@ -327,7 +330,7 @@ _LOST = "what waits of it becomes a dead letter without a body; its subscriber s
 
 
 class Named(NamedTuple):
-    """What the name of a key says, with '' for what it does not."""
+    """What the name of a key says; '' for what it does not say."""
 
     shard: int
     subscription: str
@@ -335,7 +338,7 @@ class Named(NamedTuple):
 
 
 def keys_of_accounts(namespace: str, keys: Iterable[str]) -> Iterator[Named]:
-    """Yield what keys belong to an account."""
+    """Yield the keys that belong to an account."""
     for key in keys:
         match = _OURS.fullmatch(key.removeprefix(f"{namespace}:"))
         if match and match["account"]:
@@ -343,7 +346,7 @@ def keys_of_accounts(namespace: str, keys: Iterable[str]) -> Iterator[Named]:
 
 
 def strange(namespace: str, keys: Collection[str]) -> Iterator[Flaw]:
-    """Name the keys of a namespace that this version does not write."""
+    """Return the keys of a namespace that this version does not write."""
     for key in sorted(keys):
         rest = key.removeprefix(f"{namespace}:")
         match = _OURS.fullmatch(rest)
@@ -363,14 +366,15 @@ def strange(namespace: str, keys: Collection[str]) -> Iterator[Flaw]:
 
 
 class Lasting(NamedTuple):
-    """What all of several looks found, and how much all disputed in other words: workers move it."""
+    """What all of several looks found, and how much they found in different words: that was work in
+    progress."""
 
     flaws: list[Flaw]
     moving: int
 
 
 def lasting(looks: Sequence[Sequence[Flaw]]) -> Lasting:
-    """Keep of several looks what is no work in progress: what all of them found, in the same words."""
+    """Keep of several looks what all of them found in the same words: the rest was work in progress."""
     first, *others = looks
     flaws = [flaw for flaw in dict.fromkeys(first) if all(flaw in other for other in map(set, others))]
     disputed = set.intersection(*({(flaw.kind, flaw.about) for flaw in look} for look in looks))

@@ -25,10 +25,11 @@ Outcome = Literal["done", "conflict", "full", "missing"]
 KINDS: tuple[Kind, Kind] = ("account", "subscription")
 
 MOST: Mapping[Kind, int] = {"account": 1_000_000, "subscription": 100_000}
-"""Records of a kind. A shard holds a sixteenth of them and a tenth of that more: names spread unevenly."""
+"""Records of a kind. A shard holds a sixteenth of them and a tenth of that more, as names spread unevenly."""
 
 KEPT_CHANGES = 10_000
-"""In the stream of a shard, and up to a hundred more. A worker that missed more reads the shard anew."""
+"""Changes in the stream of a shard, and up to a hundred more. A worker that missed more reads the whole
+shard."""
 
 _AT_ONCE = 500
 """Records in one call, if all are of one shard: they hold the server up for a few milliseconds."""
@@ -42,12 +43,11 @@ _READ_DIRECTORY = load_script("read_directory")
 
 
 class Record(NamedTuple):
-    """An account or a subscription as it lies in the store.
+    """An account or a subscription as it is stored.
 
     `version` rises in its shard with every write of any record: the server's time in microseconds. `edited`
-    is that of the last write that was a client's; `written` that of the last write, also where it was made
-    again since, as the store had lost it. `plain` is JSON: of an account its `provider` alone, of a
-    subscription what it wants to hear.
+    is that of a client's last write; `written` that of the last write, even if it was repeated since because
+    Redis had lost it. `plain` is JSON: the `provider` of an account, the filters of a subscription.
     """
 
     kind: Kind
@@ -60,15 +60,13 @@ class Record(NamedTuple):
 
 
 class BadRecord(Exception):
-    """What lies in the place of a record cannot be read: it is passed over until it is written again."""
+    """A record that cannot be read: it is skipped until it is written again."""
 
 
 class Write(NamedTuple):
-    """A record to be written: where `expected` is given, only if that version lies there (0: none).
-
-    What no client edits keeps the record's `edited`. `is_shadowed`: the file has an account of this name, so
-    its place on the schedule is not touched.
-    """
+    """A record to write. With `expected`, only if the stored version is that one (0: there is none). A write
+    that is no client's edit keeps the record's `edited`. `is_shadowed`: the file has an account of this name,
+    so its place on the schedule stays as it is."""
 
     kind: Kind
     name: str
@@ -80,19 +78,17 @@ class Write(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What became of a write or a deletion, and which version lies there now; of a deletion its own, 0 where
-    nothing lay there.
-
-    `conflict`: another version lies there than was expected. `full`: there are too many records.
-    """
+    """The result of a write or a deletion, and the version that is stored now; of a deletion its own version,
+    0 if there was nothing. `conflict`: the version was not the expected one. `full`: there are too many
+    records."""
 
     outcome: Outcome
     version: int
 
 
 class Change(NamedTuple):
-    """A record that changed, as it is now; None: it was deleted. `written` is the version of the write or the
-    deletion, also where it was made again since."""
+    """A record that changed, as it is now; None: it was deleted. `written` is the version of the write or
+    deletion, even if it was repeated since."""
 
     kind: Kind
     name: str
@@ -102,12 +98,11 @@ class Change(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What changed in a shard since a reader's last look.
+    """What changed in a shard since a reader's last look. Pass `head` the next time; there may be `more` now.
 
-    `head` is to be passed the next time; there may be `more` right now. `is_behind`: the changes are kept no
-    longer, or the reader begins: it reads the shard anew. `lost_after` is a version: the store went back, and
-    has lost what was written after that one, unless it is among `changed`. A reader that holds it writes it
-    again, and removes nothing for its absence.
+    `is_behind`: the changes are no longer stored, or the reader begins: it must read the whole shard.
+    `lost_after` is a version: Redis went back, and has lost what was written after it, unless it is among
+    `changed`. A reader that holds it writes it again, and removes nothing because of its absence.
     """
 
     head: str
@@ -119,7 +114,7 @@ class Changes(NamedTuple):
 
 
 class Held(NamedTuple):
-    """All records of a shard that can be read, from `head` on: what changed since then is to be followed."""
+    """All readable records of a shard, as of `head`: what changed since then has to be followed."""
 
     head: str
     records: Sequence[Record]
@@ -148,7 +143,7 @@ class Directory:
         return written
 
     async def put_all(self, writes: Sequence[Write]) -> list[Written]:
-        """Write records, each by itself, whatever becomes of the others."""
+        """Write records, each by itself: one that is refused stops no other."""
         return await self._put(
             (one, "" if one.expected is None else one.expected, one.edited, one.is_shadowed) for one in writes
         )
@@ -156,7 +151,7 @@ class Directory:
     async def delete(
         self, kind: Kind, name: str, *, expected: int | None = None, is_shadowed: bool = False
     ) -> Written:
-        """Delete a record; an account leaves the schedules, unless the file has it (`is_shadowed`), and is
+        """Delete a record. An account leaves the schedules, unless the file has it (`is_shadowed`), and is
         forgotten ten minutes later."""
         rule = "" if expected is None else expected
         (written,) = await self._delete([(kind, name, rule, is_shadowed, "")])
@@ -205,7 +200,7 @@ class Directory:
             yield await self.read(shard)
 
     async def heads(self) -> list[str]:
-        """Read which change was the last of each shard ('': none), in one round trip."""
+        """Read the last change of each shard ('': none), in one round trip."""
         commands = [("XREVRANGE", self._keys.changes(shard), "+", "-", "COUNT", 1) for shard in range(SHARDS)]
         found = await asyncio.gather(*(self._pipe.command(*command) for command in commands))
         return [last[0][0].decode() if last else "" for last in found]
@@ -244,11 +239,11 @@ class Directory:
         *,
         shadowed: Collection[str] = (),
     ) -> int:
-        """Write records again that a store has lost, and delete again what came back: those later than
-        `lost_after`, where nothing lies there that was written after them. Returns how many that were.
+        """Write records again that Redis has lost, and repeat deletions: those later than `lost_after`,
+        unless what is stored was written after them. Returns how many these were.
 
-        Each gets a new version, and keeps when it was edited and written: of two workers, the one that holds
-        the later write prevails. `shadowed` names accounts that the file has, too.
+        Each gets a new version, and keeps its `edited` and `written`: of two workers, the one that holds the
+        later write wins. `shadowed` names accounts that the file has as well.
         """
         written = await self._put(
             (one, f"<{one.written}", f"{one.edited} {one.written}", one.name in shadowed)
@@ -261,8 +256,8 @@ class Directory:
         return sum(one.outcome == "done" for one in written)
 
     async def _put(self, steps: Iterable[tuple[Write | Record, object, object, bool]]) -> list[Written]:
-        """Write records, each by a rule and with when it was edited before (see the script for both); whether
-        its account is the file's."""
+        """Write records, each with a rule and the version of its last edit (see the script for both), and
+        whether the file has its account."""
         (text,) = await read_meta(self._pipe, self._keys, "providers")
         of_steps: list[tuple[str, tuple[Any, ...]]] = []
         steps = [*steps]
@@ -305,7 +300,7 @@ class Directory:
         steps: Sequence[tuple[str, Sequence[object]]],
         outcomes: Sequence[Outcome],
     ) -> list[Written]:
-        """Let a script take steps, each a name and its arguments: those of a shard in one call."""
+        """Let a script take steps, each a name and its arguments; those of a shard in one call."""
         found: dict[int, Written] = {}
 
         async def take(shard: int, places: Sequence[int]) -> None:
@@ -333,7 +328,7 @@ class Directory:
 
 
 def read_record(kind: Kind, name: str, text: bytes) -> Record:
-    """Read what lies in the place of a record. Raises BadRecord."""
+    """Read a stored record. Raises BadRecord."""
     with suppress(ValueError, RecursionError):
         if match := _RECORD.fullmatch(text):
             version, edited, written = int(match[1]), int(match[2]), int(match[3] or match[1])
@@ -342,5 +337,5 @@ def read_record(kind: Kind, name: str, text: bytes) -> Record:
 
 
 def version_of(head: str) -> int:
-    """Read the version of a shard from its last change; 0 where there is none."""
+    """Read the version of a shard from its last change; 0 if there is none."""
     return int(head.partition("-")[0] or 0)

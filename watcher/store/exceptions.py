@@ -5,14 +5,14 @@ Refuses to import a client: what reads a configuration needs these.
 
 
 class StoreError(Exception):
-    """Redis cannot be used now. A worker that already runs says so once, waits and tries again."""
+    """Redis cannot be used now. A running worker reports it once, waits and tries again."""
 
     cause = ""
     """The cause of an error reply, always in the same words; empty without a reply, or for an unknown one."""
 
 
 class StoreUnreachable(StoreError):
-    """No server answers, or it answers and refuses writes: time or its operator heals it."""
+    """No server answers, or it refuses writes: time or its operator fixes that."""
 
     exit_code = 69
 
@@ -22,7 +22,7 @@ class StoreRefuses(StoreUnreachable):
 
 
 class ConfigurationRefused(StoreError):
-    """The address, the credentials or the server's settings are wrong: waiting heals nothing."""
+    """The address, the credentials or the server's settings are wrong: waiting does not help."""
 
     exit_code = 78
 
@@ -33,7 +33,8 @@ class ServerRefused(ConfigurationRefused):
 
 
 class LayoutAwaited(ConfigurationRefused):
-    """The store is not in this version's layout, or is to leave it: a worker stands by meanwhile."""
+    """The data in Redis are not in this version's layout, or are to leave it: a worker stands by
+    meanwhile."""
 
 
 class PartOfCluster(ConfigurationRefused):

@@ -1,7 +1,7 @@
-"""Reads what a Redis server promises about the state it keeps, and says it in one sentence.
+"""Reads what a Redis server guarantees about the state it keeps, and says it in one sentence.
 
-Refuses a server that watcher cannot trust its state to; refuses to change any of its settings. A worker asks
-again as long as it runs: a server may be set otherwise, and be another one after a restart or a failover.
+Refuses a server that cannot be trusted with state; refuses to change any of its settings. A running worker
+asks again and again: the settings may change, and after a restart or a failover it may be another server.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from watcher.store.pipe import Pipe, Verdict, load_script
 OLDEST = (6, 2)
 
 Persistence = Literal["always", "everysec", "no", "aof", "snapshots", "none", "hidden"]
-"""How state outlives the server's process: an append-only file with that fsync policy (`aof`: the policy is
-hidden), snapshots alone, nothing at all (`none`), or unknown (`hidden`)."""
+"""How state survives the end of the server's process: by an append-only file with that fsync policy (`aof`:
+the policy is hidden), by snapshots alone, not at all (`none`), or unknown (`hidden`)."""
 
 _PROMISES: Mapping[Persistence, str] = {
     "always": "a crash or a power loss of Redis loses nothing that was committed",
@@ -51,7 +51,7 @@ _TRY_RIGHTS = load_script("try_rights")
 
 @dataclass(frozen=True, slots=True)
 class Guarantee:
-    """What one server promises, as it was when it was asked. `warnings` are for a human to act on."""
+    """What one server guaranteed when it was asked. `warnings` are for a person to act on."""
 
     engine: str
     version: str
@@ -60,7 +60,7 @@ class Guarantee:
     replicas: int
     warnings: tuple[str, ...]
     memory: int = 0
-    """Bytes that it may take, 0 where it does not say or has no limit."""
+    """Bytes that it may use; 0 if it does not say or has no limit."""
 
     @property
     def sentence(self) -> str:
@@ -73,19 +73,17 @@ class Guarantee:
 
     @property
     def weakness(self) -> int:
-        """How much a restart or a crash may take back: more, the greater it is."""
+        """How much a restart or a crash may take back: the greater, the more."""
         return [*_PROMISES].index(self.persistence)
 
     def is_weaker_than(self, before: "Guarantee") -> bool:
-        """Say whether a restart or a crash may take back more than it could before."""
+        """Say whether a restart or a crash may take back more than before."""
         return self.weakness > before.weakness
 
 
 async def guarantee_of_all(pipe: Pipe) -> Guarantee:
-    """Ask all servers that state lies on; together they promise what the weakest of them does.
-
-    Raises as `guarantee` does: ServerRefused also where others of them do not answer.
-    """
+    """Ask all servers that hold state; together they guarantee what the weakest does. Raises as `guarantee`
+    does: ServerRefused even if other servers do not answer."""
     asking = (guarantee(client, is_node=pipe.is_cluster) for client in await pipe.servers())
     answers = await asyncio.gather(*asking, return_exceptions=True)
     found = [answer for answer in answers if isinstance(answer, Guarantee)]
@@ -103,7 +101,7 @@ async def guarantee_of_all(pipe: Pipe) -> Guarantee:
 
 
 async def guarantee(client: Redis, *, is_node: bool = False) -> Guarantee:
-    """Ask the server and judge its answers; what a managed server does not disclose counts as hidden.
+    """Ask the server and judge its answers; what a managed server hides counts as hidden.
 
     `is_node` says that the address is that of a Cluster. Raises ServerRefused for a server that is too old,
     evicts keys, or is a node of a Cluster when it should not be, and StoreUnreachable for one that does not
@@ -125,10 +123,8 @@ async def guarantee(client: Redis, *, is_node: bool = False) -> Guarantee:
 
 
 def judge_connection(verdict: Verdict, answer: object, *, at: str) -> None:
-    """Take in what a server answers to INFO on a new connection, before anything is written there.
-
-    A replica is not judged: it takes no writes, and a Cluster's tells which nodes there are.
-    """
+    """Judge a server's answer to INFO on a new connection, before anything is written there. A replica is not
+    judged: it takes no writes, and a Cluster's replica says which nodes there are."""
     lines = answer.decode(errors="replace").splitlines() if isinstance(answer, bytes) else []
     pairs = (line.partition(":") for line in lines)
     info = {name: int(value) if re.fullmatch("[0-9]{1,20}", value) else value for name, _, value in pairs}
@@ -149,7 +145,7 @@ def judge(
     is_node: bool = False,
     is_verified: bool = True,
 ) -> Guarantee:
-    """Read INFO (parsed, may be empty) and the settings appendfsync, save and maxmemory-policy."""
+    """Judge INFO (parsed, may be empty) and the settings appendfsync, save and maxmemory-policy."""
     version = _version_text(info.get("redis_version"))
     if version != "unknown" and tuple(map(int, version.split(".")[:2])) < OLDEST:
         raise ServerRefused(f"Redis {version} at {at} is too old; watcher needs 6.2 or newer")
@@ -228,9 +224,9 @@ def _warnings(info: Mapping[str, Any], eviction: str, is_verified: bool) -> list
 
 
 async def missing_rights(pipe: Pipe, keys: Keys) -> list[str]:
-    """Name the commands that are not allowed on keys of this namespace. Raises StoreError.
+    """Return the commands that are not allowed on keys of this namespace. Raises StoreError.
 
-    Raises ConfigurationRefused where scripts, or all keys of the namespace, are not allowed.
+    Raises ConfigurationRefused if scripts, or all keys of the namespace, are not allowed.
     """
     shards = range(SHARDS if pipe.is_cluster else 1)  # each node has users of its own
     asked = (pipe.script(_TRY_RIGHTS, [keys.trial(shard, kind) for kind in _KINDS]) for shard in shards)
@@ -238,10 +234,8 @@ async def missing_rights(pipe: Pipe, keys: Keys) -> list[str]:
 
 
 async def check_rights(pipe: Pipe, keys: Keys) -> None:
-    """Raises ConfigurationRefused where the server's user may not do what watcher does, and StoreError.
-
-    A script that is refused a command has done already what stands before it: this comes first.
-    """
+    """Raise ConfigurationRefused if the server's user lacks a right that watcher needs, and StoreError. A
+    script that is refused a command has already done what precedes it: therefore this comes first."""
     if missing := await missing_rights(pipe, keys):
         raise ConfigurationRefused(
             f"the user in redis.url may not use {', '.join(missing)} on keys {keys.namespace}:*; allow them "

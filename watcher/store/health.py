@@ -1,5 +1,5 @@
-"""Knows whether Redis can be used, and logs when it stops, while that lasts, and when it is back; and
-what it promises, whenever that changes.
+"""Knows whether Redis can be used, and logs when that stops, at intervals while it lasts, and when it is
+over; and what Redis guarantees, whenever that changes.
 
 Refuses to decide what to do meanwhile: a caller that failed waits as long as `failed` says, and tries again.
 """
@@ -15,11 +15,11 @@ from watcher.store.guarantee import Guarantee, guarantee_of_all
 from watcher.store.pipe import Pipe
 
 _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""A restarted server is found within two seconds, and a dead one costs next to nothing."""
+"""A restarted server is found within two seconds, and asking a dead one costs next to nothing."""
 
 _QUIET_S = 2 * _PAUSES_S[-1] + 1
-"""A server may answer only some commands with errors, and a Cluster that lost a part answers all about the
-rest: they are back when no caller has failed for so long."""
+"""A server may refuse only some commands, and a Cluster that lost a part answers for the rest: they count as
+back when no caller has failed for so long."""
 
 JUDGE_S = 30.0
 """How often the server is judged again: its settings may change while it runs."""
@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 class StoreHealth:
-    """Shared by the loops of one worker. `fix` starts an embedded server again that is gone.
+    """Shared by the loops of one worker. `fix` restarts an embedded server that is gone.
 
-    `guarantee` is what the server promises, as far as it was asked. While there is a `refusal`, nothing is
-    committed to it, however well it answers.
+    `guarantee` is what the server guarantees, once it was asked. While there is a `refusal`, nothing is
+    committed to it, even if it answers.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class StoreHealth:
 
     @property
     def is_up(self) -> bool:
-        """Say whether the server did its part, as far as any caller tried."""
+        """Whether the server works, as far as any caller has tried."""
         return self._down_since is None
 
     @property
     def down_s(self) -> float:
-        """For how many seconds the server has not done its part."""
+        """For how many seconds the server has not worked."""
         return 0.0 if self._down_since is None else self._clock() - self._down_since
 
     async def failed(self, error: StoreError) -> float:
-        """Note a failure; returns how many seconds to wait before the next try."""
+        """Note a failure. Returns how many seconds to wait before the next try."""
         if isinstance(error, ServerRefused):
             return self._refuse(error)
         self._failed_at = now = self._clock()
@@ -120,7 +120,7 @@ class StoreHealth:
         return pause_s
 
     async def judge(self, pipe: Pipe) -> float:
-        """Judge the servers as they are now; returns in how many seconds to do so again."""
+        """Judge the servers as they are now. Returns in how many seconds to do so again."""
         pipe.verdict.has_connected.clear()
         try:
             found = await guarantee_of_all(pipe)
@@ -135,7 +135,7 @@ class StoreHealth:
         return JUDGE_S
 
     def promised(self, found: Guarantee) -> None:
-        """Log what the server promises, if that is not what it promised before."""
+        """Log what the server guarantees, if that has changed."""
         before, self.guarantee = self.guarantee, found
         if before is None or found.sentence != before.sentence or found.eviction != before.eviction:
             log.info(
@@ -153,14 +153,12 @@ class StoreHealth:
             log.warning("store.weak", server=found.server, reason=warning)
 
     async def of_parts(self, *asked: Awaitable[T]) -> list[T | None]:
-        """Ask for several parts of the state at a time; None for a part that fails, as when a node is gone.
-
-        Raises StoreError where all of them fail, and any error of another kind.
-        """
+        """Ask for several parts of the state at the same time; None for a part that fails, as when a node is
+        gone. Raises StoreError if all of them fail, and any other error."""
         return await self.of_answers(asyncio.gather(*asked, return_exceptions=True))
 
     async def of_answers(self, asking: Awaitable[Sequence[T | BaseException]]) -> list[T | None]:
-        """As `of_parts`, of what is asked in one go and brings errors among its answers."""
+        """Do as `of_parts` for answers of one round trip, some of which may be errors."""
         asked_at = self._clock()
         answers = await asking
         errors = [answer for answer in answers if isinstance(answer, StoreError)]

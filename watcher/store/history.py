@@ -31,27 +31,29 @@ _PAGE = 200
 """Records of one answer, each with a whole body."""
 
 _LOOKS, _LOOKED_AT = 500, 16_000
-"""Records that one call looks at, a millisecond or two of the server's time, and that one page does."""
+"""Records that one call looks at, in a millisecond or two of the server's time; and that one page does."""
 
 PAGE_BYTES = 4_000_000
-"""Of the events of one page, wanted or not: with what the subscription's part adds it stays below 4 MiB."""
+"""Of the events of one page, wanted or not: with the subscription's part, it stays below 4 MiB."""
 
 _SLACK_MS = 300_000
-"""A sequence is the time of its commit or more, as the workers' clocks say: so much earlier its record is
-looked for first."""
+"""A sequence is the time of its commit or more, by the workers' clocks: so much earlier, the search for its
+record begins."""
 
 
 def place(record_id: str) -> tuple[int, int]:
-    """Turn a record's id into what sorts as the log does: Unix ms of the server, and a count within it."""
+    """Turn a record's id into a value that sorts as the log does: Unix ms of the server, and a count within
+    it."""
     ms, _, count = record_id.partition("-")
     return int(ms), int(count or 0)
 
 
 class Place(NamedTuple):
-    """How far a reader of one shard's log came: the id of a record, and a check of what that says ("": none).
+    """How far a reader of one shard's log has come: the id of a record, and a check of its content ("":
+    none).
 
-    The id "" is before the oldest record that is held, whatever that is. The check "~" stands for the last
-    record that is no later than the id, which may be one that never was.
+    The id "" is before the oldest record that is stored, whichever that is. The check "~" stands for the last
+    record that is no later than the id, which may never have existed.
     """
 
     id: str = ""
@@ -59,8 +61,8 @@ class Place(NamedTuple):
 
 
 class Gone(Exception):
-    """What followed a cursor is no longer in the log; or the store was set back, and the log says something
-    else there. `oldest`, of one account: the sequence after which all is held; None: that is not known."""
+    """What followed a cursor is no longer in the log; or Redis was set back, and the log says something else
+    there. `oldest`, of one account: the sequence after which everything is stored; None: that is unknown."""
 
     def __init__(self, oldest: int | None = None) -> None:
         super().__init__("the log no longer holds what followed")
@@ -72,11 +74,11 @@ Search = Literal["near", "all", "found"]
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a reader of the log came: a place by shard. A shard that is not named is read from its oldest
-    record on.
+    """How far a reader of the log has come: a place by shard. A shard that is not named is read from its
+    oldest record on.
 
-    `after`: of one account only events beyond this sequence are wanted. How far the `search` for it came: of
-    the records near that time, of all, or it was found that nothing before is missing.
+    `after`: of one account, only events beyond this sequence are wanted. `search`: how far the search for it
+    has come: through the records near that time, through all, or it found that nothing before is missing.
     """
 
     places: Mapping[int, Place] = field(default_factory=dict)
@@ -85,8 +87,8 @@ class Cursor:
 
     @property
     def text(self) -> str:
-        """Write it as a caller gets it: nothing but letters, digits, `-` and `_`; a cursor of all shards has
-        some 200 of them."""
+        """Write it for a caller: only letters, digits, `-` and `_`; a cursor of all shards has some 200 of
+        them."""
         numbers = [sum(1 << shard for shard in self.places)]
         for _, (record_id, check) in sorted(self.places.items()):
             numbers += [*place(record_id), 1 + int(check, 16) if check else 0]
@@ -148,8 +150,8 @@ def _read_varints(said: bytes) -> deque[int]:
 
 
 class Logged(NamedTuple):
-    """An event as the log has it, not parsed: what it says is `content` up to the subscription's part, and
-    `queued` has a line `subscription previous` for each that it was queued for."""
+    """An event as the log has it, not parsed: `content` is all but the subscription's part, and `queued` has
+    a line `subscription previous` for each subscription that it was queued for."""
 
     account: str
     event_id: str
@@ -159,17 +161,20 @@ class Logged(NamedTuple):
     queued: bytes
 
     def to(self, subscription: str) -> Delivery:
-        """Make the delivery of it to a subscription that it was queued for, as it was then."""
+        """Make the delivery to a subscription that it was queued for, as it was then."""
         line = re.search(rb"^%b (\S+)$" % re.escape(subscription.encode()), self.queued, re.MULTILINE)
         previous = None if line is None or line[1] == b"-" else int(line[1])
         return Delivery(self.event_id, self.type, self.sequence, self.content, subscription, previous)
 
 
 class Page(NamedTuple):
-    """Some of what a reader wanted, in the order of each shard, and where it goes on. `is_end`: there was no
-    more. Without that there may be, even where a page holds nothing: what is looked at is bounded, too.
-    `unreadable` counts records of events that are damaged, or have lost their body. `in_vain` counts looks, a
-    millisecond or two of the server's time each, that went through many records and found next to nothing."""
+    """Some of what a reader wanted, in the order of each shard, and where to go on.
+
+    `is_end`: there was no more. Otherwise there may be more, even after an empty page: the number of records
+    looked at is bounded, too. `unreadable` counts events that are damaged, or have lost their body. `in_vain`
+    counts looks, of a millisecond or two of the server's time each, that went through many records and found
+    next to nothing.
+    """
 
     events: Sequence[Logged]
     cursor: Cursor
@@ -185,7 +190,7 @@ class _Part(NamedTuple):
     reached: Place
     is_end: bool
     found: deque[tuple[Place, list[bytes], bytes]]
-    """Records, each with its place, its fields and what is stored of its event."""
+    """Records, each with its place, its fields and the stored part of its event."""
 
 
 class History:
@@ -206,7 +211,7 @@ class History:
     async def of_shard(
         self, shard: int, *, since_ms: int = 0, end: str = "+", newest_first: bool = False
     ) -> AsyncIterator[Record]:
-        """Read one shard's log from a time on up to an end (the id of a record), or back from there."""
+        """Read one shard's log from a time on up to an end (the id of a record), or backwards from there."""
         command, start = "XRANGE", f"{since_ms}-0"
         if newest_first:
             command, start, end = "XREVRANGE", end, start
@@ -221,7 +226,7 @@ class History:
     async def in_order(
         self, ends: Sequence[str], *, since_ms: int = 0, newest_first: bool = False
     ) -> AsyncIterator[Record]:
-        """Read the logs of all shards up to their `ends` as one, by the server's time of each commit."""
+        """Read the logs of all shards up to their `ends` as one, in the order of the server's times."""
         sign = -1 if newest_first else 1
         shards = [
             self.of_shard(shard, since_ms=since_ms, end=end, newest_first=newest_first)
@@ -239,7 +244,7 @@ class History:
                 heappop(heap)
 
     async def ends(self) -> list[str]:
-        """Say where each shard's log ends now."""
+        """Return where each shard's log ends now."""
         ends = []
         for shard in range(SHARDS):
             last = await self._pipe.command("XREVRANGE", self._keys.log(shard), "+", "-", "COUNT", 1)
@@ -247,7 +252,7 @@ class History:
         return ends
 
     async def after(self, ends: Sequence[str]) -> tuple[list[Record], list[str]]:
-        """Read what came after `ends`, in order and a page of each shard at most; returns the new ends."""
+        """Read what came after `ends`, in order, at most a page of each shard. Returns the new ends."""
         found: list[Record] = []
         new_ends = []
         for shard, end in enumerate(ends):
@@ -257,15 +262,15 @@ class History:
         return sorted(found, key=lambda record: place(record.id)), new_ends
 
     async def end(self) -> Cursor:
-        """Say where the log ends now."""
+        """Return where the log ends now."""
         parts = await asyncio.gather(
             *(self._look(shard, Place("+", "~"), looks=0) for shard in range(SHARDS))
         )
         return Cursor({shard: part.reached for shard, part in enumerate(parts)})
 
     async def since(self, account: str, after: int, *, sequence: int, log_end: str) -> Cursor:
-        """Say where a reader goes on that has all of an account up to `after`. `sequence` and `log_end` are
-        those of its state (`Reader.read_states`)."""
+        """Return where a reader goes on that has everything of an account up to `after`. `sequence` and
+        `log_end` are those of its state (`Reader.read_states`)."""
         if after < sequence:
             return Cursor({}, after)
         shard = shard_of(account)
@@ -280,11 +285,11 @@ class History:
         limit: int,
         takes: Callable[[Logged], bool] = lambda _event: True,
     ) -> Page:
-        """Read events on from a cursor: of one account, or of all; those that were queued for a subscription,
-        or all. Within an account they come in order, over all shards about by time.
+        """Read events from a cursor on: of one account, or of all; those that were queued for a subscription,
+        or all.
 
-        What it looks at is bounded. Raises Gone, and ValueError for a cursor that is one account's where none
-        is named.
+        Within an account they come in order, across shards roughly by time. What one page looks at is
+        bounded. Raises Gone, and ValueError for a cursor of one account if none is named.
         """
         shards = range(SHARDS) if account is None else (shard_of(account),)
         if cursor.after is not None:
@@ -343,11 +348,12 @@ class History:
         return Page(events, Cursor(places, after, search), is_end, unreadable, in_vain)
 
     async def _search(self, cursor: Cursor, account: str) -> Cursor:
-        """Go a bounded part of the way to where all that an account emitted after a sequence is ahead. Raises
-        Gone.
+        """Go a bounded part of the way to the place after which everything is that an account emitted after a
+        sequence. Raises Gone.
 
-        The first of its records that is found says so: it names the sequence before its commit. It is looked
-        for near the time that the sequence is, and in all of the log where a clock was wrong.
+        The first record of the account that is found decides: it names the sequence before its commit. The
+        search begins near the time that the sequence is, and then goes through all of the log, in case a
+        clock was wrong.
         """
         shard, after, search = shard_of(account), cursor.after or 0, cursor.search
         start = cursor.places.get(shard)
@@ -413,7 +419,7 @@ class History:
 
 
 def _head(record: Record | None, sign: int, shard: int) -> tuple[tuple[int, int, int], int, Record] | None:
-    """What sorts the next record of a shard among those of the others; no two of them compare equal."""
+    """Return what sorts the next record of a shard among those of the others; no two compare equal."""
     if record is None:
         return None
     ms, count = place(record.id)
@@ -421,12 +427,12 @@ def _head(record: Record | None, sign: int, shard: int) -> tuple[tuple[int, int,
 
 
 def _check(said: bytes) -> str:
-    """Return the check of a record that says this, `account entry`; "" of none."""
+    """Return the check of a record with this content, `account entry`; "" of none."""
     return f"{crc32(said) & 0xFFFF:04x}" if said else ""
 
 
 def _logged(fields: list[bytes], stored: bytes) -> Logged | None:
-    """Read a record of an event, and what is stored of that; None where it is damaged."""
+    """Read a record of an event, with its stored body; None if it is damaged."""
     said = dict(zip(fields[::2], fields[1::2], strict=True))
     named, head = _OF_EVENT.fullmatch(said.get(b"entry", b"")), _STORED.match(stored)
     if not (named and head):

@@ -1,8 +1,9 @@
-"""Which layout a store has, which one is wanted, which workers are in the way, and which process moves it.
+"""Which layout the data in Redis have, which one is wanted, which workers are in the way, and which process
+moves them.
 
-A layout is how everything lies in Redis: version 0.1 works in layout 1, this one in layout 2. A store rests
-in one of them, or is moved from one to the other while no worker works. `wanted` is what people want, as a
-rule the newest one. Refuses to convert anything: `move` does.
+A layout is the way everything is stored: version 0.1 works in layout 1, this version in layout 2. The data
+are in one of them, or are moved from one to the other while no worker works. `wanted` is what people want,
+normally the newest one. Refuses to convert anything: `move` does that.
 """
 
 from collections.abc import Iterable
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from watcher.store.members import Presence
 
 LAYOUT = 2
-"""The layout that this version works in; it moves a store from any of LAYOUTS to any other."""
+"""The layout that this version works in. It moves data from any of LAYOUTS to any other."""
 
 LAYOUTS = (1, LAYOUT)
 
 LEASE_MS = 10_000
-"""After so long without a step of a mover another one goes on."""
+"""If a mover has taken no step for so long, another one goes on."""
 
 _SWITCH_LAYOUT = load_script("switch_layout")
 _FIELDS = ("schema", "moved", "moving", "turn")
@@ -40,10 +41,10 @@ class _Noted(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Where a store rests (`at`), or where it is moved from and `to`; and which layout is `wanted`.
+    """The layout that the data are in (`at`), or are moved from and `to`; and the layout that is `wanted`.
 
-    `is_announced`: its move is to begin in a moment, unless a worker is seen that is in the way. `turn` names
-    the last move; those that come later have a larger one.
+    `is_announced`: the move begins in a moment, unless a worker that is in the way is seen. `turn` names the
+    last move; later moves have a larger one.
     """
 
     at: int
@@ -64,17 +65,17 @@ class Numbers(NamedTuple):
 
     @property
     def can_be_read(self) -> bool:
-        """Whether what is read by this version is all there is."""
+        """Whether what this version reads is everything."""
         return self.at == self.to == LAYOUT
 
     @property
     def target(self) -> int:
-        """Where it is moved now, or next."""
+        """The layout that the data are moved to, now or next."""
         return self.wanted if self.rests else self.to
 
 
 def check_numbers(numbers: Numbers) -> None:
-    """Raises LayoutAwaited where workers of this version may not work."""
+    """Raise LayoutAwaited if workers of this version may not work."""
     if numbers.is_ready:
         return
     see = "see `watcher store layout`"
@@ -89,7 +90,8 @@ def check_numbers(numbers: Numbers) -> None:
 
 
 def in_the_way(workers: Iterable["Presence"], to: int, now_ms: int) -> list["Presence"]:
-    """Find the workers that must end before a store is moved; those of this version may stand by instead."""
+    """Return the workers that must end before the data are moved; those of this version may stand by
+    instead."""
     there = [one for one in workers if one.is_there(now_ms)]
     if to == LAYOUT:
         return [one for one in there if LAYOUT not in one.layouts]
@@ -97,7 +99,7 @@ def in_the_way(workers: Iterable["Presence"], to: int, now_ms: int) -> list["Pre
 
 
 async def read_meta(pipe: Pipe, keys: Keys, *names: str) -> list[bytes | None]:
-    """Read fields of meta. Raises ConfigurationRefused where it is none of ours, and StoreError."""
+    """Read fields of meta. Raises ConfigurationRefused if it is not watcher's, and StoreError."""
     try:
         with damage_named():
             found: list[bytes | None] = await pipe.command("HMGET", keys.meta(), *names)
@@ -117,7 +119,7 @@ class Layout:
         self._keys = keys
 
     async def read(self) -> Numbers:
-        """Read the numbers. Raises ConfigurationRefused where another version laid out the state."""
+        """Read the numbers. Raises ConfigurationRefused if another version wrote the data."""
         shards, wanted, *fields = await read_meta(self._pipe, self._keys, "shards", "wanted", *_FIELDS)
         noted = _Noted(*(field or b"" for field in fields))
         numbers = self._numbers(noted, shards, 1 if wanted == b"1" else LAYOUT)
@@ -150,7 +152,7 @@ class Layout:
         return Numbers(3 - to, to, wanted, noted.moving.endswith(_ANNOUNCED), turn, noted)
 
     async def lay_out(self, numbers: Numbers) -> None:
-        """Note the layout of a store that is new."""
+        """Note the layout of a Redis that is new."""
         if not numbers.noted.schema:
             layout = b"%d" % LAYOUT
             await self._switch(numbers, numbers.noted._replace(schema=layout, moved=layout))
@@ -160,7 +162,7 @@ class Layout:
         await self._pipe.command("HSET", self._keys.meta(), "wanted", number)
 
     async def begin(self, numbers: Numbers, now_ms: int) -> bool:
-        """Begin a move to what is wanted, or announce it; says whether the numbers were still those.
+        """Begin a move to what is wanted, or announce it. Returns whether the numbers were still those.
 
         A worker of 0.1 that starts from now on is refused; one that has just started is seen in a moment.
         """
@@ -178,7 +180,7 @@ class Layout:
         await self._switch(numbers, numbers.noted._replace(schema=b"%d" % numbers.at, moving=b""))
 
     async def end(self, numbers: Numbers) -> bool:
-        """Note that the store is wholly moved."""
+        """Note that everything is moved."""
         to = b"%d" % numbers.to
         return await self._switch(numbers, numbers.noted._replace(schema=to, moved=to, moving=b""))
 
@@ -187,15 +189,15 @@ class Layout:
         return bool(await self._pipe.script(_SWITCH_LAYOUT, [self._keys.meta()], *arguments))
 
     async def holder(self) -> str | None:
-        """Name the process that moves the store."""
+        """Return the process that moves the data."""
         name = await self._pipe.command("GET", self._keys.mover())
         return None if name is None else name.decode("utf-8", "replace")
 
     async def take_lease(self, who: str) -> bool:
-        """Take the lease of the mover, or keep it; says whether `who` has it.
+        """Take the lease of the mover, or keep it. Returns whether `who` has it.
 
-        What two movers would do at the same time is safe: each step is fenced. The lease keeps them from
-        holding each other up.
+        Two movers at the same time do no harm, because each step is fenced. The lease keeps them from holding
+        each other up.
         """
         key = self._keys.mover()
         if await self._pipe.command("SET", key, who, "NX", "PX", LEASE_MS):
