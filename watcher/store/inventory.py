@@ -1,4 +1,5 @@
-"""Reads the whole store, shard by shard and part by part, and says what `consistency` finds there that lasts.
+"""Reads everything in Redis, shard by shard and part by part, and returns what `consistency` finds that
+lasts.
 
 Refuses to write, and to trust one look: workers go on meanwhile.
 """
@@ -27,10 +28,10 @@ _READ_DUE = load_script("read_due")
 _READ_QUEUES = load_script("read_queues")
 
 WAITS_S = (0.0, 0.3, 1.5)
-"""Before each look. The second and third are made only where the one before found something."""
+"""Before each look. The second and third are made only if the one before found something."""
 
 LONGEST_HOLD_MS = 120_000
-"""A subscription without room is out of the index for a minute at most; and no two clocks agree."""
+"""A subscription without capacity is out of the index for a minute at most; and no two clocks agree."""
 
 _PAGE = 500
 _AT_ONCE = 50
@@ -42,7 +43,7 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class Audited:
     """What was found in a shard, or (`shard` is None) in the names of all keys. `moving` counts what no two
-    looks found alike: it is not judged."""
+    looks found in the same words: it is not judged."""
 
     shard: int | None
     flaws: list[Flaw] = field(default_factory=list)
@@ -55,7 +56,7 @@ class Audited:
 
 
 class StoreAudit:
-    """Audits one namespace; `subscriptions` are known already. Methods raise StoreError."""
+    """Audits one namespace; `subscriptions` are those that are known already. Methods raise StoreError."""
 
     def __init__(self, pipe: Pipe, keys: Keys, subscriptions: Collection[str] = ()) -> None:
         self._pipe = pipe
@@ -64,8 +65,8 @@ class StoreAudit:
         self._named: dict[int, set[tuple[str, str]]] | None = None
 
     async def names(self) -> Audited | None:
-        """Look at the names of all keys. None where this user may not list them: then what nothing else names
-        is not found."""
+        """Check the names of all keys. Returns None without the right to list them: then a key that nothing
+        else names is not found."""
         looks: list[list[Flaw]] = []
         keys = set[str]()
         for wait_s in WAITS_S:
@@ -85,7 +86,7 @@ class StoreAudit:
         return Audited(None, *lasting(looks))
 
     async def of_shard(self, shard: int) -> Audited:
-        """Look at a shard, and again where something disagrees."""
+        """Check a shard, and again if something disagrees."""
         looks: list[list[Flaw]] = []
         found = Inventory(self._keys, shard)
         for wait_s in WAITS_S:
@@ -110,7 +111,7 @@ class _Look:
     async def take(
         self, configured: Iterable[str], named: dict[int, set[tuple[str, str]]] | None
     ) -> Inventory:
-        """Read all there is of the shard; `named` are the subscriptions and accounts in names of keys."""
+        """Read everything of the shard; `named` are the subscriptions and accounts in names of keys."""
         keys, shard, found = self._keys, self._shard, self._found
         if end := await self._stream("log", keys.log(shard), found.record):
             found.end_of_log(*end)
@@ -155,8 +156,8 @@ class _Look:
         return found
 
     async def _queues(self, queues: Iterable[tuple[str, str]]) -> None:
-        """Read queues, each with its place in the schedule at the same moment; what a long one holds besides,
-        after that."""
+        """Read queues, each with its place in the schedule at the same moment; the rest of a long one after
+        that."""
         accounts_by_name: dict[str, list[str]] = {}
         for name, account in sorted(queues):
             accounts_by_name.setdefault(name, []).append(account)
@@ -167,7 +168,7 @@ class _Look:
                         await self._read_queues(name, [account])
 
     async def _read_queues(self, subscription: str, accounts: Sequence[str]) -> bool:
-        """Read some queues; says whether they could be read. Of one alone it is said why not."""
+        """Read some queues. Returns whether they could be read; of a single one, the reason is noted."""
         keys, shard = self._keys, self._shard
         names = [keys.queues(shard, subscription), keys.tries(shard, subscription)]
         names += [
@@ -207,7 +208,7 @@ class _Look:
     async def _stream(
         self, part: str, key: str, take: Callable[[bytes, list[bytes], int], object]
     ) -> tuple[bytes, bytes] | None:
-        """Read a stream; returns which record was its first at the end, and the size that was noted then."""
+        """Read a stream. Returns which record was its first at the end, and the size that was noted then."""
         keys, shard, after = self._keys, self._shard, START
         while True:
             names = [key, keys.bodies(shard), keys.sizes(shard)]
@@ -276,7 +277,7 @@ class _Look:
         }
 
     async def _ask(self, asking: Awaitable[T], keys: Sequence[str]) -> T | None:
-        """Ask Redis; None where one of `keys` is of another type, which is said of them."""
+        """Ask Redis; None if one of `keys` has another type, which is then noted."""
         try:
             return await asking
         except DamagedKey:

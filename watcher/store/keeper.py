@@ -1,6 +1,6 @@
-"""Keeps the store within its bounds: `max_backlog` of each subscription, and the memory of each server.
+"""Keeps Redis within its bounds: `max_backlog` of each subscription, and the memory of each server.
 
-One worker does so at a time, the keeper. Refuses to say it: what was given up is returned.
+One worker at a time does so, the keeper. Refuses to log: it returns what was given up.
 """
 
 import asyncio
@@ -30,37 +30,38 @@ _COUNT_QUEUES = load_script("count_queues")
 _COUNT_BACKLOG = load_script("count_backlog")
 
 LEASE_MS = 5_000
-"""A keeper that died is replaced after this."""
+"""A keeper that died is replaced after this time."""
 
 _CORRECT_EVERY = 10
-"""Looks from one comparison of the noted backlogs with the queues to the next."""
+"""Looks between two comparisons of the noted backlogs with the queues."""
 
 _AT_ONCE = 200
-"""Queues measured, and deliveries given up, in one call: a few milliseconds of the server's time."""
+"""Queues measured, or deliveries given up, in one call: a few milliseconds of the server's time."""
 
 _LONGEST_S = 0.5
-"""Of one look, to give up deliveries of one subscription: the next look goes on."""
+"""For the deliveries of one subscription in one look: the next look goes on."""
 
 _FULL, _RELIEVED = 0.85, 0.8
-"""A server that is fuller than the one frees memory until it is no fuller than the other."""
+"""A server that is fuller than the first frees memory until it is no fuller than the second."""
 
 _RELIEF_S = 0.5
-"""Of one look, to free memory of one server: the next look goes on if it is nearly full again."""
+"""For the memory of one server in one look: the next look goes on if it is nearly full again."""
 
 _FREED = 64
-"""Entries of a stream taken away in one call, a millisecond or two of the server's time."""
+"""Entries of a stream removed in one call, in a millisecond or two of the server's time."""
 
 _MOST_ASKED = 1000
 
 LEAST_BACKLOG = 1000
-"""Deliveries of each subscription that no want of memory takes away."""
+"""Deliveries of each subscription that are kept even if memory is short."""
 
 _ACCOUNT_BYTES, _EVENT_BYTES, _DELIVERY_BYTES, _GIVEN_UP_BYTES = 800, 860, 145, 110
-"""About what each takes in Redis: see deploy/REDIS.md; an account with ten assets."""
+"""About what each takes in Redis (see deploy/REDIS.md): an account with ten assets, an event, a delivery, a
+dead letter without its body."""
 
 _SHARE = 10
-"""After it measured all queues of a subscription, or freed all that there is of a server, a keeper leaves
-them alone for so many times as long."""
+"""After it measured all queues of a subscription, or freed everything on a server, a keeper waits for so many
+times as long before it does so again."""
 
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ Reason = Literal["backlog full", "memory full", "deleted"]
 
 
 class Overflow(NamedTuple):
-    """Deliveries of a subscription that were given up, because more than `max_backlog` waited."""
+    """Deliveries of a subscription that were given up because more than `max_backlog` waited."""
 
     subscription: str
     deliveries: int
@@ -78,10 +79,9 @@ class Overflow(NamedTuple):
 
 @dataclass(slots=True)
 class Relief:
-    """What a server gave up that was nearly full: of `limit` bytes `used` were. `entries` by what they were
-    (log, attempts, dead), `deliveries` by subscription. `ours`, if not None, says that it is as full as
-    before, and about how many bytes of it are ours.
-    """
+    """What was removed from a server that was nearly full: `used` of `limit` bytes. `entries` by kind (log,
+    attempts, dead), `deliveries` by subscription. `ours`, if not None, says that the server is as full as
+    before, and about how many bytes on it are ours."""
 
     used: int
     limit: int
@@ -104,7 +104,7 @@ class _Queue(NamedTuple):
 
 
 def shared_out(lengths: Sequence[int], most: int) -> list[int]:
-    """Say how many may stay of each, so that `most` stay in all: the longest give up down to one level."""
+    """Return how many may stay of each, so that `most` stay in all: the longest are cut down to one level."""
     stays, left = [*lengths], most
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for number, place in enumerate(order):
@@ -115,7 +115,7 @@ def shared_out(lengths: Sequence[int], most: int) -> list[int]:
 
 
 class Keeper:
-    """One worker's part in it; `worker` names it. Methods raise StoreError."""
+    """One worker's part in this; `worker` names it. Methods raise StoreError."""
 
     def __init__(self, pipe: Pipe, keys: Keys, worker: str, bounds: Bounds = BOUNDS) -> None:
         self._pipe = pipe
@@ -127,9 +127,9 @@ class Keeper:
         self._short: dict[int, tuple[float, int]] = {}
 
     async def look(self, max_backlogs: Mapping[str, int]) -> Kept:
-        """Give up what is beyond `max_backlogs` (by subscription), or has no room in memory, if no other
-        worker is the keeper. What waits for a subscription that is not among them is bounded by memory alone:
-        another worker may know it."""
+        """Give up what exceeds `max_backlogs` (by subscription) or the memory, if no other worker is the
+        keeper. A subscription that is not among them is limited by memory alone: another worker may know
+        it."""
         if not await take_lease(self._pipe, self._keys.keeper(), self._worker, lease_ms=LEASE_MS):
             return Kept()
         asked = [self._pipe.command("HGETALL", self._keys.backlogs(shard)) for shard in range(SHARDS)]
@@ -146,7 +146,7 @@ class Keeper:
             if time.monotonic() < self._measure_at.get(name, 0):
                 continue
             given_up = 0
-            with suppress(DamagedKey):  # what is damaged is of this subscription, or of one shard
+            with suppress(DamagedKey):  # the damage is of this subscription, or of one shard
                 given_up = await self.give_up(name, [*by_shard], most)
             if given_up:
                 found.append(Overflow(name, given_up, most))
@@ -161,8 +161,8 @@ class Keeper:
         return Kept(found, reliefs)
 
     async def discard(self, name: str) -> None:
-        """Take away what is kept for a subscription that was deleted: what waits for it, dead letters,
-        attempts, and what its breaker knows. What is given up leaves its name only."""
+        """Remove everything of a subscription that was deleted: what waits for it, its dead letters and
+        attempts, and its breaker. Deliveries that are given up leave only their name."""
         keys = self._keys
         with suppress(DamagedKey):  # which the audit of the store names
             while await self.give_up(name, range(SHARDS), 0, "deleted"):
@@ -184,9 +184,9 @@ class Keeper:
     async def give_up(
         self, name: str, shards: Sequence[int], most: int, reason: Reason = "backlog full"
     ) -> int:
-        """Give up the oldest deliveries of the longest queues of a subscription until `most` wait in these
-        shards, or for as long as it may take; returns how many. They become dead letters where the `reason`
-        is that too many waited, else they leave their names only."""
+        """Give up the oldest deliveries of a subscription's longest queues until `most` wait in these shards,
+        or time runs out. Returns how many. They become dead letters if the `reason` is that too many waited;
+        otherwise they leave only their name."""
         began_at, keys = time.monotonic(), self._keys
         queues = [queue for shard in shards for queue in await self._queues(name, shard)]
         self._measure_at[name] = began_at + (1 + _SHARE) * (time.monotonic() - began_at)
@@ -230,8 +230,9 @@ class Keeper:
         configured: Collection[str],
         backlogs: Mapping[str, Mapping[int, int]],
     ) -> Relief | None:
-        """Free memory of a server that is nearly full, in small steps: the oldest of its log and attempts,
-        then dead letters, then of the largest backlog. None where it has room, or no limit."""
+        """Free memory of a server that is nearly full, in small steps: the oldest of the log and the
+        attempts, then dead letters, then deliveries of the largest backlog. None if it is not nearly full, or
+        has no limit."""
         used, limit = await memory_of(server)
         began_at, server_at = time.monotonic(), shards[0]
         if used <= _FULL * limit:
@@ -290,8 +291,8 @@ class Keeper:
         return relief
 
     async def ours(self, shards: Sequence[int], waiting: int) -> int:
-        """Estimate the bytes that are ours on a server, as deploy/REDIS.md does: noted sizes, events that
-        are stored, deliveries that wait, accounts with their assets."""
+        """Estimate the bytes on a server that are ours, as deploy/REDIS.md does: noted sizes, stored events,
+        waiting deliveries, accounts with their assets."""
         keys, ours = self._keys, waiting * _DELIVERY_BYTES
         (said,) = await read_meta(self._pipe, keys, "providers")
         for shard in shards:
@@ -304,7 +305,7 @@ class Keeper:
         return ours
 
     async def _correct(self, backlogs: Mapping[str, Mapping[int, int]]) -> None:
-        """Correct what is noted and cannot be: a person deleted it, say, or a queue."""
+        """Correct notes that cannot be true: a person may have deleted one, or a queue."""
         for shard in range(SHARDS):
             index = self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1)
             (due,) = await undamaged([index], list[bytes]())
@@ -321,7 +322,8 @@ class Keeper:
 
 
 async def undamaged(asked: Sequence[Awaitable[T]], otherwise: T) -> list[T]:
-    """Ask for several things at a time; `otherwise` for what is damaged: the audit of the store names it."""
+    """Ask for several things at the same time; `otherwise` stands for what is damaged, which the audit
+    finds."""
     answers = await asyncio.gather(*asked, return_exceptions=True)
     found: list[T] = []
     for answer in answers:
@@ -332,8 +334,8 @@ async def undamaged(asked: Sequence[Awaitable[T]], otherwise: T) -> list[T]:
 
 
 async def memory_of(server: Redis) -> tuple[int, int]:
-    """Read how many bytes count against a server's limit, and the limit; both are 0 where it has none, or
-    does not say. Raises StoreError."""
+    """Read how many bytes count against a server's limit, and the limit; both are 0 if it has none or does
+    not say. Raises StoreError."""
     info = {}
     with translated(server), suppress(ResponseError):
         info = await server.info("memory")
@@ -346,8 +348,8 @@ async def memory_of(server: Redis) -> tuple[int, int]:
 async def count_backlog(
     pipe: Pipe, keys: Keys, shard: int, subscription: str, *, corrects: bool = False
 ) -> tuple[bytes, int]:
-    """Count the deliveries that wait for a subscription in a shard; returns what is noted of them, and the
-    count, of the same moment. With `corrects` the count is noted. Raises StoreError."""
+    """Count the deliveries that wait for a subscription in a shard. Returns the noted number and the count,
+    at the same moment. With `corrects`, the count is noted. Raises StoreError."""
     schedule = keys.queues(shard, subscription)
     while True:
         accounts = await pipe.command("ZRANGE", schedule, 0, -1)

@@ -25,16 +25,16 @@ from watcher.store.polls import Failing, damage_named, read_failing
 from watcher.store.state import BadState
 
 GONE_AFTER = timedelta(seconds=45)
-"""A worker notes every ten seconds that it lives; after so long without a note it is gone, or cut off."""
+"""A worker notes every ten seconds that it lives. After so long without a note, it is gone or cut off."""
 
 FORGET_AFTER = timedelta(hours=1)
-"""How long a worker that was killed can be seen."""
+"""How long a worker that was killed stays visible."""
 
 KEEP_S = 3600
-"""How long a configuration can be read after a worker wrote it for the last time."""
+"""How long a configuration can be read after a worker last wrote it."""
 
 FORGET_ACCOUNT_AFTER = timedelta(minutes=10)
-"""How long the state of an account that was removed is kept: a file may have been half written."""
+"""How long the state of a removed account is kept: the file may have been half written."""
 
 _AT_ONCE = 500
 """Names in one command."""
@@ -53,12 +53,12 @@ _FORGET = load_script("forget")
 
 
 class Presence(NamedTuple):
-    """What a worker says of itself, and when it last did (Unix ms of the server).
+    """What a worker notes of itself, and when it last did (Unix ms of the server).
 
-    `requests_per_second` by provider is what it really sent, on the average of its last minute. `roster` is a
-    digest of its list of accounts, `configuration` one of its providers, accounts and URLs; older workers do
-    not note the latter. `layouts` are those that it works in, of an older worker the first; one that
-    `stands_by` waits until the store is in one of them, and claims nothing meanwhile.
+    `requests_per_second`, by provider, is what it sent, averaged over its last minute. `roster` is a digest
+    of its list of accounts, `configuration` one of its providers, accounts and URLs; older workers do not
+    note the latter. `layouts` are those that it works in; for an older worker the first one. One that
+    `stands_by` waits until the data in Redis are in one of them, and claims nothing meanwhile.
     """
 
     worker: str
@@ -96,7 +96,7 @@ class Workers:
         await self._pipe.command("HDEL", self._key, worker)
 
     async def read(self) -> list[Presence]:
-        """Read the workers seen in the last hour, the latest first. What cannot be read is left out."""
+        """Read the workers of the last hour, the latest first. What cannot be read is left out."""
         pairs = await self._pipe.command("HGETALL", self._key)
         found = []
         for name, text in zip(pairs[::2], pairs[1::2], strict=True):
@@ -127,16 +127,16 @@ class _Fields(NamedTuple):
 
 
 class Fingerprint(_Fields):
-    """A configuration as digests by name: of the kind and base_url of each provider, of the URL of each
-    subscription, of the source and provider of each account."""
+    """A configuration as digests by name: of the kind and base_url of each provider, the URL of each
+    subscription, and the source and provider of each account."""
 
     @cached_property
     def digest(self) -> str:
-        """Name the configuration, the same in all workers that run it."""
+        """Make a digest of the configuration: the same in all workers that run it."""
         return blake2b(self.dump(), digest_size=8).hexdigest()
 
     def dump(self) -> bytes:
-        """Write it down as JSON, keys in order. In parts: 100,000 accounts at once hold up all threads."""
+        """Write it as JSON, keys in order. In parts: 100,000 accounts at once would hold up all threads."""
         fields = []
         for field, text_by_name in sorted(self._asdict().items()):
             names, parts = in_order(text_by_name), []
@@ -147,9 +147,8 @@ class Fingerprint(_Fields):
         return f"{{{','.join(fields)}}}".encode()
 
     def differing(self, other: "Fingerprint") -> list[str]:
-        """Name what has the same name in another configuration and leads elsewhere: `provider loopring`.
-
-        Step by step: to compare or sort 100,000 accounts at once holds up all threads."""
+        """Return the names that mean something else in another configuration: `provider loopring`. In steps:
+        to compare or sort 100,000 accounts at once would hold up all threads."""
         return [
             f"{kind} {name}"
             for kind, ours, theirs in zip(_KINDS, self, other, strict=True)
@@ -158,8 +157,8 @@ class Fingerprint(_Fields):
         ]
 
     def is_same_place(self, other: "Fingerprint") -> bool:
-        """Say whether another configuration polls the same accounts at the same providers, whatever its URLs:
-        then it belongs to the same deployment."""
+        """Say whether another configuration polls the same accounts at the same providers, whatever its URLs
+        are: then it belongs to the same deployment."""
         if any(not line.startswith("subscription ") for line in self.differing(other)):
             return False
         shares = any(name in other.accounts for name in self.accounts)
@@ -167,7 +166,8 @@ class Fingerprint(_Fields):
 
 
 class Mark(NamedTuple):
-    """For which URL (its digest) a subscription's queues are filled, and which configuration says so."""
+    """The URL (its digest) for which a subscription's queues are filled, and the configuration that says
+    so."""
 
     url: str
     configuration: str
@@ -181,7 +181,7 @@ class Configurations:
         self._keys = keys
 
     async def write(self, fingerprint: Fingerprint) -> None:
-        """Write a configuration down, for other workers to read."""
+        """Write a configuration for other workers to read."""
         key = self._keys.configuration(fingerprint.digest)
         packed = await compute(lambda: zlib.compress(fingerprint.dump(), 1))
         try:
@@ -192,8 +192,8 @@ class Configurations:
         await self._pipe.command("DEL", self._keys.waiting(fingerprint.digest))
 
     async def waited_for_since(self, digest: str, now_ms: int) -> int:
-        """Note since when (Unix ms) a configuration that is gone is waited for; returns the first note since
-        a worker ran it. Workers that end soon, as `run --once` does, would each begin to wait anew."""
+        """Note since when (Unix ms) workers wait for a configuration that is gone. Returns the first note
+        since a worker ran it: workers that end soon, as `run --once` does, would each start waiting again."""
         key, noted = self._keys.waiting(digest), None
         with suppress(StoreRefuses, BadState), damage_named():
             await self._pipe.command("SET", key, now_ms, "NX", "EX", KEEP_S)
@@ -208,16 +208,17 @@ class Configurations:
         return None if packed is None else await compute(_parse, packed)
 
     async def marks(self, subscriptions: Sequence[str]) -> dict[str, Mark]:
-        """Read for which URL the queues of subscriptions are filled, where that was noted."""
+        """Read the URLs for which the queues of subscriptions are filled, where they are noted."""
         found: dict[str, Mark] = {}
-        with suppress(BadState), damage_named():  # the next worker to mark makes them anew
+        with suppress(BadState), damage_named():  # the next worker writes new marks
             for part in in_parts(subscriptions, _AT_ONCE):
                 texts = await self._pipe.command("HMGET", self._keys.marks(), *part)
                 found |= {name: _mark(text) for name, text in zip(part, texts, strict=True) if text}
         return found
 
     async def mark(self, moves: Mapping[str, tuple[Mark | None, Mark]]) -> dict[str, Mark]:
-        """Replace each subscription's mark if it is the expected one; returns the marks that stand now."""
+        """Replace each subscription's mark if it is the expected one. Returns the marks that are stored
+        now."""
         found: dict[str, Mark] = {}
         for part in in_parts([*moves], _AT_ONCE):
             arguments = [
@@ -246,7 +247,7 @@ def _parse(packed: bytes) -> Fingerprint | None:
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """How many accounts an enrolment added to the schedules, and took off them; the names of those that no
+    """How many accounts an enrolment added to the schedules and took off them, and the names of those that no
     provider has any more."""
 
     added: int
@@ -255,11 +256,9 @@ class Enrolled:
 
 
 class Woken(NamedTuple):
-    """An account that was woken, at one provider: it is due `in_ms` from now, within a second as a rule.
-
-    It may wait for a poll that a worker has in hand, and is polled once more after it (`in_ms` says when that
-    worker counts as lost); or for a retry, as it is `failing`.
-    """
+    """An account that was woken, at one provider: it is due `in_ms` from now, normally within a second. It
+    may wait for a poll that a worker has in hand, and is polled once more after it (`in_ms` says when that
+    worker counts as lost); or for a retry, if it is `failing`."""
 
     account: str
     provider: str
@@ -269,11 +268,11 @@ class Woken(NamedTuple):
 
 
 WOKEN = ("account", "provider", "state", "due_in_ms", "rejections", "error_class", "reason")
-"""The fields of an account that was woken, as plain data."""
+"""The fields of a woken account as plain data."""
 
 
 def woken_line(one: Woken) -> dict[str, Any]:
-    """Give an account that was woken as plain data, for --json and the API."""
+    """Write a woken account as plain data, for --json and the API."""
     failing = one.failing
     state = {"turn": "due", "poll": "in_hand", "retry": "backing_off"}[one.waits_for]
     due_in_ms = None if one.waits_for == "poll" else one.in_ms
@@ -284,9 +283,9 @@ def woken_line(one: Woken) -> dict[str, Any]:
 class Roster:
     """The accounts of one namespace, by provider.
 
-    An account that is not configured any more is taken off its schedule at once, and forgotten ten minutes
-    later, with its state: adding it again after that is a new baseline. What waits in its queues stays
-    deliverable.
+    An account that is no longer configured is taken off its schedule at once, and forgotten ten minutes
+    later, with its state: if it comes back after that, it gets a new baseline. What waits in its queues is
+    still delivered.
     """
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
@@ -294,21 +293,20 @@ class Roster:
         self._keys = keys
 
     async def check_layout(self) -> None:
-        """Raises ConfigurationRefused where the state is not in this version's layout, or not to stay so."""
+        """Raise ConfigurationRefused if the data in Redis are not in this version's layout, or are to leave
+        it."""
         await self._providers(())
 
     async def enrolled(self) -> str | None:
-        """Say which list was enrolled last; None if that is lost, as after a restart without persistence.
-
-        None, too, if an enrolment was cut off: the worker that began it may have died.
-        """
+        """Return the list that was enrolled last; None if that is lost, as after a restart without
+        persistence. None as well if an enrolment was cut off: the worker that began it may have died."""
         shards, enrolled = await self._read_meta("shards", "enrolled")
         return None if shards is None or enrolled is None else enrolled.decode("utf-8", "replace")
 
     async def note_enrolled(self, roster: str) -> bool:
-        """Note that the enrolment of a list is complete; says whether it is the first one in this state.
+        """Note that the enrolment of a list is complete. Returns whether it is the first one in this state.
 
-        Nothing is written if that is noted already: a full server takes no write, and must be drained.
+        Nothing is written if that is noted already: a full server takes no write, and must still be drained.
         """
         if await self.enrolled() == roster:
             return False
@@ -322,8 +320,8 @@ class Roster:
         remove: bool = True,
         done: Callable[[int, int], object] = lambda part, parts: None,
     ) -> Enrolled:
-        """Make new accounts due now, and `remove` the ones that are gone. `done` hears after each part which
-        it was, and of how many."""
+        """Make new accounts due now, and `remove` those that are gone. `done` is called after each part, with
+        its number and how many there are."""
         providers = await self._providers(accounts_by_provider)
         configured = {name: await _by_shard(accounts_by_provider.get(name, ())) for name in providers}
 
@@ -353,7 +351,7 @@ class Roster:
         return Enrolled(added, removed, tuple(gone))
 
     async def forget(self, now_ms: int) -> int:
-        """Forget the accounts that were removed ten minutes ago; returns how many."""
+        """Forget the accounts that were removed ten minutes ago. Returns how many."""
         forgotten = 0
         for shard in range(SHARDS):
             key = self._keys.removed(shard)
@@ -366,7 +364,8 @@ class Roster:
         return forgotten
 
     async def _providers(self, configured: Collection[str]) -> list[str]:
-        """Check that the state is laid out as this program expects; returns all providers ever used."""
+        """Check that the data are laid out as this program expects. Returns all providers that were ever
+        used."""
         layout = Layout(self._pipe, self._keys)
         numbers = await layout.read()
         check_numbers(numbers)
@@ -382,7 +381,7 @@ class Roster:
         return await read_meta(self._pipe, self._keys, *names)
 
     async def make_due(self, provider: str, names: Collection[str], *, now_ms: float) -> set[str]:
-        """Make accounts due now; returns those that a worker has in hand, which are left to it."""
+        """Make accounts due now. Returns those that a worker has in hand, which stay with it."""
         in_hand: set[str] = set()
         for shard, members in (await _by_shard(names)).items():
             keys = [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
@@ -392,7 +391,7 @@ class Roster:
         return in_hand
 
     async def wake(self, accounts: Iterable[str]) -> list[Woken]:
-        """Make accounts due now, so that a poll of each begins after this; once a second at most, however
+        """Make accounts due now, so that a poll of each begins after this; at most once a second, however
         often they are woken. One that is on no schedule is missing from the answer.
 
         What waits for a retry goes on waiting, and the rate limit of the provider holds. Raises StoreError.
@@ -419,7 +418,8 @@ class Roster:
         return woken
 
     async def _add(self, shard: int, provider: str, names: list[bytes], now_ms: int) -> int:
-        """Add accounts; returns how many were missing: another worker may add the same at this moment."""
+        """Add accounts. Returns how many were missing: another worker may add the same ones at this
+        moment."""
         added = 0
         for group in in_parts(names, _AT_ONCE):
             pairs = [part for name in group for part in (now_ms, name)]
@@ -436,8 +436,8 @@ class Roster:
         is_configured: Callable[[str], bool],
         now_ms: int,
     ) -> tuple[int, list[str]]:
-        """Take accounts off a schedule, but for what the directory has there. Returns how many, and which
-        of them no provider has any more."""
+        """Take accounts off a schedule, except those of the directory. Returns how many, and which of them no
+        provider has any more."""
         forget_ms = now_ms + int(1000 * FORGET_ACCOUNT_AFTER.total_seconds())
         keys = [
             self._keys.polls(shard, provider),

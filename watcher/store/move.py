@@ -1,11 +1,11 @@
-"""Moves a store from layout 1 to layout 2 and back, in place and in small steps, while no worker works.
+"""Moves the data in Redis from layout 1 to layout 2 and back, in place and in small steps, while no worker
+works.
 
-Each shard is moved by itself. Its schedules are set aside first: what a worker of the layout before still has
-in hand has lost its lease. Then states, log, dead letters and queues are read, converted here and written
-back, each step as one script: it writes what is new, takes away what was old, and names itself as the step
-from which the next one goes on. So a mover may end anywhere and another one goes on, a step that is repeated
-is taken once, and a mover that was held up for an hour changes nothing. What cannot be read is carried over
-as it is.
+Each shard is moved by itself. First its schedules are set aside, so that a worker of the old layout loses the
+leases that it still has. Then states, log, dead letters and queues are read, converted here and written back.
+Each step is one script: it writes what is new, removes what was old, and names itself as the step that the
+next one follows. So a mover may end anywhere and another one goes on, a repeated step is taken once, and a
+mover that was held up for an hour changes nothing. What cannot be read is carried over as it is.
 """
 
 import asyncio
@@ -39,22 +39,22 @@ _OLD_BREAKER = re.compile(
     rb"([0-9]{1,14}) ([0-9]{1,14}) ([0-9]{1,14}) ([0-9]{1,14})(?:!([0-9]{1,14}))? (.*)", re.DOTALL
 )
 _OLD_HALF_OPEN_FROM = 3
-"""Failures in a row, from which on version 0.1 sends to a subscription one at a time."""
+"""From so many failures in a row on, version 0.1 sends to a subscription one at a time."""
 
 _TAKE_SHARD = load_script("take_shard")
 _MOVE = load_script("move")
 
 ENTRIES = 100
-"""Entries moved by one step at most: one to two milliseconds of the server's time."""
+"""Entries that one step moves at most: one to two milliseconds of the server's time."""
 
 BYTES = 256 * 1024
-"""The same, as bytes."""
+"""Bytes that one step moves at most."""
 
 _STATES = 20
-"""States in one step: to read and write one of ten assets takes a seventh of a millisecond."""
+"""States in one step: to read and write one with ten assets takes a seventh of a millisecond."""
 
 _QUEUES = 20
-"""Queues looked into at a time, each with so many of its oldest deliveries."""
+"""Queues read at the same time, each with so many of its oldest deliveries."""
 
 _QUEUE_PAGE = 50
 
@@ -65,10 +65,10 @@ _MOST_PARTS = 4000
 """Arguments of one command: Lua passes on no more than 8,000."""
 
 SETTLE_S = 2.0
-"""After a move up was announced: by then a worker of 0.1 that had just started has noted that it is there."""
+"""After a move up was announced: by then, a worker of 0.1 that had just started has noted that it runs."""
 
 _UNREADABLE = b"?"
-"""Stands in front of what layout 2 carries unread, so that it is never taken for a reference."""
+"""In front of what layout 2 carries unread, so that it is never taken for a reference."""
 
 _REFERENCE = re.compile(rb"(?:[0-9]+ )?(evt_\S+ [0-9]+)(?: |\Z)")
 """In a record of layout 2, or in what waits or is dead there."""
@@ -83,7 +83,7 @@ _STATE = ("version", "sequence", "polled_at", "body")
 
 
 class Overtaken(Exception):
-    """Another mover goes on, or the store is to go elsewhere by now. This one has changed nothing since."""
+    """Another mover goes on, or the data are to go elsewhere now. This mover has changed nothing since."""
 
 
 class Counts(NamedTuple):
@@ -137,13 +137,13 @@ def dump_old(delivery: Delivery) -> bytes:
 
 
 def _head(delivery: Delivery) -> bytes:
-    """The first line of an entry in layout 1, by which it is known there."""
+    """The first line of an entry in layout 1, which identifies it there."""
     return f"{delivery.reference} {delivery.type}\n".encode()
 
 
 def event_of(content: bytes) -> tuple[bytes, bytes] | None:
-    """Read the JSON of an event in a record of layout 1; returns how it is referred to and what is stored of
-    it, and None for what is no event: a baseline, say."""
+    """Read the JSON of an event in a record of layout 1. Returns its reference and its stored body; None for
+    what is no event, such as a baseline."""
     try:
         said = orjson.loads(content)
         event_id, type_, sequence = said["id"], said["type"], said["data"]["sequence"]
@@ -179,11 +179,9 @@ def breaker_down(text: bytes) -> bytes:
 
 
 class Mover:
-    """One process that moves a store. `who` names it, differently from all others; `accounts` are those that
-    are configured, by provider: their states are moved even where their schedule was lost.
-
-    Methods raise StoreError.
-    """
+    """One process that moves the data. `who` names it, differently from all others; `accounts` are the
+    configured ones by provider: their states are moved even if their schedule was lost. Methods raise
+    StoreError."""
 
     def __init__(
         self,
@@ -203,8 +201,8 @@ class Mover:
         self._keep_at = 0.0
 
     async def advance(self) -> Counts | None:
-        """Move the store to where it is wanted, if it is not there, no worker is in the way, and no other
-        process does so; returns what was moved in all, by this mover and those before it. None: not done."""
+        """Move the data to the wanted layout, if they are not there, no worker is in the way, and no other
+        process does so. Returns what was moved in all, by this mover and those before it; None: not done."""
         if not await self._layout.take_lease(self._user_and_host):
             return None
         try:
@@ -226,7 +224,7 @@ class Mover:
             await self._layout.leave_lease(self._user_and_host)
 
     async def _begun(self) -> Numbers | None:
-        """Begin what is to be done, or go on with it; None where there is nothing to do, or not yet."""
+        """Begin what is to be done, or go on with it; None if there is nothing to do, or not yet."""
         numbers = await self._layout.read()
         if numbers.rests:
             if numbers.at == numbers.wanted or await self._is_blocked(numbers.wanted):
@@ -261,7 +259,7 @@ class Mover:
                 await asyncio.sleep(0)  # there may be 100,000
         breakers = await self._pipe.command("HGETALL", source.breakers())
         marks: list[bytes] = []
-        with suppress(DamagedKey):  # they are made anew
+        with suppress(DamagedKey):  # they are written again
             marks = await self._pipe.command("HGETALL", self._keys.marks())
         subscriptions = {*map(_text, chain(breakers[::2], marks[::2])), *self._subscriptions}
         # On a Cluster they lie apart from all other keys: they are copied, and no step can fence that.
@@ -296,7 +294,7 @@ class Mover:
 
 
 class _Step:
-    """What one script call writes, and how much that is, about: entries and bytes."""
+    """What one script call writes, and about how much that is: entries and bytes."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = {key: number for number, key in enumerate(keys, 1)}
@@ -371,7 +369,7 @@ _Fields = Mapping[bytes, bytes]
 
 
 class _Way:
-    """The way of one shard from one layout to another: `_Up` and `_Down` say what each thing becomes."""
+    """The move of one shard from one layout to the other: `_Up` and `_Down` say what each thing becomes."""
 
     def __init__(self, pipe: Pipe, fence: _Fence, names: Names, source: Keys, target: Keys) -> None:
         self._pipe = pipe
@@ -387,7 +385,7 @@ class _Way:
         self._stored: dict[bytes, bytes] = {}
 
     async def set_aside(self, providers: Iterable[str], subscriptions: Collection[str]) -> None:
-        """Take the schedules away from all workers that have leases in them. Raises Overtaken."""
+        """Take the schedules from all workers that have leases in them. Raises Overtaken."""
         for name in providers:
             await self._set_aside(*self._of_polls(name))
         for name in await self._with_something(await self._known(subscriptions)):
@@ -428,7 +426,7 @@ class _Way:
         return self._found
 
     def _of_polls(self, provider: str) -> tuple[str, str, str]:
-        """The schedule as it is called before, while and after it is moved."""
+        """The names of the schedule before, while and after it is moved."""
         aside = self._old.moving_polls(self._shard, provider)
         return self._source.polls(self._shard, provider), aside, self._target.polls(self._shard, provider)
 
@@ -451,12 +449,12 @@ class _Way:
         return found
 
     async def _finish(self, names: Iterable[str], known: Iterable[str], turn: int) -> None:
-        """Take away what is left under old names, and note that the shard is moved."""
+        """Remove what is left under old names, and note that the shard is moved."""
         shard, source = self._shard, self._source
         step = self._fence.step()
         for name in known:
             step.write(source.tries(shard, name), "UNLINK")
-            step.write(source.dead(shard, name), "UNLINK")  # emptied, it knows its last id and takes no older
+            step.write(source.dead(shard, name), "UNLINK")  # emptied, it would accept no older id
             step.entries += 1
             step = await self._flushed(step)
         step.write(source.log(shard), "UNLINK")
@@ -468,18 +466,18 @@ class _Way:
         await self._fence.take(step)
 
     async def _known(self, subscriptions: Collection[str]) -> set[str]:
-        """Name the subscriptions that may have something here. One that was taken out is known from the
-        states of the accounts that it got something of."""
+        """Return the subscriptions that may have something here. One that was taken out of the configuration
+        is known from the states of the accounts that it got events of."""
         fields = await self._pipe.command("HGETALL", self._keys.layout(self._shard))
         noted = (_text(field) for field in fields[::2])
         self._found |= {name.removeprefix(_FOUND) for name in noted if name.startswith(_FOUND)}
-        with suppress(DamagedKey):  # an index, which is made anew
+        with suppress(DamagedKey):  # an index, which is written again
             due = await self._pipe.command("ZRANGE", self._source.due_subscriptions(self._shard), 0, -1)
             self._due |= {*map(_text, due)}  # a worker that was held up takes them off
         return {*subscriptions, *self._found, *self._due}
 
     def _carry(self, step: _Step, account: str) -> None:
-        """Carry a state over that cannot be read."""
+        """Carry over a state that cannot be read."""
         step.rename(self._source.state(account), self._target.state(account))
         self._count(step, "accounts")
 
@@ -488,7 +486,7 @@ class _Way:
         step.entries += 1
 
     async def _flushed(self, step: _Step) -> _Step:
-        """Take a step that is full; returns the one to go on with."""
+        """Take a step if it is full. Returns the one to go on with."""
         if not step.is_full:
             return step
         await self._fence.take(step)
@@ -501,10 +499,8 @@ class _Way:
             step.write(self._keys.layout(self._shard), "HSET", f"{_FOUND}{name}", 1)
 
     async def _set_aside(self, source: str, aside: str, target: str) -> bool:
-        """Take a schedule away from the workers that have leases in it; says whether it is damaged.
-
-        What one that was held up writes there later comes to the rest.
-        """
+        """Take a schedule from the workers that have leases in it. Returns whether it is damaged. What a
+        worker that was held up writes there later is added to the rest."""
         try:
             is_there = await self._pipe.command("ZCARD", source)
         except DamagedKey:
@@ -525,7 +521,7 @@ class _Way:
         return False
 
     async def _put_back(self, aside: str, target: str, index: str, name: str) -> None:
-        """Let work be claimed again, and say when the first of it is due."""
+        """Let work be claimed again, and note when the first of it is due."""
         if await self._pipe.command("ZCARD", aside):
             await self._fence.rename(aside, target)
         with suppress(DamagedKey):
@@ -539,7 +535,7 @@ class _Way:
         return [name for name in names if shard_of(name) == self._shard]
 
     async def _ask(self, *commands: tuple[Any, ...]) -> list[Any]:
-        """Ask several things at a time; DamagedKey is an answer."""
+        """Ask several things at the same time; DamagedKey is an answer."""
         asked = (self._pipe.command(*command) for command in commands)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         for answer in answers:
@@ -625,7 +621,7 @@ class _Way:
         raise NotImplementedError
 
     async def _read_bodies(self, *entries: bytes) -> None:
-        """Read what is stored of the events that these refer to."""
+        """Read the stored bodies of the events that these refer to."""
 
     def _record(self, step: _Step, entry: _Fields) -> list[bytes]:
         raise NotImplementedError
@@ -634,19 +630,19 @@ class _Way:
         raise NotImplementedError
 
     def _entry(self, step: _Step, subscription: str, account: str, entry: bytes) -> bytes | None:
-        """Turn what waits into what is to wait; None for what had to become a dead letter."""
+        """Convert a delivery that waits; None if it had to become a dead letter."""
         raise NotImplementedError
 
     def _tried(self, subscription: str, note: bytes, head: bytes) -> bytes | None:
-        """Say how often a head has failed; None where the note is about another one."""
+        """Return how often a head has failed; None if the note is about another one."""
         raise NotImplementedError
 
     def _note_waiting(self, step: _Step, subscription: str, moved: int) -> None:
-        """Note how many deliveries wait by now in layout 2, which counts them."""
+        """Note how many deliveries wait in layout 2 now, which counts them."""
         raise NotImplementedError
 
     async def _measure(self, step: _Step, subscriptions: Iterable[str]) -> None:
-        """Write how much the parts of the shard take, where the layout knows that."""
+        """Write how many bytes the parts of the shard take, if the layout notes that."""
         raise NotImplementedError
 
 
@@ -708,7 +704,7 @@ class _Up(_Way):
         return self._referring(step, subscription, entry)[0]
 
     def _referring(self, step: _Step, subscription: str, entry: bytes) -> tuple[bytes, int]:
-        """Turn an entry into one that refers to its body; returns it, and how long the body is."""
+        """Turn an entry into one that refers to its body. Returns it, and the length of the body."""
         delivery = read_old(entry, subscription)
         if delivery is None:
             return _UNREADABLE + entry, 0
@@ -734,7 +730,7 @@ class _Up(_Way):
         with suppress(DamagedKey):
             log = self._target.log(self._shard)
             if last := await self._pipe.command("XREVRANGE", log, "+", "-", "COUNT", 1):
-                noted += ["trimmed", last[0][0]]  # none of them tells what it was queued for
+                noted += ["trimmed", last[0][0]]  # none of them says which subscriptions it was queued for
         step.write(self._keys.sizes(self._shard), "HSET", *noted)
 
 
@@ -807,7 +803,7 @@ class _Down(_Way):
         return None
 
     def _whole(self, step: _Step, subscription: str, entry: bytes) -> bytes:
-        """Turn an entry that refers to its body into one that holds it."""
+        """Turn an entry that refers to its body into one that contains it."""
         delivery = self._read(subscription, entry)
         if delivery is None:
             return entry.removeprefix(_UNREADABLE)

@@ -1,4 +1,4 @@
-"""Opens the Redis that a configuration names; where its answer does not say what is wrong, finds that out."""
+"""Opens the Redis that a configuration names; if its answer does not say what is wrong, finds out."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from watcher.store.layout import Layout, check_numbers
 from watcher.store.pipe import Pipe, Verdict
 
 PATIENCE_S = 5.0
-"""The longest wait for each server that the address names: that of any command."""
+"""The longest wait for each server of the address: as for any command."""
 
 _TRY_S = 1.0
 _NO_TLS = (
@@ -34,7 +34,7 @@ _NO_TLS = (
 
 
 async def make_contact(pipe: Pipe, url: str, *, patience_s: float = PATIENCE_S) -> None:
-    """Ask the server for its time, which every one answers that can do anything. Raises StoreError."""
+    """Ask the server for its time: every server that can do anything answers that. Raises StoreError."""
     found = places(url)
     at = ",".join(host_text(*place) for place in found) or safe_url(url).removeprefix("unix://")
     try:
@@ -45,7 +45,7 @@ async def make_contact(pipe: Pipe, url: str, *, patience_s: float = PATIENCE_S) 
         raise await _why(silent, url) from None
     except StoreError as error:
         if isinstance(error.__cause__, NoPermissionError):
-            return  # the command to come may do without
+            return  # the next command may not need it
         if isinstance(error.__cause__, ResponseError) and await _is_sentinel(pipe):
             raise ConfigurationRefused(
                 f"{at} is a Sentinel: name it by redis+sentinel://, with the primary that it watches"
@@ -65,7 +65,7 @@ async def _is_sentinel(pipe: Pipe) -> bool:
 
 
 async def _why(error: StoreError, url: str) -> StoreError:
-    """Say what listens there, if it is not the expected server; else return `error`."""
+    """Say what listens there, if it is not the expected server; otherwise return `error`."""
     found = places(url)
     if isinstance(error, StoreRefuses | ConfigurationRefused) or not found:
         return error
@@ -94,7 +94,7 @@ async def _why(error: StoreError, url: str) -> StoreError:
 
 
 async def _said(host: str, port: int, question: bytes) -> bytes | None:
-    """Ask a question, which may be empty, and return the answer; None where nothing listens."""
+    """Send a question, which may be empty, and return the answer; None if nothing listens."""
     try:
         async with asyncio.timeout(_TRY_S):
             reader, writer = await asyncio.open_connection(host, port)
@@ -116,7 +116,7 @@ async def _speaks_tls(host: str, port: int) -> bool:
     try:
         async with asyncio.timeout(_TRY_S):
             _, writer = await asyncio.open_connection(host, port, ssl=context)
-    except ssl.SSLError as error:  # a complaint in TLS is TLS
+    except ssl.SSLError as error:  # an alert of TLS is TLS
         return not any(sign in str(error) for sign in _NO_TLS)
     except OSError:
         return False
@@ -125,14 +125,14 @@ async def _speaks_tls(host: str, port: int) -> bool:
 
 
 async def _hang_up(writer: asyncio.StreamWriter) -> None:
-    writer.transport.abort()  # there is nothing to be said any more, and no answer to wait for
+    writer.transport.abort()  # nothing more is sent, and no answer is awaited
     with suppress(OSError):
         await writer.wait_closed()
 
 
 @dataclass(frozen=True, slots=True)
 class OpenStore:
-    """A store as long as it is open. `fix` starts an embedded server again that is gone."""
+    """A Redis while it is open. `fix` restarts an embedded server that is gone."""
 
     pipe: Pipe
     keys: Keys
@@ -141,7 +141,7 @@ class OpenStore:
 
 @asynccontextmanager
 async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
-    """Open a store, once it answers. Raises StoreError."""
+    """Open Redis, once it answers. Raises StoreError."""
     async with AsyncExitStack() as stack:
         url, fix = settings.url.get_secret_value(), None
         if url == "embedded":
@@ -160,11 +160,12 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
 
 @asynccontextmanager
 async def open_to_look(settings: RedisSettings, *, in_any_layout: bool = False) -> AsyncIterator[OpenStore]:
-    """Open a store that a worker has used. Raises StoreError, also if no worker or another version has."""
+    """Open a Redis that a worker has used. Raises StoreError, also if no worker or another version has used
+    it."""
     if settings.url.get_secret_value() == "embedded":
         _refuse_unused(settings.data_dir)
     async with open_store(settings) as store:
-        await store.pipe.command("HLEN", store.keys.meta())  # damage is named as that of any other key
+        await store.pipe.command("HLEN", store.keys.meta())  # damage is reported like that of any other key
         layout = Layout(store.pipe, store.keys)
         if not in_any_layout:
             await _check_readable(layout)

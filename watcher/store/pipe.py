@@ -1,9 +1,9 @@
 """Sends what one turn of the event loop asks of Redis as one pipeline: most of the cost is the round trip.
 
-Steps of a script that takes several at a time go in one call, over all shards where the server is no
+Steps of a script that takes several at a time are sent in one call, over all shards unless the server is a
 Cluster. An error reaches only the step that caused it: a script fails before it writes, so the steps of a
 shard that failed are taken one by one. A command whose script is unknown to the server is sent again in full;
-everything else is answered once, with its result or its error.
+every other one is answered once, with its result or its error.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ _MOST_VALUES = 12_000
 up for 13 ms."""
 
 _FRAME, _PLACE = "groups", "  -- (the script)\n"
-"""What a script stands in that takes the steps of several shards, and where."""
+"""The script around one that takes the steps of several shards, and the place in it."""
 
 _LISTED_AT_ONCE = 500
-"""Keys looked at in one go."""
+"""Keys listed in one call."""
 
 _MOST = 512
 """Commands in one pipeline: enough to amortize the round trip, few enough not to hold up the rest."""
@@ -42,13 +42,13 @@ _KEPT = 3
 """Connections: for two runners, and for the look at what is due."""
 
 _FILLING = frozenset({"commit", "enqueue", "put_records"})
-"""Scripts that bring in events, deliveries and records: only a server that was not refused is given those."""
+"""Scripts that add events, deliveries or records: a server that was refused is not given these."""
 
 
 @dataclass(slots=True)
 class Verdict:
-    """How the servers of a store were judged: on each new connection before its first command, and by
-    `StoreHealth`, which `has_connected` wakes."""
+    """How the servers were judged: on each new connection before its first command, and by `StoreHealth`,
+    which `has_connected` wakes."""
 
     refusal: ServerRefused | None = None
     has_connected: asyncio.Event = field(default_factory=asyncio.Event)
@@ -67,13 +67,13 @@ class Script:
 
 
 def in_parts(items: Sequence[T], at_most: int) -> Iterator[Sequence[T]]:
-    """Cut what would be too much for one command, or for one turn of the event loop."""
+    """Split what would be too much for one command, or for one turn of the event loop."""
     for start in range(0, len(items), at_most):
         yield items[start : start + at_most]
 
 
 def load_script(name: str) -> Script:
-    """Read a script, with the parts that it says it uses: in front of it, or around it."""
+    """Read a script, together with the parts that it says it uses, in front of it or around it."""
     scripts = files("watcher.store").joinpath("scripts")
     text = scripts.joinpath(f"{name}.lua").read_text("utf-8")
     if used := re.search("^-- uses (.+)$", text, re.M):
@@ -90,8 +90,8 @@ def load_script(name: str) -> Script:
 class Joint:
     """What the steps of one shard, and of one provider or subscription, have in common: keys and arguments.
 
-    Both come before those of the steps, and the answer holds as many values for each step. Steps are joined
-    in one call where their joints are of the same `Joints`, and each names a first key of its own.
+    Both precede those of the steps, and the answer holds as many values for each step. Steps are joined in
+    one call if their joints are of the same `Joints`, and each names a first key of its own.
     """
 
     joints: "Joints"
@@ -104,12 +104,12 @@ class Joint:
 
 
 _MOST_JOINTS = 20_000
-"""Kept of one script: names come and go, and another one is soon made."""
+"""Joints kept of one script: names come and go, and another joint is soon made."""
 
 
 class Joints:
     """The joints of a script that takes steps of several shards in a call, by shard and by the name of a
-    provider or subscription. `most` steps in a call bound how long it holds up the server."""
+    provider or subscription. `most` steps in a call limit how long it holds up the server."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class Call:
         return tuple(map(str, self.arguments[1 : 1 + count]))
 
     def settle(self, answer: Any) -> None:
-        """Give its caller the answer, or the error that came instead."""
+        """Give the caller the answer, or the error that came instead."""
         if self.answer.done():
             return  # its caller was cancelled meanwhile
         if isinstance(answer, asyncio.CancelledError):
@@ -184,15 +184,15 @@ class Call:
             self.answer.set_result(answer)
 
     def again(self) -> "Call":
-        """Copy the call, to be answered anew."""
+        """Copy the call, to be answered again."""
         return Call(self.arguments, script=self.script, joint=self.joint, keys=self.keys)
 
 
 class Pipe:
-    """Commands and scripts for one server. `run` gathers them; without it each goes out at once.
+    """Commands and scripts for one server. `run` gathers them; without it each is sent at once.
 
-    `is_apart`: a call may name keys of one shard only, as on a Cluster; what is none by its URL may say so,
-    or a proxy that hides one.
+    `is_apart`: a call may name keys of one shard only, as on a Cluster; a proxy that hides a Cluster may say
+    so later.
     """
 
     is_cluster = False
@@ -239,7 +239,7 @@ class Pipe:
         return await self.send(Call((len(keys), *keys, *arguments), script=script))
 
     async def script_over_shards(self, script: Script, keys: list[str], *arguments: Any) -> Any | None:
-        """Run a script on keys of several shards; None where each shard has to be asked by itself."""
+        """Run a script on keys of several shards; None if each shard has to be asked by itself."""
         if not self.is_apart:
             try:
                 return await self.script(script, keys, *arguments)
@@ -248,7 +248,7 @@ class Pipe:
         return None
 
     async def step(self, joint: Joint, keys: tuple[str, ...], *arguments: Any) -> Any:
-        """Take one step of a script that takes several; returns its part of the answer."""
+        """Take one step of a script that takes several. Returns its part of the answer."""
         return await self.send(Call(arguments, joint=joint, keys=keys))
 
     async def run(self) -> None:
@@ -257,7 +257,7 @@ class Pipe:
         assert task
         self._runners += 1
         try:
-            # Asked, because redis-py may swallow a cancellation: before Python 3.12 `asyncio.wait_for` does.
+            # Checked: redis-py may swallow a cancellation, as `asyncio.wait_for` does before Python 3.12.
             while not task.cancelling():
                 await self._wake.wait()
                 calls, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
@@ -268,14 +268,14 @@ class Pipe:
             raise asyncio.CancelledError
         finally:
             self._runners -= 1
-            if not self._runners:  # none is left to fetch an answer: no caller waits for one
+            if not self._runners:  # there is no answer to fetch: no caller waits for one
                 calls, self._waiting = self._waiting, []
                 self._wake.clear()
                 for call in calls:
                     call.settle(asyncio.CancelledError())
 
     async def send(self, call: Call) -> Any:
-        """Send a call and wait for its answer. A call is sent once; `again` makes another of it."""
+        """Send a call and wait for its answer. A call is sent once; `again` makes a copy of it."""
         try:
             if self._runners:
                 self._waiting.append(call)
@@ -292,7 +292,7 @@ class Pipe:
             raise ours from error
 
     async def send_where_it_moves(self, call: Call) -> Any:
-        """Send a call to the node of a Cluster that is just being given its keys."""
+        """Send a call to the node of a Cluster to which its keys are just being moved."""
         with translated(self._client):
             command = Packet(call).command(in_full=True)
             _, answer = await self._pipeline([("ASKING",), command], [False, call.is_filling])
@@ -301,17 +301,18 @@ class Pipe:
             return answer
 
     async def servers(self) -> list[Redis]:
-        """The clients of all servers that state lies on."""
+        """The clients of all servers that hold state."""
         return [self._client]
 
     async def servers_of(
         self, shards: Sequence[int], key: Callable[[int], str]
     ) -> list[tuple[Redis, Sequence[int]]]:
-        """The clients of all servers, each with the shards that lie there; `key` names a key of a shard."""
+        """The clients of all servers, each with its shards; `key` names a key of a shard."""
         return [(self._client, shards)]
 
     async def names(self, pattern: str) -> AsyncIterator[str]:
-        """List the keys of a pattern on all servers, those that stay meanwhile; some perhaps twice."""
+        """List the keys of a pattern on all servers; those that exist all the time are included, some perhaps
+        twice."""
         for server in await self.servers():
             cursor: int | None = None
             while cursor != 0:
@@ -365,10 +366,8 @@ class Pipe:
     async def _ask_over(
         self, connection: Any, commands: Sequence[tuple[Any, ...]], is_filling: Sequence[bool] = ()
     ) -> list[Any]:
-        """Ask over a connection, and over a new one where it breaks.
-
-        What fills a server that was refused is not sent, and the refusal is its answer.
-        """
+        """Ask over a connection, and over a new one if it breaks. What would fill a server that was refused
+        is not sent, and the refusal is its answer."""
 
         async def attempt() -> list[Any]:
             if not connection.is_connected:
@@ -387,8 +386,8 @@ class Pipe:
 
 
 class _answering:  # noqa: N801 -- as `errors.translated`
-    """Give any error raised inside to all calls without an answer: no call waits for ever, and no runner
-    ends, which would end the worker."""
+    """Give any error raised inside the block to all calls without an answer: no call waits for ever, and no
+    runner ends, which would end the worker."""
 
     __slots__ = ("_calls",)
 
@@ -408,12 +407,12 @@ class _answering:  # noqa: N801 -- as `errors.translated`
 async def exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Send commands over a connection and read the answer of each; errors of the server are answers.
 
-    redis-py would pack in Python and set a timer for each answer, which costs as much as all the rest. It
-    closes a connection whose answers are not read to the end, also where the reader is cancelled.
+    redis-py would pack in Python and set a timer for each answer, which costs as much as everything else. It
+    closes a connection whose answers are not read to the end, also if the reader is cancelled.
     """
     try:
         await connection.send_packed_command(b"".join(map(pack_command, commands)))
-    except RuntimeError as error:  # what uvloop says where a connection was closed a moment ago
+    except RuntimeError as error:  # uvloop raises it if a connection was closed a moment ago
         raise NoConnection("the connection was closed") from error
     try:
         async with asyncio.timeout(connection.socket_timeout):
@@ -431,7 +430,7 @@ async def exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list
 
 
 class Packet:
-    """One command as it is sent, and the calls that it answers: several only where they are joined."""
+    """One command as it is sent, and the calls that it answers: several if they are joined."""
 
     __slots__ = ("first", "groups", "steps", "values")
 
@@ -448,7 +447,8 @@ class Packet:
         self.values += len(call.keys) + len(call.arguments)
 
     def takes(self, call: Call) -> bool:
-        """Say whether a step may go in the same command: a second one at the same key comes after it."""
+        """Say whether a step may be part of the same command: a second step at the same key comes after
+        it."""
         if call.joint is None or self.steps == call.joint.joints.most:
             return False
         if self.values + len(call.keys) + len(call.arguments) > _MOST_VALUES:
@@ -478,7 +478,7 @@ class Packet:
         return (*by_name, len(keys), *keys, len(self.groups), *sizes, *arguments)
 
     def hand_out(self, answer: Any) -> "list[Packet]":
-        """Give each caller its part of the answer; returns what is to be sent again, because the error of one
+        """Give each caller its part of the answer. Returns what is to be sent again, because the error of one
         group or step hides the answers of the others."""
         groups = [[*steps.values()] for steps in self.groups.values()]
         if self.steps == 1 and (isinstance(answer, Exception) or self.first.joint is None):
@@ -498,7 +498,7 @@ class Packet:
 
 
 def packed(calls: Iterable[Call], *, is_apart: bool = False) -> Iterator[Packet]:
-    """Put together what can be one command, of each shard for itself where they are `apart`."""
+    """Join what can be one command; for each shard by itself if they are `apart`."""
     packets: dict[Joint | Joints, Packet] = {}
     for call in calls:
         if call.joint is None:

@@ -1,7 +1,7 @@
 """What polls need of Redis: accounts fall due, are read, and take one atomic step forward.
 
-Scripts decide ownership and order; Python decides meaning. Refuses to know what a log entry or a
-delivery says: they pass through as bytes.
+Scripts decide ownership and order; Python decides meaning. Refuses to know the content of log entries and
+deliveries: they pass through as bytes.
 """
 
 import re
@@ -20,12 +20,12 @@ from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within
 
 LONGEST_BREAK_MS = 5_000
-"""A worker looks every second which accounts are stale. Where none did for longer, the workers or the store
-were away, and polls are not late that none could make meanwhile."""
+"""A worker checks every second which accounts are stale. If none did for longer than this, the workers or
+Redis were away, and polls that could not be made meanwhile are not late."""
 
 _READS_AFTER_A_RIVAL = 100
-"""States that are read though they are kept, once another worker had moved one on: where several workers
-share the accounts, most that are kept are out of date."""
+"""States that are read although they are kept, after another worker moved one on: if several workers share
+the accounts, most kept states are out of date."""
 
 _AT_ONCE = 200
 """Keys of one script call."""
@@ -41,7 +41,8 @@ _TOUCH = load_script("touch")
 
 
 class Postponed(NamedTuple):
-    """What was noted of a rejected poll: rejections in a row, since when (Unix ms), wait for the next one."""
+    """What was noted of a rejected poll: the rejections in a row, since when (Unix ms), and the wait for the
+    next poll."""
 
     rejections: int
     since_ms: int
@@ -59,9 +60,9 @@ class Failing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One atomic step forward of one account, by a successful poll under its lease; or by no poll (None),
-    which leaves the account's schedule, the time of its last poll and its failures as they are. Of the
-    queues that it fills, those of the subscriptions `to_lease` are leased to the worker if they are empty."""
+    """One atomic step forward of one account: by a successful poll under its lease; or by no poll (None),
+    which leaves the account's schedule, the time of its last poll and its failures as they are. Of the queues
+    that it fills, those of the subscriptions `to_lease` are leased to the worker if they were empty."""
 
     account: str
     provider: str
@@ -73,8 +74,8 @@ class Commit:
 
 
 class Committed(NamedTuple):
-    """What became of a commit: the reply, and by subscription the queues that are leased to this worker for
-    `CLAIM_MS`. The others that it filled are due."""
+    """The result of a commit: the reply, and by subscription the queues that are leased to this worker for
+    `CLAIM_MS`. The other queues that it filled are due."""
 
     reply: Reply
     leased: Mapping[str, Leased]
@@ -82,9 +83,7 @@ class Committed(NamedTuple):
 
 class Polls:
     """The polls of one namespace. Methods raise StoreUnreachable when Redis cannot be used now.
-
-    `watched_since_ms`: since when workers look, without a break, which accounts are stale, as noted last.
-    """
+    `watched_since_ms`: since when workers check without a break which accounts are stale, as last noted."""
 
     def __init__(self, schedule: Schedule, keys: Keys, bounds: Bounds = BOUNDS) -> None:
         self._schedule = schedule
@@ -127,21 +126,22 @@ class Polls:
         waited_ms: int = 0,
         left: Iterable[str] = (),
     ) -> Claimed:
-        """Claim accounts that have been due for `waited_ms` at least; leave those `left` to other workers."""
+        """Claim accounts that have been due for `waited_ms` or longer; leave those `left` to other
+        workers."""
         joint = self._claims[shard, provider]
         return await self._schedule.claim(joint, lease_ms, at_most, waited_ms=waited_ms, left=left)
 
     async def make_due(self, provider: str, shard: int, *, lease_ms: int) -> int:
-        """Let accounts be polled now that wait after rejected polls; returns how many."""
+        """Let accounts be polled now that wait after rejected polls. Returns how many."""
         return await self._schedule.make_due([*self._schedule_keys(shard, provider)], lease_ms, provider)
 
     async def is_failing(self, provider: str, account: str, *, times: int = 1) -> bool:
-        """Say whether an account's last polls, so many in a row, by any worker, were rejected."""
+        """Say whether an account's last polls, so many in a row, were rejected, by any worker."""
         failing = await self.failing(provider, account)
         return failing is not None and max(1, failing.rejections) >= times  # or it cannot be read
 
     async def failing(self, provider: str, account: str) -> Failing | None:
-        """Read why an account's last poll, by any worker, was rejected; None where it was not."""
+        """Read why an account's last poll, by any worker, was rejected; None if it was not."""
         said = await self._pipe.command("HGET", self._keys.failing(shard_of(account), provider), account)
         return None if said is None else read_failing(said)
 
@@ -171,10 +171,8 @@ class Polls:
         not_before_ms: float = 0,
         within_ms: float | None = None,
     ) -> float:
-        """Reserve starts of requests over all workers; returns in how many ms the first one is.
-
-        Where that is more than `within_ms`, nothing is reserved.
-        """
+        """Reserve starts of requests over all workers. Returns in how many ms the first one is. If that is
+        more than `within_ms`, nothing is reserved."""
         return await self._schedule.take_turns(
             self._keys.rate(provider),
             turns,
@@ -184,7 +182,7 @@ class Polls:
         )
 
     async def next_turn_ms(self, provider: str) -> float:
-        """Say in how many ms the next turn would be, without reserving it."""
+        """Return in how many ms the next turn would be, without reserving it."""
         return await self._schedule.take_turns(self._keys.rate(provider), 0, spacing_ms=0, within_ms=0)
 
     async def read_state(self, provider: str, account: str) -> AccountState | None:
@@ -193,10 +191,8 @@ class Polls:
         return kept.state if kept else None
 
     async def state_of(self, provider: str, account: str) -> AccountState | None:
-        """Return an account's state as the last commit of this process left it, else read it.
-
-        Where another worker moved it on since, the next commit is refused, and then it is read.
-        """
+        """Return an account's state as the last commit of this process left it, or else read it. If another
+        worker moved it on since, the next commit is refused, and then it is read."""
         if self._reads_to_come:
             self._reads_to_come -= 1
         elif kept := self._kept.get(account):
@@ -208,7 +204,7 @@ class Polls:
         return read.state
 
     def drop_state(self, account: str) -> None:
-        """Keep the state of an account no longer: the next time it is read."""
+        """Keep an account's state no longer: the next time it is read."""
         self._kept.take(account)
 
     async def _read_state(self, provider: str, account: str) -> Kept | None:
@@ -273,7 +269,7 @@ class Polls:
         height: int | None = None,
     ) -> Reply:
         """Note a successful poll that found nothing new, with its `height` if the state has one. A state at a
-        higher one moved on. Raises BadState."""
+        greater height has moved on. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]
         arguments = (*lease, version, stamp_of(polled_at_ms, height), due_ms)
         with damage_named():
@@ -310,8 +306,7 @@ class Polls:
 
 
 def _deliveries(step: Step, subscription: str, previous: bytes) -> tuple[Delivery, ...]:
-    """Make the deliveries that a step put into an empty queue, as they wait there; `previous` is the sequence
-    before them."""
+    """Make the deliveries that a step put into an empty queue; `previous` is the sequence before them."""
     before, deliveries = None if previous == b"-" else int(previous), []
     for event in (step.events[place] for place in step.queued[subscription]):
         deliveries.append(event.to(subscription, before))
@@ -329,13 +324,13 @@ def read_failing(said: bytes) -> Failing:
 
 
 def read_watch(said: bytes | None) -> int:
-    """Read since when workers look (Unix ms): the first of `since_ms seen_ms`; 0 where that is not said."""
+    """Read since when workers check (Unix ms): the first number of `since_ms seen_ms`; 0 if it is missing."""
     match = _WATCH.match(said or b"")
     return int(match[1]) if match else 0
 
 
 class damage_named:  # noqa: N801 -- as `errors.translated`
-    """Raise BadState where a key of the account, or one that it shares, has another type than ours."""
+    """Raise BadState if a key of the account, or one that it shares, has another type."""
 
     def __enter__(self) -> None:
         return None

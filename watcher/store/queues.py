@@ -1,7 +1,8 @@
 """What subscriptions need of Redis: queues of deliveries, and circuit breakers that all workers share.
 
-Deliveries wait in order, are claimed queue by queue, and settled one by one. Refuses to judge an attempt, or
-what a failure does to a breaker: `delivery` and `engine.breaker` do, and this module writes it as one step.
+Deliveries wait in order, are claimed queue by queue, and are settled one by one. Refuses to judge an attempt,
+or what a failure means for a breaker: `delivery` and `engine.breaker` do that, and this module writes it as
+one step.
 """
 
 import asyncio
@@ -18,12 +19,12 @@ from watcher.store.pipe import Joints, Pipe, in_parts, load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 
 ATTEMPTS_PER_SUBSCRIPTION = 100
-"""Attempts remembered per subscription and shard, each with up to 1 KiB of what its receiver answers: 2 MB in
-all of a subscription whose receiver explains itself at length."""
+"""Attempts remembered per subscription and shard, each with up to 1 KiB of the answer: 2 MB in all, if a
+receiver explains itself at length."""
 
 CLAIM_MS = 3_000
 """A claim, and a lease that comes with a commit, hold for a moment only: the worker extends them when it
-begins. Where their answer is lost no worker begins, and the queue is free again after this time."""
+begins. If their answer is lost, no worker begins, and the queue is free again after this time."""
 
 _HELD_AT_ONCE = 4000
 """Scores and names in one call: Lua passes on no more than 8,000."""
@@ -73,8 +74,7 @@ _COUNT_RESULTS = load_script("count_results")
 
 class Begun(NamedTuple):
     """A queue in hand: whether the lease holds, its oldest deliveries, and how often its head, `tried`, has
-    failed. Each comes as it was queued, and None where it cannot be read.
-    """
+    failed. Each delivery comes as it was queued; None if it cannot be read."""
 
     reply: Reply
     deliveries: list[tuple[bytes, Delivery | None]]
@@ -83,7 +83,8 @@ class Begun(NamedTuple):
 
 
 class Leased(NamedTuple):
-    """A queue that was empty, and that a commit leased to the worker that filled it: all that waits in it."""
+    """A queue that was empty, and that a commit leased to the worker that filled it: everything that waits in
+    it."""
 
     lease: Lease
     deliveries: tuple[Delivery, ...]
@@ -136,13 +137,13 @@ class Queues:
         )
 
     async def due_subscriptions(self, shard: int) -> list[str]:
-        """Name the subscriptions that may have a queue due in a shard."""
+        """Return the subscriptions that may have a queue due in a shard."""
         key = self._keys.due_subscriptions(shard)
         names = await self._pipe.command("ZRANGEBYSCORE", key, "-inf", self._schedule.now_ms())
         return [name.decode("utf-8", "replace") for name in names]
 
     async def hold(self, shard: int, for_ms: Mapping[str, int]) -> None:
-        """Keep subscriptions out of the index of what is due for so long, unless they get new deliveries."""
+        """Take subscriptions out of the index of what is due for so long, unless they get new deliveries."""
         now_ms = self._schedule.now_ms()
         scores = [part for name, ms in for_ms.items() for part in (now_ms + ms, name)]
         for some in in_parts(scores, _HELD_AT_ONCE):
@@ -152,13 +153,12 @@ class Queues:
         return await self._schedule.claim(self._claims[shard, subscription], lease_ms, at_most)
 
     async def make_due(self, subscription: str, shard: int, *, lease_ms: int) -> int:
-        """Let queues that wait for a retry be tried now; returns how many there are."""
+        """Let queues that wait for a retry be tried now. Returns how many."""
         keys = self._schedule_keys(shard, subscription)
         return await self._schedule.make_due([*keys], lease_ms, subscription)
 
     async def begin(self, subscription: str, lease: Lease, *, until: float, at_most: int) -> Begun:
-        """Take a queue in hand that was claimed: keep it until another deadline, and read what waits in
-        it."""
+        """Take a claimed queue in hand: keep it until another deadline, and read what waits in it."""
         joint = self._begins[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
         reply, found, tried = await self._pipe.step(joint, (queue,), *lease, until, at_most)
@@ -173,10 +173,11 @@ class Queues:
     async def delivered(
         self, subscription: str, lease: Lease, *heads: bytes, until: float, record: bytes = b""
     ) -> tuple[Reply, int]:
-        """Take a delivered head (`Delivery.entry`) away, and keep its queue until another deadline; returns
-        that, or 0 when it is empty. `heads` that went in one message go together, all of them or none.
+        """Remove a delivered head (`Delivery.entry`), and keep its queue until another deadline. Returns that
+        deadline, or 0 if the queue is empty.
 
-        `record`, if any, is remembered as the attempt; so it is in what follows.
+        `heads` that were sent in one message are removed together, all of them or none. `record`, if any, is
+        remembered as the attempt; so it is in the methods below.
         """
         head = heads[0] if len(heads) == 1 else b"\n".join(heads)
         if record:
@@ -197,8 +198,9 @@ class Queues:
         record: bytes = b"",
         result: str = "",
     ) -> tuple[Reply, int]:
-        """Move a head that was given up to the dead letters; returns as delivered does. `result`: how the
-        attempt counts for the breaker: failed, unavailable, or not at all; so it is in what follows."""
+        """Move a head that was given up to the dead letters. Returns what `delivered` returns. `result`: how
+        the attempt counts for the breaker: failed, unavailable, or not at all; so it is in the methods
+        below."""
         noted = "dead", reason, record, result
         reply, is_kept = await self._settle(self._settles, subscription, lease, head, until, *noted)
         return reply, int(until) if is_kept else 0
@@ -221,10 +223,8 @@ class Queues:
 
     async def give_up(self, subscription: str, account: str, head: bytes, *, reason: str) -> int | None:
         """Make a queue's head (`Delivery.entry`) a dead letter, whichever worker has the queue in hand; what
-        is behind it goes out at once.
-
-        Returns how many deliveries are left in the queue; None where another one is its head.
-        """
+        is behind it is due at once. Returns how many deliveries are left in the queue; None if another one is
+        its head."""
         keys, shard = self._keys, shard_of(account)
         of_the_queue = [
             keys.queue(subscription, account),
@@ -250,11 +250,9 @@ class Queues:
         *,
         dead_letters: Sequence[str] = (),
     ) -> int:
-        """Put deliveries at the end of a queue, outside of any commit; returns how many.
-
-        `letters` are the ids of the dead letters that they were, one each. These are removed; a delivery
-        whose letter is gone is not queued.
-        """
+        """Put deliveries at the end of a queue, without a commit. Returns how many. `dead_letters` are the
+        ids of the dead letters that they were, one each: these are removed, and a delivery whose dead letter
+        is gone is not queued."""
         shard = shard_of(account)
         keys = [self._keys.queue(subscription, account), *self._schedule_keys(shard, subscription)]
         keys += [self._keys.bodies(shard), self._keys.sizes(shard), self._keys.backlogs(shard)]
@@ -267,13 +265,13 @@ class Queues:
         return int(await self._pipe.script(_ENQUEUE, keys, *arguments))
 
     def until(self, lease: Lease, for_ms: int) -> int:
-        """Return a new deadline for our lease, never the one before: it identifies a repeated command."""
+        """Return a new deadline for our lease, never the previous one: it identifies a repeated command."""
         deadline = self._schedule.now_ms() + for_ms
         return deadline if deadline != lease.deadline else deadline + 1
 
     async def extend(self, subscription: str, lease: Lease, *, until: float, head: bytes = b"") -> Reply:
-        """Keep a queue until another deadline; where `head` (`Delivery.entry`) is given, only if it is the
-        first that waits there."""
+        """Keep a queue until another deadline; with `head` (`Delivery.entry`), only if that is the first that
+        waits."""
         joint = self._extends[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
         (reply,) = await self._pipe.step(joint, (queue,), *lease, until, head)
@@ -310,8 +308,7 @@ class Queues:
 
 
 def read_deliveries(found: Sequence[bytes], subscription: str) -> list[tuple[bytes, Delivery | None]]:
-    """Read what scripts return of a queue: each delivery as it was queued, and what is stored of its
-    event."""
+    """Read what scripts return of a queue: each delivery as it was queued, with its stored event."""
     deliveries: list[tuple[bytes, Delivery | None]] = []
     for entry, stored in zip(found[::2], found[1::2], strict=True):
         try:
@@ -333,18 +330,18 @@ def read_tries(noted: bytes) -> tuple[int, bytes]:
 
 
 WINDOW_MS = 10_000
-"""Of each queue its last result counts, if it is no older."""
+"""The last result of each queue counts, if it is no older."""
 
 
 class Breaker(NamedTuple):
-    """What is known of a subscription that fails, is held, paced or paused. Times in Unix ms of the server, 0
-    for never. `engine.breaker` says what it means.
+    """The breaker of a subscription that fails, backs off, is paced or paused. Times are Unix ms of the
+    server, 0 is never. `engine.breaker` says what it means.
 
     | field | what it says |
     |---|---|
     | paused_at_ms, report_from_ms | paused since; from then on any worker is to report it (0: done) |
     | since_ms | when the breaker was last closed (0: it is) |
-    | open_until_ms, rests | open until then, at that place of the ladder of rests |
+    | open_until_ms, rests | open until then; how many times in a row (the place in `BACKOFF_MS`) |
     | probes, allowed, prober | the last five ("1": delivered), how many at a time, whose was the last |
     | closed_at_ms | results up to then do not count |
     | held_until_ms | the receiver asked for no attempts until then |
@@ -377,11 +374,11 @@ class Miss(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a subscription's queues say of it since `from_ms`.
+    """The results of a subscription's queues since `from_ms`.
 
-    How many were `tried`, and how many `failed` at last; how many attempts of all of them were `taken_lately`
-    and `failed_lately`, in this second and the one before; and the failures since the last delivery, of
-    which each shard keeps five.
+    How many were `tried`, and how many of these `failed` last; how many attempts of all queues were
+    `taken_lately` and `failed_lately`, in this second and the previous one; and the failures since the last
+    delivery, of which each shard keeps five.
     """
 
     from_ms: int
@@ -393,7 +390,8 @@ class Results(NamedTuple):
 
 
 Decide = Callable[[Breaker | None, int], Breaker | None]
-"""From the breaker as it was and the time in ms to the breaker as it is; None: as if it had never failed."""
+"""Takes the breaker as it was and the time in ms, returns the breaker as it is; None: as if it had never
+failed."""
 
 
 class Change(NamedTuple):
@@ -404,10 +402,9 @@ class Change(NamedTuple):
 
 
 class Breakers:
-    """The breakers of one namespace, and what they count. Methods raise StoreError.
+    """The breakers of one namespace, and the results that they count. Methods raise StoreError.
 
-    Only those of which there is something to know are written down: every worker reads all of them every
-    second.
+    Only breakers that hold something are stored: every worker reads all of them every second.
     """
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
@@ -421,17 +418,17 @@ class Breakers:
         return self._pipe.is_apart
 
     async def read(self) -> dict[str, Breaker]:
-        """Read all of them, by name; a subscription of which nothing is to be known is not among them."""
+        """Read all of them, by name; a subscription whose breaker holds nothing is missing."""
         pairs = await self._pipe.command("HGETALL", self._key)
         names = (name.decode("utf-8", "replace") for name in pairs[::2])
-        # One that is damaged is closed, but for its reason: the next change heals it.
+        # A damaged one counts as closed, but has a reason: the next change repairs it.
         damaged = Breaker(reason="unreadable")
         return {
             name: load_breaker(text) or damaged for name, text in zip(names, pairs[1::2], strict=True) if text
         }
 
     async def change(self, subscription: str, decide: Decide) -> Change:
-        """Change one breaker as `decide` says, which is called again if another worker was faster."""
+        """Change one breaker as `decide` says; `decide` is called again if another worker was faster."""
         text, now_ms, _ = await self._pipe.script(_SET_BREAKER, [self._key], subscription)
         while True:
             before = load_breaker(text)
@@ -444,7 +441,7 @@ class Breakers:
                 return Change(before, after)
 
     async def resume(self, subscription: str) -> bool:
-        """Forget that a subscription failed, was held or paused; says whether there was something to
+        """Forget that a subscription failed, backed off or was paused. Returns whether there was something to
         forget."""
         keys = self._keys
         counted = [name(shard, subscription) for name in (keys.results, keys.row) for shard in range(SHARDS)]
@@ -455,7 +452,7 @@ class Breakers:
 
     async def count_results(self, subscription: str, *, closed_at_ms: int) -> Results:
         """Count the results of a subscription's queues since its breaker was closed, within the window. From
-        now on every shard notes them, which it does not while all is well."""
+        now on every shard notes them; while all is well, none does."""
         keys = self._keys
         parts = [
             [keys.nothing(shard), keys.results(shard, subscription), keys.row(shard, subscription)]
@@ -478,36 +475,36 @@ class Breakers:
         self, subscription: str, wanted: Sequence[str], *, at_most: int, lease_ms: int
     ) -> list[str]:
         """Take probes of a half-open subscription, of which `at_most` are out at the same time over all
-        workers; returns those of `wanted` (any names) that were taken."""
+        workers. Returns those of `wanted` (any names) that were taken."""
         key = self._keys.probes(subscription)
         taken = await self._pipe.script(_PROBE, [key], at_most, lease_ms, *wanted)
         return [name.decode() for name in taken]
 
     async def leave_probes(self, subscription: str, probes: Sequence[str]) -> None:
-        """Give probes to other queues and workers."""
+        """Return probes, for other queues and workers."""
         await self._pipe.command("ZREM", self._keys.probes(subscription), *probes)
 
     async def take_turn(
         self, subscription: str, *, spacing_ms: float, within_ms: float, delivered: int = 0
     ) -> float:
-        """Reserve the start of an attempt over all workers; returns in how many ms it is. Where that is more
-        than `within_ms`, nothing is reserved. `delivered`: how many this worker delivered since it last said
-        so."""
+        """Reserve the start of an attempt over all workers. Returns in how many ms it is. If that is more
+        than `within_ms`, nothing is reserved. `delivered`: how many this worker delivered since the last
+        call."""
         arguments = "turn", delivered, f"{spacing_ms:.3f}", f"{within_ms:.3f}"
         key = self._keys.subscription_rate(subscription)
         return float(await self._pipe.script(_TAKE_TURN, [key], *arguments))
 
     async def hold_turns(self, subscription: str, *, for_ms: int, delivered: int = 0) -> float | None:
-        """Let no turn begin for so long; returns how many all workers delivered in the last second in which
-        turns were not held, None where nothing was counted yet."""
+        """Let no turn begin for so long. Returns how many deliveries all workers made in the last second in
+        which turns were not held; None if nothing was counted yet."""
         key = self._keys.subscription_rate(subscription)
         found = float(await self._pipe.script(_TAKE_TURN, [key], "hold", delivered, for_ms))
         return found if found >= 0 else None
 
 
 async def take_lease(pipe: Pipe, key: str, worker: str, *, lease_ms: int) -> bool:
-    """Take a lease that one worker holds at a time, or keep it, on a full server too; says whether `worker`
-    has it. With 0 ms it is given back."""
+    """Take a lease that one worker holds at a time, or keep it, also on a full server. Returns whether
+    `worker` has it. 0 ms gives it back."""
     return bool(await pipe.script(_TAKE_LEASE, [key], worker, lease_ms))
 
 
@@ -520,7 +517,7 @@ def _summed(found: Sequence[Sequence[Any]], closed_at_ms: int) -> Results:
         for shard_tried, shard_failed, text in zip(counts[::3], counts[1::3], counts[2::3], strict=True):
             tried, failed = tried + shard_tried, failed + shard_failed
             figures, *misses = text.split(b"\n")
-            with suppress(ValueError):  # damaged, or there is none: as if nothing had failed there
+            with suppress(ValueError):  # damaged or missing: as if nothing had failed there
                 last_ms, second, *lately = map(read_count, figures.split(b" "))
                 row += [_read_miss(miss) for miss in misses]
                 delivered_ms = max(delivered_ms, last_ms)
@@ -540,7 +537,7 @@ _MOST_OPENINGS = 100
 
 
 def load_breaker(text: bytes) -> Breaker | None:
-    """Read a breaker; None for one that is damaged."""
+    """Read a breaker; None if it is damaged."""
     try:
         found = orjson.loads(text).items()
         breaker = Breaker(**{name: value for name, value in found if name in Breaker._fields})
@@ -553,7 +550,7 @@ def load_breaker(text: bytes) -> Breaker | None:
 
 
 def dump_breaker(breaker: Breaker | None) -> bytes:
-    """Write a breaker down: its fields but those that say nothing; b"" for one of which nothing is known."""
+    """Write a breaker: the fields that are not 0 or empty; b"" if none is."""
     if breaker is None:
         return b""
     normal = Breaker()._asdict()

@@ -1,4 +1,4 @@
-"""All reading of Redis for people and metrics: states, schedules, what waits, is dead, was tried.
+"""All reading of Redis for people and metrics: states, schedules, backlogs, dead letters, attempts.
 
 Refuses to write, to claim, and to judge what it reads.
 """
@@ -31,7 +31,7 @@ _AT_ONCE = 200
 """Keys of one script call: a millisecond of the server's time."""
 
 _SHARDS_MEASURED = 256
-"""Shards looked into, over all subscriptions that wait; each of them gets one at least."""
+"""Shards read, over all subscriptions with a backlog; each of them gets at least one."""
 
 _QUEUES_MEASURED = 5_000
 
@@ -45,10 +45,8 @@ _Fields = dict[bytes, bytes]
 
 
 class Seen(NamedTuple):
-    """An account's state, None before it is first written; `damage` says why it cannot be read.
-
-    `log_end` is the last record of its shard's log that was written when this was its state.
-    """
+    """An account's state, None before it is first written; `damage` says why it cannot be read. `log_end` is
+    the last record of its shard's log when this was its state."""
 
     account: str
     state: AccountState | None
@@ -85,9 +83,8 @@ class Queue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A delivery that was given up. `delivery` is None where it cannot be read, or its body is gone, too:
-    `event_id` and `sequence` are what is left of it, or None.
-    """
+    """A delivery that was given up. `delivery` is None if it cannot be read, or if its body is gone as well:
+    then `event_id` and `sequence` are what is left of it, or None."""
 
     id: str
     subscription: str
@@ -104,7 +101,7 @@ class DeadLetter:
 
 
 class Tried(NamedTuple):
-    """An attempt as it was written down; `said` is {} where it cannot be read."""
+    """An attempt as it was recorded; `said` is {} if it cannot be read."""
 
     id: str
     account: str
@@ -140,7 +137,8 @@ class Reader:
                 yield seen_by_account[name]
 
     async def scheduled(self) -> dict[str, str]:
-        """Name the accounts that are polled, each with its provider, configured in this process or not."""
+        """Return the accounts that are polled, each with its provider, whether or not configured in this
+        process."""
         (said,) = await self._pipe.command("HMGET", self._keys.meta(), "providers")
         found: dict[str, str] = {}
         for provider in provider_names(said):
@@ -150,7 +148,7 @@ class Reader:
         return found
 
     async def watched_since_ms(self) -> int:
-        """Read since when workers look, without a break, which accounts are stale; 0 if none ever did."""
+        """Read since when workers check without a break which accounts are stale; 0 if none ever did."""
         try:
             return read_watch(await self._pipe.command("GET", self._keys.watch()))
         except DamagedKey:
@@ -166,7 +164,7 @@ class Reader:
         return found
 
     async def failure(self, provider: str, account: str) -> Failing | None:
-        """Read whether an account fails, and how; None where its last poll did not."""
+        """Read whether an account fails, and how; None if its last poll succeeded."""
         said = await self._pipe.command("HGET", self._keys.failing(shard_of(account), provider), account)
         return None if said is None else read_failing(said)
 
@@ -176,7 +174,7 @@ class Reader:
         return sum(await asyncio.gather(*asked))
 
     async def overdue(self, provider: str) -> Overdue:
-        """Read the schedule of a provider. A first poll that is long overdue says that no worker polls."""
+        """Read the schedule of a provider. A first poll that is long overdue means that no worker polls."""
         accounts = 0
         first_due: list[int] = []
         for shard in range(SHARDS):
@@ -191,9 +189,8 @@ class Reader:
         return await self.waiting(dict.fromkeys([*configured, *await self.owed_subscriptions()]))
 
     async def waiting(self, subscriptions: Collection[str]) -> dict[str, Backlog]:
-        """Count what waits for each subscription, cheaply enough for every worker every few seconds.
-
-        Of a long backlog only those queues are measured that may hold the oldest delivery."""
+        """Count what waits for each subscription, cheaply enough for every worker every few seconds. Of a
+        long backlog, only those queues are measured that may hold the oldest delivery."""
         waiting = {name: Backlog() for name in subscriptions}
         queues_by_shard: dict[str, dict[int, int]] = {}
         async for shard, name, queues, retrying, dead, deliveries in self._counts([*waiting]):
@@ -254,9 +251,9 @@ class Reader:
         ]
 
     async def place_behind(self, subscription: str, account: str, event_id: str, place: int) -> int:
-        """Find where a queue goes on behind a delivery that was the `place`-th in it, from 1 on. What was in
-        front of it may have gone since, or it itself, and then so has all in front of it. Without an id, it
-        is that place."""
+        """Find where a queue goes on behind a delivery that was the `place`-th in it, counted from 1. What
+        was in front of it may be gone, or it itself, and then everything in front of it is gone as well.
+        Without an id, it is that place."""
         keys = [self._keys.queue(subscription, account)]
         length, _ = await self._pipe.script(_MEASURE_QUEUES, keys)
         end: int = min(place, length)
@@ -275,8 +272,8 @@ class Reader:
     async def deliveries(
         self, subscription: str, account: str, start: int = 0
     ) -> AsyncIterator[Delivery | None]:
-        """Read a queue, oldest first, from a place on (counted from 0); None for what cannot be read. It may
-        be worked on meanwhile."""
+        """Read a queue, oldest first, from a place on (counted from 0); None for what cannot be read. Workers
+        may go on delivering from it."""
         keys = [self._keys.queue(subscription, account), self._keys.bodies(shard_of(account))]
         while True:
             found = await self._pipe.script(_READ_QUEUE, keys, start, start + _DELIVERIES_PAGE - 1)
@@ -288,7 +285,7 @@ class Reader:
             start += _DELIVERIES_PAGE
 
     async def owed_subscriptions(self) -> list[str]:
-        """Name the subscriptions that something waits for, configured or not."""
+        """Return the subscriptions with a backlog, configured or not."""
         found: set[str] = set()
         for shard in range(SHARDS):
             names = await self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1)
@@ -298,7 +295,8 @@ class Reader:
     async def dead_letters_of_shard(
         self, subscription: str, shard: int, *, since_ms: int, until_ms: int
     ) -> AsyncIterator[list[DeadLetter]]:
-        """Read one shard's dead letters of a time, oldest first, page by page; they may go meanwhile."""
+        """Read one shard's dead letters of a time, oldest first, page by page; some may be removed
+        meanwhile."""
         start = f"{since_ms}-0"
         while True:
             page = await self._dead_letters(subscription, shard, "XRANGE", start, until_ms)
@@ -308,15 +306,16 @@ class Reader:
             start = f"({page[-1].id}"
 
     async def dead_letters_behind(self, subscription: str, shard: int, letter_id: str) -> list[DeadLetter]:
-        """Read a page of one shard's dead letters, oldest first, from behind one of them on ("": from the
-        first). Those whose bodies had to go are not among them."""
+        """Read a page of one shard's dead letters, oldest first, behind one of them ("": from the first).
+        Those whose bodies were removed are left out."""
         start = f"({letter_id}" if letter_id else "-"
         return await self._dead_letters(subscription, shard, "XRANGE", start, "+")
 
     async def dead_letters(
         self, subscription: str, limit: int, takes: Callable[[DeadLetter], bool]
     ) -> list[DeadLetter]:
-        """Read the latest dead letters that are wanted, oldest first, with those whose bodies had to go."""
+        """Read the latest dead letters that are wanted, oldest first, including those whose bodies were
+        removed."""
         letters = [partial(self._dead_letters, subscription, shard, "XREVRANGE") for shard in range(SHARDS)]
         given_up = [partial(self._given_up, shard) for shard in range(SHARDS)]
         reading = (
@@ -333,7 +332,7 @@ class Reader:
         return _merged(await asyncio.gather(*reading), limit)
 
     async def last_failure(self, subscription: str) -> str | None:
-        """Read how the latest attempt failed: `status 422`, or an error. None where no failure is known."""
+        """Read how the latest attempt failed: `status 422`, or an error. None if no failure is known."""
         reading = (self.attempts_since(subscription, shard, 0, at_most=5) for shard in range(SHARDS))
         failed = [
             [one for one in part if one.said.get("outcome") != "delivered"]
@@ -392,7 +391,7 @@ class Reader:
                     yield shard, name, queues, retrying, dead, deliveries
 
     async def _noted(self, shard: int) -> set[str]:
-        """Name the subscriptions of which something waits in a shard, or was given up; perhaps some more."""
+        """Return the subscriptions with a backlog or dead letters in a shard; perhaps some more."""
         queued, waiting, sizes = await asyncio.gather(
             self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1),
             self._pipe.command("HGETALL", self._keys.backlogs(shard)),
@@ -443,7 +442,7 @@ class Reader:
     async def _back(
         self, read: Callable[[str], Awaitable[list[T]]], takes: Callable[[T], bool], limit: int
     ) -> list[T]:
-        """Read a stream back from its end, until enough of what is wanted is found."""
+        """Read a stream backwards from its end, until enough of what is wanted is found."""
         found: list[T] = []
         start = "+"
         while True:
@@ -482,7 +481,7 @@ def _dead_letter(shard: int, subscription: str, entry_id: str, fields: _Fields, 
     entry = fields.get(b"delivery", b"")
     ((_, delivery),) = read_deliveries([entry, stored], subscription)
     event_id, sequence = entry.partition(b" ")[0].decode("ascii", "replace"), sequence_in(entry)
-    is_at_home = shard_of(account) == shard  # else it could not go back to its queue in one step
+    is_at_home = shard_of(account) == shard  # otherwise it could not go back to its queue in one step
     return DeadLetter(
         entry_id,
         subscription or given_up,

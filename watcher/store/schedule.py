@@ -23,13 +23,13 @@ _CLAIMS = 64
 """Claims in one call: of four providers, say, at all shards."""
 
 _TOO_LATE_MS = 5000
-"""The client's `socket_timeout`: no worker waits for the answer to a claim that arrives so late."""
+"""The client's `socket_timeout`: no worker waits any more for the answer to a claim that arrives so late."""
 
 Kind = Literal["poll", "delivery"]
 
 
 class Reply(IntEnum):
-    """What a fenced script answers."""
+    """The answer of a fenced script."""
 
     DONE = 1
     DONE_BEFORE = 0
@@ -45,8 +45,8 @@ class Lease(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """What a claim brought; `next_due_ms` says in how many ms the next member is due (None: never, negative:
-    it has been due for so long)."""
+    """The result of a claim. `next_due_ms`: in how many ms the next member is due (None: never; negative: it
+    has been due for so long)."""
 
     leases: tuple[Lease, ...]
     next_due_ms: int | None
@@ -64,8 +64,8 @@ class Schedule:
         self.pipe.set_clock(await self.pipe.ask_clock())
 
     def claims(self, keys: Callable[[int, str], tuple[str, ...]]) -> Joints:
-        """Return what claims of one kind go by, which are made at all shards in one call. Those of polls and
-        of queues go apart: on a full server only the latter are taken."""
+        """Return the joints for claims of one kind, which are made at all shards in one call. Claims of polls
+        and of queues are separate: a full server accepts only the latter."""
         return Joints(_CLAIM, lambda shard, name: (keys(shard, name), (name,)), most=_CLAIMS)
 
     async def claim(
@@ -81,7 +81,7 @@ class Schedule:
         return Claimed(leases, None if next_due < 0 else next_due - now)
 
     async def make_due(self, keys: list[str], *arguments: object) -> int:
-        """Make members due now that wait longer than any lease; returns how many."""
+        """Make members due now that wait for longer than any lease. Returns how many."""
         return int(await self.pipe.script(_MAKE_RETRIES_DUE, keys, *arguments))
 
     async def take_turns(
@@ -93,10 +93,8 @@ class Schedule:
         not_before_ms: float = 0,
         within_ms: float | None = None,
     ) -> float:
-        """Reserve starts of requests over all workers; returns in how many ms the first one is.
-
-        Where that is more than `within_ms`, nothing is reserved.
-        """
+        """Reserve starts of requests over all workers. Returns in how many ms the first one is. If that is
+        more than `within_ms`, nothing is reserved."""
         bound = () if within_ms is None else (f"{within_ms:.3f}",)
         arguments = (turns, f"{spacing_ms:.3f}", f"{not_before_ms:.3f}", *bound)
         return float(await self.pipe.script(_TAKE_TURNS, [key], *arguments))
@@ -106,7 +104,8 @@ class Schedule:
 
 
 class Due(NamedTuple):
-    """Work that may be due in a shard: of a provider (`poll`) or of a subscription, for so long at most."""
+    """Work that may be due in a shard, of a provider (`poll`) or of a subscription, and for how long at
+    most."""
 
     kind: Kind
     shard: int
@@ -127,10 +126,8 @@ class DueIndex:
         }
 
     async def look(self) -> list[list[Due] | BaseException]:
-        """Find what may be due, index by index. One that cannot be read names nothing.
-
-        On a Cluster, an index whose node does not answer is an error.
-        """
+        """Find what may be due, index by index. An index that cannot be read names nothing. On a Cluster, an
+        index whose node does not answer is an error."""
         keys, now_ms = [*self._places], self._schedule.now_ms()
         found = await self._pipe.script_over_shards(_LOOK, keys, now_ms)
         if found is None:  # a script could look at one shard only
@@ -156,6 +153,6 @@ class DueIndex:
         await self._schedule.read_clock()
 
     async def fix(self, shard: int, providers: Sequence[str]) -> None:
-        """Correct the index where a schedule says that a poll is due sooner, whatever wrote it."""
+        """Correct the index if a schedule says that a poll is due sooner, whatever wrote it."""
         keys = [self._keys.due_polls(shard), *(self._keys.polls(shard, name) for name in providers)]
         await self._pipe.script(_INDEX_DUE, keys, *providers)

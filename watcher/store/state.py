@@ -45,19 +45,20 @@ UNKNOWN: Called = (None, None, LOST)
 _UNNAMED = (None, None)
 
 STATE_BYTES = 3_000_000
-"""Of memory, for the states that are kept: those of a thousand accounts with ten assets."""
+"""Memory for the states that are kept: those of a thousand accounts with ten assets."""
 
 _STATE_BYTES, _ENTRY_BYTES = 900, 200
 """What a state takes in memory, and each of its assets, without balances that it shares with an answer."""
 
 MOST_NAMES = 10_000
-"""In the table of one provider: about a megabyte. The rows of further assets carry their names themselves."""
+"""Names in the table of one provider: about a megabyte. The rows of further assets carry their names
+themselves."""
 
 _HEAD = re.compile(rb"(?=.{16} [0-9]{14} )([!-~]+) +([0-9]{14}) (?:([0-9]{20}) )?(0|[1-9][0-9]{0,13})\n")
 _DECIMALS: Mapping[str, int | None] = {"-": None, **{str(n): n for n in range(MAX_FRACTION_DIGITS + 1)}}
 _ZEROS = ("0", "0", "0", "0")
 _USUAL: tuple[Any, ...] = (None, 0, [], [])
-"""What stands at the end of most states, and is not written."""
+"""The end of most states, which is not written."""
 
 _WRAPPED = {"is", "symbol", "name"}
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, NotAnAmount)
@@ -69,17 +70,17 @@ _NOTE_NAMES = load_script("note_names")
 
 
 class BadState(Exception):
-    """What lies under a state key is not what this program writes there: another version, or damage.
+    """The value of a state key is not what this program writes: another version, or damage.
 
-    The account is quarantined: it is not polled further and nothing of it is overwritten, until the operator
+    The account is quarantined: it is not polled, and nothing of it is overwritten, until the operator
     restores the key or deletes it (then the next poll is a new baseline).
     """
 
 
 @dataclass(slots=True)
 class Kept:
-    """A state as it was read or written, in how many bytes it lies in the store, and what was touched of it
-    since: when its account was polled last (Unix ms), at which height."""
+    """A state as it was read or written, its length in Redis, and what was touched of it since: when its
+    account was last polled (Unix ms), and at which height."""
 
     state: AccountState
     length: int
@@ -104,15 +105,13 @@ class Kept:
 
     @property
     def fence(self) -> str:
-        """Name what is to lie in the store, as `commit` compares it."""
+        """Return what must be stored for `commit` to replace it."""
         return f"{self.state.version:16} {stamp_of(self.polled_at_ms, self.height)} {self.length}"
 
 
 class Within(dict[str, T]):
-    """What is kept by account within a bound in bytes: what was put there longest ago goes first.
-
-    Only `keep` and `take` change it.
-    """
+    """Values by account, within a limit in bytes: the one that was put there longest ago goes first. Only
+    `keep` and `take` change it."""
 
     def __init__(self, most_bytes: int) -> None:
         super().__init__()
@@ -121,12 +120,12 @@ class Within(dict[str, T]):
         self.bytes_held = 0
 
     def take(self, account: str) -> T | None:
-        """Return what is kept of an account, and keep it no longer."""
+        """Return the value of an account, and keep it no longer."""
         self.bytes_held -= self._bytes_by_account.pop(account, 0)
         return self.pop(account, None)
 
     def keep(self, account: str, kept: T, size: int) -> None:
-        """Keep this of an account, which takes so many bytes."""
+        """Keep this value of an account, which takes so many bytes."""
         self.take(account)
         self[account], self._bytes_by_account[account] = kept, size
         self.bytes_held += size
@@ -135,8 +134,8 @@ class Within(dict[str, T]):
 
 
 def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
-    """Write a state down, for a reader with at least the same `names`. Raises ValueError where its version,
-    time, sequence or height does not fit in."""
+    """Write a state, for a reader with at least the same `names`. Raises ValueError if its version, time,
+    sequence or height does not fit."""
     stamp = stamp_of(state.polled_at_ms, state.height)
     head = f"{state.version:16} {stamp} {state.sequence}\n".encode()
     if not _HEAD.fullmatch(head):
@@ -163,8 +162,8 @@ def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
 
 
 def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
-    """Read a state. An asset of which no name is known has none, and its decimals are LOST if it does not say
-    them itself. Raises BadState."""
+    """Read a state. An asset without a known name has none, and its decimals are LOST unless its row has
+    them. Raises BadState."""
     try:
         head = _HEAD.match(text)
         if not head:
@@ -193,9 +192,9 @@ def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
 class Names:
     """What assets are called, and their decimals: a table per provider, and what this process has read of it.
 
-    What was noted first stays: a state relies on it. A name that got lost shows as None and costs nothing
-    else, because names are carried and never compared; decimals that got lost are those of the next answer.
-    Methods raise StoreError.
+    What was noted first stays: states rely on it. A lost name shows as None and costs nothing else, because
+    names are carried and never compared; lost decimals are those of the next answer. Methods raise
+    StoreError.
     """
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
@@ -217,16 +216,16 @@ class Names:
         return state
 
     async def dump(self, provider: str, state: AccountState) -> bytes:
-        """Write a state down, once the names that it refers to are noted."""
+        """Write a state, after noting the names that it refers to."""
         assets = (entry.asset for entry in state.entry_by_asset.values())
         return dump_state(state, await self.note(provider, assets))
 
     async def of(self, provider: str, ids: Iterable[str]) -> Mapping[str, Called]:
-        """Read what these assets are called, where this process does not know; returns all that it knows."""
+        """Read the names of these assets that this process does not know. Returns all that it knows."""
         called_by_asset = self._called_by_asset[provider]
         for part in in_parts(self._unread(provider, ids), _AT_ONCE):
             texts: list[bytes | None] = [None] * len(part)
-            with suppress(DamagedKey):  # `keep` makes it anew
+            with suppress(DamagedKey):  # `keep` writes it again
                 texts = await self._pipe.command("HMGET", self._keys.names(provider), *part)
             for asset_id, text in zip(part, texts, strict=True):
                 if text is None:
@@ -236,7 +235,7 @@ class Names:
         return called_by_asset
 
     async def note(self, provider: str, assets: Iterable[Asset]) -> Mapping[str, Called]:
-        """Note what assets are called of which that is not known; returns all that this process knows."""
+        """Note the names of these assets that are not noted yet. Returns all that this process knows."""
         called_by_asset = self._called_by_asset[provider]
         new = {
             asset.id: asset[1:]
@@ -247,7 +246,7 @@ class Names:
         return called_by_asset
 
     async def keep(self) -> None:
-        """Write down again what the server has lost, and ask again for what was not there. Once a minute."""
+        """Write again what the server has lost, and read again what was not there. Once a minute."""
         self._absent.clear()
         for provider, called_by_asset in [*self._called_by_asset.items()]:
             named = {asset_id: called for asset_id, called in called_by_asset.items() if called != UNKNOWN}
@@ -260,7 +259,7 @@ class Names:
         return [one for one in ids if one not in known and (provider, one) not in self._absent]
 
     async def _write(self, provider: str, new: Mapping[str, Called]) -> None:
-        """Note names, and take over those that were noted before, by another process perhaps."""
+        """Note names, and take over those that were noted before, perhaps by another process."""
         for part in in_parts([*new], _AT_ONCE):
             arguments = [text for asset_id in part for text in (asset_id, orjson.dumps(new[asset_id]))]
             texts = await self._pipe.script(_NOTE_NAMES, [self._keys.names(provider)], MOST_NAMES, *arguments)
@@ -331,7 +330,7 @@ def _read_balance(amounts: list[str]) -> Balance:
 
 
 def _read_called(text: bytes | None) -> Called:
-    """Read what is noted of an asset; what is damaged, or found no place, is unknown."""
+    """Read a noted name; one that is damaged, or found no place, is unknown."""
     try:
         symbol, name, *rest = _list(json.loads(text or b""))
         (decimals,) = rest or (LOST,)
