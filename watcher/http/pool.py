@@ -6,9 +6,12 @@ which anything was odd is closed.
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Coroutine
+from typing import Any
 
 from watcher.http.dial import Dialer, Line
 from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, NotHttp, Place, Reader, Reset, TimedOut
+from watcher.pause import Deadlines
 
 MOST_KEPT = 5_000
 KEEP_ALIVE_S = 4.0
@@ -37,17 +40,36 @@ class Pool:
         self._kept = 0
         self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self.deadlines = Deadlines(Connection.time_out)
 
-    async def send(
+    def send(
         self, place: Place, request: bytes, limits: Limits, *, deadline: float, rest_s: float | None = None
-    ) -> Answer:
+    ) -> Coroutine[Any, Any, Answer]:
         """Send a request, and once more if an idle connection turned out to be closed. Raises NoAnswer.
 
         `deadline` is one of the loop's clock. Once the status is known, the rest of the answer is awaited for
         `rest_s` at most; what then lacks is said by `cut`.
         """
-        if not self.limit:
-            return await self._send(place, request, limits, deadline, rest_s)
+        if self.limit:
+            return self._send_in_turn(place, request, limits, deadline, rest_s)
+        return self._send(place, request, limits, deadline, rest_s)
+
+    async def close(self) -> None:
+        """Close the idle connections, and each other one when its request has ended."""
+        self._is_closed = True
+        if self._sweep:
+            self._sweep.cancel()
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.abort()
+        self._idle.clear()
+        await self._dialer.close()
+        await asyncio.sleep(0)  # in which their sockets are closed
+
+    async def _send_in_turn(
+        self, place: Place, request: bytes, limits: Limits, deadline: float, rest_s: float | None
+    ) -> Answer:
+        """Send a request when no more than `limit` others to its place are under way."""
         slots = self._slots.get(place)
         if slots is None:
             slots = self._slots[place] = asyncio.Semaphore(self.limit)
@@ -64,53 +86,35 @@ class Pool:
         finally:
             slots.release()
 
-    async def close(self) -> None:
-        """Close the idle connections, and each other one when its request has ended."""
-        self._is_closed = True
-        if self._sweep:
-            self._sweep.cancel()
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.abort()
-        self._idle.clear()
-        await self._dialer.close()
-        await asyncio.sleep(0)  # in which their sockets are closed
-
     async def _send(
         self, place: Place, request: bytes, limits: Limits, deadline: float, rest_s: float | None
     ) -> Answer:
-        connection = self._take(place)
-        if connection is not None:
-            again_until = connection.loop.time() + _AGAIN_WITHIN_S
+        kept = self._take(place)
+        connection = kept or Connection(self, place)
+        again_until = connection.loop.time() + _AGAIN_WITHIN_S
+        while True:
+            outcome: Answer | NoAnswer | None = None
             try:
-                return await self._ask(connection, request, limits, deadline, rest_s)
-            except Disconnected:
-                if connection.loop.time() > again_until:
-                    raise
-        return await self._ask(Connection(self, place), request, limits, deadline, rest_s)
-
-    async def _ask(
-        self, connection: "Connection", request: bytes, limits: Limits, deadline: float, rest_s: float | None
-    ) -> Answer:
-        outcome: Answer | NoAnswer | None = None
-        try:
-            coming = connection.ask(request, limits, deadline, rest_s)
-            if connection.transport is None:
-                async with asyncio.timeout_at(deadline):
-                    await self._dialer.connect(connection.place, connection)
-            outcome = await coming
-        except TimeoutError:
-            raise TimedOut(is_connected=False) from None
-        finally:
-            if outcome is None:
-                connection.abort()
-        self._give_back(connection)
-        if isinstance(outcome, Answer):
-            return outcome
-        try:
-            raise outcome
-        finally:
-            del coming, outcome  # else this frame and the error hold each other until they are collected
+                coming = connection.ask(request, limits, deadline, rest_s)
+                if connection.transport is None:
+                    async with asyncio.timeout_at(deadline):
+                        await self._dialer.connect(place, connection)
+                outcome = await coming
+            except TimeoutError:
+                raise TimedOut(is_connected=False) from None
+            finally:
+                if outcome is None:
+                    connection.abort()
+            self._give_back(connection)
+            if isinstance(outcome, Answer):
+                return outcome
+            was_closed = connection is kept and isinstance(outcome, Disconnected)
+            if not was_closed or connection.loop.time() > again_until:
+                try:
+                    raise outcome
+                finally:
+                    del coming, outcome  # else this frame and the error hold each other until collected
+            connection = Connection(self, place)
 
     def _take(self, place: Place) -> "Connection | None":
         """Take the connection that was used last: the others may become old."""
@@ -171,7 +175,6 @@ class Connection(Line):
         self._deadline = 0.0
         self._rest_s: float | None = None
         self._answer: asyncio.Future[Answer | NoAnswer] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -192,12 +195,14 @@ class Connection(Line):
 
     def abort(self) -> None:
         self._answer = None
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        self._pool.deadlines.drop(self)
         if self.transport:
             self._reader.close()
         super().abort()
+
+    def time_out(self) -> None:
+        """End what is under way: its deadline is there."""
+        self._finish(TimedOut(is_connected=True))
 
     # What asyncio calls
 
@@ -220,9 +225,7 @@ class Connection(Line):
             self._finish(NotHttp() if self._reader.is_odd else None)
         elif self._rest_s is not None and self._reader.has_status:
             deadline, self._rest_s = min(self._deadline, self.loop.time() + self._rest_s), None
-            if self._timer:
-                self._timer.cancel()
-            self._timer = self.loop.call_at(deadline, self._time_out)
+            self._pool.deadlines.set(self, deadline)
 
     def eof_received(self) -> None:
         self._end(None)
@@ -234,15 +237,12 @@ class Connection(Line):
 
     def _begin(self, transport: asyncio.Transport) -> None:
         self._reader.begin(self._limits)
-        self._timer = self.loop.call_at(self._deadline, self._time_out)
+        self._pool.deadlines.set(self, self._deadline)
         request, self._request = self._request, b""
         try:
             transport.write(request)
         except RuntimeError:  # what uvloop says where a connection was closed a moment ago
             self._finish(Disconnected())
-
-    def _time_out(self) -> None:
-        self._finish(TimedOut(is_connected=True))
 
     def _end(self, exc: Exception | None) -> None:
         if self._answer is None:
@@ -255,9 +255,7 @@ class Connection(Line):
     def _finish(self, cut: NoAnswer | None = None) -> None:
         """Give the answer as far as it came, or the error where there is none."""
         waiting, self._answer = self._answer, None
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        self._pool.deadlines.drop(self)
         if cut is not None:
             self._reader.may_go_on = False
         if waiting is not None and not waiting.done():  # else its caller was cancelled
