@@ -16,8 +16,8 @@ def write(redis_server_url: str, namespace: str) -> Write:
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
     """Undo what a command says of the log: its level would hold for all tests that follow in this process."""
-    from watcher.observe.log import log
+    from watcher.observe.log import unbind
 
     yield
     structlog.reset_defaults()
-    vars(log).pop("bind", None)
+    unbind()

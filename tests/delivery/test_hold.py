@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed
 from watcher.delivery import queue
 from watcher.delivery.queue import LEASE_MS, LONGEST_LEASE_MS, Hold
+from watcher.pause import Deadlines
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.keys import shard_of
 from watcher.store.schedule import Lease
@@ -29,7 +30,7 @@ async def longer(lease: Lease) -> Lease:
 
 async def held(attempt: Awaitable[object], stretch: Callable[[Lease], Awaitable[Lease]] = longer) -> Lease:
     """What holds when an attempt is over."""
-    hold = Hold(SHORT, stretch=stretch)
+    hold = Hold(SHORT, stretch=stretch, slow=Deadlines(Hold.is_slow))
     await hold.during(attempt)
     return hold.lease
 
@@ -74,7 +75,7 @@ async def test_an_attempt_that_is_cut_off_waits_to_know_it_too() -> None:
         await asyncio.sleep(0.05)
         return LONG
 
-    hold = Hold(SHORT, stretch=slow)
+    hold = Hold(SHORT, stretch=slow, slow=Deadlines(Hold.is_slow))
     attempt = asyncio.create_task(hold.during(asyncio.sleep(60)))
     await is_stretching.wait()
     attempt.cancel()

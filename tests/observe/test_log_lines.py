@@ -34,7 +34,7 @@ SETUP = "from watcher.observe.log import configure, log\n"
 def logging_as_before() -> Iterator[None]:
     yield
     structlog.reset_defaults()
-    vars(log).pop("bind", None)
+    logs.unbind()
     logging.getLogger().removeHandler(logs._bridge)
     logging.captureWarnings(False)
 

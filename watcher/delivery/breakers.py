@@ -257,16 +257,21 @@ class SubscriptionBreakers:
         """Forget that a subscription failed or was paused. Raises StoreError."""
         await self._shared.resume(name)
 
+    def note_delivered(self, subscription: SubscriptionSettings) -> None:
+        """Note a delivery that was no probe."""
+        name = subscription.name
+        self._concurrency.delivered(name, limit=subscription.max_in_flight)
+        self._delivered[name].add(self._now_ms())
+        if self.spacing_ms(subscription):
+            self._unreported[name] += 1
+
     async def note(self, subscription: SubscriptionSettings, account: str, attempt: Attempt) -> None:
         """Note what an attempt says of its subscription. Raises StoreError, and must then be called again."""
         name, answer, now_ms = subscription.name, attempt.answer, self._now_ms()
         is_probe = self.is_probe(name, account)
         with survived("breakers", but=StoreError, subscription=name):
             if answer is Answer.DELIVERED:
-                self._concurrency.delivered(name, limit=subscription.max_in_flight)
-                self._delivered[name].add(now_ms)
-                if self.spacing_ms(subscription):
-                    self._unreported[name] += 1
+                self.note_delivered(subscription)
                 if is_probe:
                     await self._change(name, partial(decide.probed, account=account))
                 return

@@ -5,7 +5,6 @@ Refuses to skip a delivery that is not settled: the order within a queue is the 
 
 import asyncio
 import random
-from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,8 +19,9 @@ from watcher.engine.breaker import BY_HAND, RESULTS, paused
 from watcher.engine.dispatch import Capacity, Claim
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.journal.events import Delivery
-from watcher.observe.counters import LAG_BOUNDS_S, Attempted, Counters
+from watcher.observe.counters import Attempted, Counters
 from watcher.observe.log import log
+from watcher.pause import Deadlines
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS
 from watcher.store.queues import CLAIM_MS, Begun, Breakers, Leased, Queues
@@ -70,24 +70,31 @@ class Hold:
     """Keeps a queue leased while it is worked on: an attempt that is not quick keeps it until its deadline.
 
     `lease` is the one in force: short at first, so that the queue of a worker that dies is soon free.
-    `stretch(lease)` makes it longer and returns the new one; it runs beside the attempt, and is awaited.
+    `stretch(lease)` makes it longer and returns the new one; it begins when `slow`, which calls
+    `Hold.is_slow`, says that the attempt is not quick, runs beside the attempt, and is awaited.
     """
 
-    def __init__(self, lease: Lease, *, stretch: Callable[[Lease], Awaitable[Lease]]) -> None:
+    def __init__(
+        self, lease: Lease, *, stretch: Callable[[Lease], Awaitable[Lease]], slow: "Deadlines[Hold]"
+    ) -> None:
         self.lease = lease
         self._stretch = stretch
+        self._slow = slow
+        self._stretching: asyncio.Future[Lease] | None = None
+
+    def is_slow(self) -> None:
+        """Begin to make the lease longer: the attempt is not quick."""
+        self._stretching = asyncio.ensure_future(self._stretch(self.lease))
 
     async def during(self, attempt: Awaitable[T]) -> T:
         """Await an attempt. When it is over, however it ends, `lease` is the one in force."""
-        stretching: list[asyncio.Future[Lease]] = []
-        timer = asyncio.get_running_loop().call_later(
-            QUICK_S, lambda: stretching.append(asyncio.ensure_future(self._stretch(self.lease)))
-        )
+        self._slow.set(self, asyncio.get_running_loop().time() + QUICK_S)
         try:
             return await attempt
         finally:
-            timer.cancel()
-            for longer in stretching:
+            self._slow.drop(self)
+            if self._stretching:
+                longer, self._stretching = self._stretching, None
                 with survived("queue", but=StoreError, account=self.lease.member), suppress(StoreError):
                     self.lease = await longer
 
@@ -123,6 +130,7 @@ class DeliveryWork(Generic[T_target]):
         self._neighbours = neighbours
         self._now_ms = now_ms
         self._failed = failed
+        self._slow = Deadlines(Hold.is_slow)
 
     async def send_by(self, sink: Sink[T_target], in_use: InUse) -> None:
         """Use another sink from now on. The previous one is closed when its last attempt ends."""
@@ -192,7 +200,8 @@ class DeliveryWork(Generic[T_target]):
             # What was sent and not settled is sent again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=name, reason=str(error))
         finally:
-            await self._breakers.leave_probe(name, lease.member)
+            if self._breakers.is_probe(name, lease.member):
+                await self._breakers.leave_probe(name, lease.member)
         return is_more
 
     async def work(self, target: T_target, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
@@ -210,7 +219,7 @@ class DeliveryWork(Generic[T_target]):
         if begun.reply is not Reply.DONE:
             log.info("lease.lost", account=lease.member, subscription=name)
             return False
-        hold = Hold(lease._replace(deadline=until), stretch=partial(self._stretch, name))
+        hold = Hold(lease._replace(deadline=until), stretch=partial(self._stretch, name), slow=self._slow)
         if not begun.deliveries:  # given up by hand
             return False
         is_probe = self._breakers.is_probe(name, lease.member)
@@ -219,7 +228,13 @@ class DeliveryWork(Generic[T_target]):
             while place < count:
                 if is_probe and place > 0:  # the next probe is for another queue
                     break
-                if not await self._may_attempt(target, hold.lease, is_probe=is_probe):
+                if hold.lease.deadline - self._now_ms() < _LEAST_MS:  # too much time has passed since the claim
+                    break
+                if not self._may_send(target, is_probe=is_probe):
+                    break
+                if self._breakers.spacing_ms(target.settings) and not (
+                    await self._has_turn(target) and self._may_send(target, is_probe=is_probe)
+                ):
                     break
                 entry, delivery = begun.deliveries[place]
                 taken = 1
@@ -272,21 +287,13 @@ class DeliveryWork(Generic[T_target]):
         reply = await self._ask(lease, lambda: self._queues.extend(subscription, lease, until=until))
         return lease._replace(deadline=until) if reply is Reply.DONE else lease
 
-    async def _may_attempt(self, target: T_target, lease: Lease, *, is_probe: bool) -> bool:
-        """Return whether to attempt the next delivery now. If the subscription has a rate or a pace, over all
-        workers, wait for the turn first, unless it is far off."""
-        if lease.deadline - self._now_ms() < _LEAST_MS:
-            return False  # too much time has passed since the claim
-        if not self._may_send(target, is_probe=is_probe):
-            return False
-        if not self._breakers.spacing_ms(target.settings):
-            return True
+    async def _has_turn(self, target: T_target) -> bool:
+        """Wait for the turn of a subscription that has a rate or a pace, over all workers. Returns False if
+        the turn is far off."""
         wait_ms = await self._breakers.turn_ms(target.settings)
-        if wait_ms is None:
-            return False
         if wait_ms:
             await asyncio.sleep(wait_ms / 1000)
-        return self._may_send(target, is_probe=is_probe)  # while it waited for its turn
+        return wait_ms is not None
 
     def _may_send(self, target: T_target, *, is_probe: bool) -> bool:
         name = target.name
@@ -342,41 +349,37 @@ class DeliveryWork(Generic[T_target]):
         self._report(target, one)
         # A worker that was away for longer than a lease missed the answer, if there was one.
         if reply is not Reply.LEASE_LOST and self.targets.get(name) is target:
-            await self._ask(lease, lambda: self._breakers.note(target.settings, account, attempt))
-        return len(together) if verdict.outcome is Outcome.DELIVERED else 1, deadline
+            if one.is_delivered and not self._breakers.is_probe(name, account):
+                self._breakers.note_delivered(target.settings)
+            else:
+                await self._ask(lease, lambda: self._breakers.note(target.settings, account, attempt))
+        return len(together) if one.is_delivered else 1, deadline
 
     async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
         """Settle an attempt. Returns the reply and the deadline, as `_deliver` does."""
         queues, name, head, verdict = self._queues, target.name, one.head.entry, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
         until, attempt = queues.until(lease, LEASE_MS), one.attempt
+        if one.is_delivered:
+            heads = [each.entry for each in one.deliveries]
+            done = partial(queues.delivered, name, lease, *heads, until=until, record=record)
+            return await self._write(target, lease, done)
         result = RESULTS.get(attempt.answer, "")
+        if verdict.outcome is Outcome.REFUSED:
+            reason = attempt.reason
+            dead = partial(queues.dead, name, lease, head, until=until, reason=reason, record=record)
+            return await self._write(target, lease, partial(dead, result=result))
+        wait_ms, retries = verdict.wait_ms, target.settings.retries
 
-        async def settle() -> tuple[Reply, int]:
-            match verdict.outcome:
-                case Outcome.DELIVERED:
-                    heads = [each.entry for each in one.deliveries]
-                    return await queues.delivered(name, lease, *heads, until=until, record=record)
-                case Outcome.REFUSED:
-                    return await queues.dead(
-                        name, lease, head, until=until, reason=attempt.reason, record=record, result=result
-                    )
-                case Outcome.RETRY:
-                    reply = await queues.retry(
-                        name,
-                        lease,
-                        head,
-                        wait_ms=verdict.wait_ms,
-                        record=record,
-                        result=result,
-                        is_used=verdict.is_used,
-                    )
-                    return reply, 0
+        async def retry() -> tuple[Reply, int]:
+            is_used = verdict.is_used
+            reply = await queues.retry(
+                name, lease, head, wait_ms=wait_ms, record=record, result=result, is_used=is_used
+            )
+            return reply, 0
 
-        first_wait_s = target.settings.retries[1].total_seconds() if len(target.settings.retries) > 1 else 0
-        return await self._write(
-            target, lease, settle, wait_ms=min(verdict.wait_ms, int(1000 * first_wait_s))
-        )
+        first_wait_ms = int(1000 * retries[1].total_seconds()) if len(retries) > 1 else 0
+        return await self._write(target, lease, retry, wait_ms=min(wait_ms, first_wait_ms))
 
     async def _write(
         self,
@@ -400,9 +403,9 @@ class DeliveryWork(Generic[T_target]):
 
     def _report(self, target: T_target, one: "Tried") -> None:
         """Count an attempt, and log it."""
-        attempt, verdict, head = one.attempt, one.verdict, one.head
+        name, attempt, verdict, head, now_ms = target.name, one.attempt, one.verdict, one.head, self._now_ms()
         fields: dict[str, Any] = {
-            "subscription": target.name,
+            "subscription": name,
             "account": one.account,
             "event_id": head.event_id,
             "event_type": head.type,
@@ -414,17 +417,13 @@ class DeliveryWork(Generic[T_target]):
         together: dict[str, Any] = {}
         if len(one.deliveries) > 1:
             together = {"deliveries": len(one.deliveries), "last_event_id": one.deliveries[-1].event_id}
-        self._counters.by_attempt[target.name, verdict.outcome.value] += 1
-        now_ms = self._now_ms()
-        attempted = Attempted(now_ms, one.number, verdict.outcome.value, attempt.status, attempt.duration_ms)
-        self._counters.attempted[target.name] = attempted
-        if verdict.outcome is Outcome.DELIVERED:
-            self._counters.deliveries += len(one.deliveries)
+        outcome = verdict.outcome.value
+        attempted = Attempted(now_ms, one.number, outcome, attempt.status, attempt.duration_ms)
+        self._counters.attempted[name] = attempted
+        self._counters.by_attempt[name, outcome] += 1
+        if one.is_delivered:
             for each in one.deliveries:
-                self._counters.remember(target.name, each.event_id, attempted)
-                lag_s = max(0, now_ms - each.sequence) / 1000
-                self._counters.by_lag[bisect_left(LAG_BOUNDS_S, lag_s)] += 1
-                self._counters.lagging_s += lag_s
+                self._counters.deliver(name, each.event_id, attempted, max(0, now_ms - each.sequence) / 1000)
             log.info("delivery.delivered", **fields, **together, lag_ms=max(0, now_ms - head.sequence))
             return
         excerpt = attempt.excerpt or None  # a line shows no more than 200 characters of it
@@ -463,9 +462,13 @@ class Tried(NamedTuple):
         return self.deliveries[0]
 
     @property
+    def is_delivered(self) -> bool:
+        return self.verdict.outcome is Outcome.DELIVERED
+
+    @property
     def is_smooth(self) -> bool:
         """Whether it was delivered at once: it is logged, and there is nothing to remember."""
-        return self.verdict.outcome is Outcome.DELIVERED and self.number == 1
+        return self.number == 1 and self.is_delivered
 
     def record(self, now_ms: int) -> bytes:
         """Write the attempt as `watcher deliveries --attempts` shows it."""

@@ -6,7 +6,6 @@ for the subscription is the same for all sinks: `judge` decides that, and is pur
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from typing import NamedTuple, Protocol, TypeVar
@@ -25,8 +24,7 @@ LONGEST_RETRY_AFTER_S = LONGEST_RETRY_AFTER_MS // 1000
 _SPREAD = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """The result of one attempt: the status, or instead our own error and how to fix it.
 
     `excerpt` is the beginning of the answer, printable, at most 1 KiB; it is empty if the first attempt
@@ -101,6 +99,9 @@ class Verdict(NamedTuple):
     is_used: bool = True
 
 
+_DELIVERED = Verdict(Outcome.DELIVERED)
+
+
 def judge(
     attempt: Attempt,
     failed_before: int,
@@ -127,7 +128,7 @@ def judge(
     """
     answer = attempt.answer
     if answer is Answer.DELIVERED:
-        return Verdict(Outcome.DELIVERED)
+        return _DELIVERED
     if answer is Answer.FORBIDDEN:
         return Verdict(Outcome.RETRY, FORBIDDEN_MS, is_used=False)
     is_of_one_event = answer is Answer.REJECTED or (answer is Answer.FAILED and is_alone)

@@ -6,7 +6,6 @@ odd about an answer is never guessed at: the status stands, and the connection i
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
@@ -93,8 +92,7 @@ class Limits(NamedTuple):
     kept: int
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer as far as it came: `cut` is why its rest did not. The body is as it was sent, packed or not,
     and no longer than the limit.
     """

@@ -4,6 +4,7 @@ Not the types of prometheus_client: only a worker with `--http` imports that, na
 configured must not show, and a count costs a seventh.
 """
 
+from bisect import bisect_left
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,8 +63,12 @@ class Counters:
     attempted: dict[str, Attempted] = field(default_factory=dict)
     """By subscription, the latest."""
 
-    def remember(self, subscription: str, event_id: str, attempted: Attempted) -> None:
-        """Remember how an event was delivered; what was remembered longest goes."""
+    def deliver(self, subscription: str, event_id: str, attempted: Attempted, lag_s: float) -> None:
+        """Count an event that was delivered so long after its commit, and remember how; what was remembered
+        longest goes."""
+        self.deliveries += 1
+        self.by_lag[bisect_left(LAG_BOUNDS_S, lag_s)] += 1
+        self.lagging_s += lag_s
         self.delivered[subscription, event_id] = attempted
         if len(self.delivered) > MOST_DELIVERED:
             self.delivered.popitem(last=False)

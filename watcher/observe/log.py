@@ -250,10 +250,18 @@ def configure(
         cache_logger_on_first_use=True,
     )
     _bugs.clear()
-    vars(log).pop("bind", None)  # the logger that was cached under an earlier configuration
+    unbind()
+    bound = log.bind()
+    vars(log).update((name, getattr(bound, name)) for name in LEVELS)  # else each line looks it up anew
     logging.getLogger().addHandler(_bridge)
     logging.captureWarnings(True)
     return writer
+
+
+def unbind() -> None:
+    """Forget what the logger cached under an earlier configuration."""
+    for name in ("bind", *LEVELS):
+        vars(log).pop(name, None)
 
 
 _MOST = 2**63 - 1
