@@ -228,7 +228,7 @@ class DeliveryWork(Generic[T_target]):
             while place < count:
                 if is_probe and place > 0:  # the next probe is for another queue
                     break
-                if hold.lease.deadline - self._now_ms() < _LEAST_MS:  # too much time has passed since the claim
+                if hold.lease.deadline - self._now_ms() < _LEAST_MS:  # too late after the claim
                     break
                 if not self._may_send(target, is_probe=is_probe):
                     break
