@@ -76,6 +76,27 @@ def test_a_token_no_longer_watched_is_forgotten_without_an_event() -> None:
     assert set(result.entry_by_asset) == {"ETH"}
 
 
+def test_a_row_of_a_token_that_is_not_watched_any_more_does_not_keep_it() -> None:
+    result = step(a_state(ETH="10", LRC="7"), a_snapshot(ETH="10", LRC="7", watched=("ETH",)))
+    assert result.forgotten == ["LRC"]
+    assert set(result.entry_by_asset) == {"ETH"}
+
+
+def test_a_new_asset_takes_its_place_among_those_that_were_there() -> None:
+    result = step(a_state(ETH="10", LRC="7"), a_snapshot(DAI="1", ETH="10", KNC="2", LRC="8"))
+    assert list(result.entry_by_asset) == ["DAI", "ETH", "KNC", "LRC"]
+
+
+def test_an_asset_of_which_nothing_moved_shares_its_amounts_with_the_answer_and_is_no_news() -> None:
+    """So that a state that was read from the store takes no more memory than one that a poll left."""
+    before, snapshot = a_state(ETH="10", LRC="7"), a_snapshot(ETH="10", LRC="7")
+    result = step(before, snapshot)
+    assert not result.is_news
+    for asset, entry in result.entry_by_asset.items():
+        assert entry == before.entry_by_asset[asset]
+        assert entry.seen is entry.published is snapshot.row_by_asset[asset].balance
+
+
 def test_an_asset_absent_from_a_filtered_listing_keeps_its_state() -> None:
     before = a_state(ETH="10", LRC="7", watched=("ETH", "LRC"))
     result = step(before, a_snapshot(ETH="10", watched=("ETH", "LRC")))

@@ -271,7 +271,7 @@ async def test_without_any_list_what_the_last_state_knows_is_enough() -> None:
         stage.reply = answer([a_balance(1, "1500000")])
         stage.reply_by_path[TOKENS_PATH] = answer(b"", 503)
         known = {"1": Asset("1", "LRC", "Loopring", 6)}
-        snapshot = await client.read(ACCOUNT, await client.ask(ACCOUNT), known=known)
+        snapshot = await client.read(ACCOUNT, await client.ask(ACCOUNT), known=lambda: known)
     assert snapshot.row_by_asset["1"].balance.total == "1.5"
 
 
@@ -312,7 +312,7 @@ async def test_an_odd_row_of_the_list_of_assets_voids_only_polls_that_need_it(od
         bodies = await client.ask(ACCOUNT)
         with pytest.raises(Rejected, match="list of assets") as raised:
             await client.read(ACCOUNT, bodies)
-        known = await client.read(ACCOUNT, bodies, known={"9": Asset("9", decimals=1)})
+        known = await client.read(ACCOUNT, bodies, known=lambda: {"9": Asset("9", decimals=1)})
     assert raised.value.error_class in ("malformed", "transient")
     assert known.row_by_asset["9"].balance.total == "0.5"
 

@@ -344,6 +344,30 @@ async def test_of_a_declared_listing_the_rows_that_differ_are_read() -> None:
         await client.read(account, [json.dumps(said).encode()], memo=memo)
 
 
+class Careless(CountedLoopring):
+    """Reads an odd amount that is locked as one that cannot be."""
+
+    def read_row(self, *arguments: Any, **named: Any) -> Line:
+        line = super().read_row(*arguments, **named)
+        assert line.row
+        balance = line.row.balance
+        locked = f"-{balance.locked}" if balance.locked == "13" else balance.locked
+        return line._replace(row=line.row._replace(balance=balance._replace(locked=locked)))
+
+
+async def test_what_no_balance_can_be_is_refused_in_a_row_that_is_read_alone() -> None:
+    provider = Careless(loopring_settings("http://127.0.0.1:9"))
+    client, memo = ProviderClient(provider, loopring_settings("http://127.0.0.1:9")), Memo()
+    client.lists_assets = False
+    for locked, reads in (("1", 4), ("2", 4), ("3", 1), ("13", 5), ("13", 4), ("3", 4)):
+        provider.rows_read = 0
+        bodies = body(*ROWS[:3], a_balance(3, "20", locked=locked))
+        found = await verdict(client, ACCOUNT, bodies, memo)
+        assert isinstance(found[0], Snapshot) == (locked != "13")
+        assert provider.rows_read == reads
+        assert found == await verdict(client, ACCOUNT, bodies)
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -135,6 +135,10 @@ class AccountState:
             crossed=self.crossed,
         )
 
+    def assets(self) -> dict[str, Asset]:
+        """What is known of its assets besides their balances, by asset id."""
+        return {asset_id: entry.asset for asset_id, entry in self.entry_by_asset.items()}
+
     @property
     def suspected(self) -> Mapping[str, Entry]:
         """The entries, each with the reading of it that is suspect; of an empty listing that is nothing."""
@@ -221,12 +225,24 @@ def advance(
         known = {asset: _suspecting_absence(entry) for asset, entry in known.items()}
     if state is not None and is_baseline:
         result.forgotten.extend(sorted(state.entry_by_asset))
+    rows, result.entry_by_asset = snapshot.row_by_asset, {**known}
+    touched = known.keys() - rows.keys()
+    for asset_id, (asset, balance, _) in rows.items():
+        entry = known.get(asset_id)
+        still: tuple[object, ...] = (asset, balance, balance, 0, None)
+        if entry is None or entry != still:
+            touched.add(asset_id)
+        elif entry.seen is not balance:  # nothing moved, and nothing waits: one in memory is enough
+            result.entry_by_asset[asset_id] = Entry(asset, balance, balance)
     watched = None if snapshot.watched is None else frozenset(snapshot.watched)
-    for asset_id in sorted(known.keys() | snapshot.row_by_asset.keys()):
-        entry, row = known.get(asset_id), snapshot.row_by_asset.get(asset_id)
+    if watched is not None:
+        touched |= known.keys() - watched
+    for asset_id in sorted(touched):
+        entry, row = known.get(asset_id), rows.get(asset_id)
         if watched is not None and asset_id not in watched:
             if entry:
                 result.forgotten.append(asset_id)
+                del result.entry_by_asset[asset_id]
         elif entry is None:
             assert row is not None
             if state and not is_baseline and state.watched is None and snapshot.absent_is_zero:
@@ -238,6 +254,8 @@ def advance(
                 _start(row, "first seen", result)
         else:
             _follow(entry, row, snapshot, rules, result)
+    if not result.entry_by_asset.keys() <= known.keys():
+        result.entry_by_asset = dict(sorted(result.entry_by_asset.items()))
     return result
 
 
@@ -266,9 +284,7 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
     if row is None and not snapshot.absent_is_zero:
         result.entry_by_asset[entry.asset.id] = entry  # absent means unknown
     elif row and row.balance == entry.seen and row.asset.decimals == entry.asset.decimals and not is_open:
-        if entry.published is entry.seen is not row.balance:  # one in memory is enough
-            entry = Entry(entry.asset, row.balance, row.balance)
-        result.entry_by_asset[entry.asset.id] = entry  # nothing moved, and nothing waits
+        result.entry_by_asset[entry.asset.id] = entry  # it is called otherwise now, and nothing else
     elif row is not None and _unit(row) != _unit(entry):
         _start(row, "its unit changed", result)
     elif reason := why_suspect(entry.seen, row, suspect=entry.suspect, convert=result.conversions.atoms):
@@ -296,10 +312,10 @@ def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> Non
         published = seen  # one in memory
     after = Entry(asset, published, seen, explanation.confirmation_polls)
     result.entry_by_asset[asset.id] = after
-    result.moved.extend(Moved(asset, seen, change) for change in explanation.changes)
+    result.moved += [Moved(asset, seen, change) for change in explanation.changes]
     if explanation.why:
         result.pending_confirmation[asset.id] = explanation.why
-    if after._replace(asset=entry.asset) != entry:
+    if after[1:] != entry[1:]:
         result.is_news = True
 
 

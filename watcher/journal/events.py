@@ -86,9 +86,9 @@ class Event:
 def drafts_of(moved: Iterable[Moved], conversions: Conversions) -> Iterator[Draft]:
     """Draft the event of each change."""
     for asset, like, change in moved:
-        before, effect, after = (
+        before, effect, after = [
             in_text(vector, like, conversions.text) for vector in (change.before, change.effect, change.after)
-        )
+        ]
         says = {
             "effect": effect._asdict(),
             "before": amounts_of(before, conversions),

@@ -24,12 +24,14 @@ class Vector(NamedTuple):
     pending_withdrawal: int = 0
 
     def __add__(self, other: "Vector") -> "Vector":  # type: ignore[override]  # a tuple would append
-        a, b, c, d = other
-        return Vector(self.total + a, self.locked + b, self.pending_deposit + c, self.pending_withdrawal + d)
+        a, b, c, d = self
+        e, f, g, h = other
+        return Vector(a + e, b + f, c + g, d + h)
 
     def __sub__(self, other: "Vector") -> "Vector":
-        a, b, c, d = other
-        return Vector(self.total - a, self.locked - b, self.pending_deposit - c, self.pending_withdrawal - d)
+        a, b, c, d = self
+        e, f, g, h = other
+        return Vector(a - e, b - f, c - g, d - h)
 
 
 class Change(NamedTuple):
@@ -94,7 +96,7 @@ def explain(
     is_settled = confirmation_polls >= settle_polls
     left, why = seen - published, []
     effect_by_type: dict[str, Vector] = {}
-    for rule in _in_question(withdrawals, *((by > 0) - (by < 0) for by in left)):
+    for rule in _in_question(withdrawals, *[(by > 0) - (by < 0) for by in left]):
         effect = _part_of(rule, left, seen)
         if effect == NOTHING:
             continue
@@ -102,21 +104,22 @@ def explain(
         if rule.waits and not is_settled:
             why.append(rule.waits)
         else:
-            effect_by_type[rule.type] = effect_by_type.get(rule.type, NOTHING) + effect
+            so_far = effect_by_type.get(rule.type)
+            effect_by_type[rule.type] = so_far + effect if so_far else effect
         if left == NOTHING:
             break
     changes: list[Change] = []
     after = published
     for type_, effect in effect_by_type.items():
+        before, after = after, after + effect
         # No row of the table moves any field by more than its x.
-        changes.append(Change(type_, max(map(abs, effect)), effect, after, after + effect))
-        after += effect
+        changes.append(Change(type_, max(map(abs, effect)), effect, before, after))
     return Explanation(tuple(changes), after, seen - after, confirmation_polls + 1 if why else 0, tuple(why))
 
 
 def in_atoms(balance: Balance, convert: Callable[[str], int] = to_atoms) -> Vector:
     """Turn a balance into a state to do sums with; a pending that the provider does not have counts as 0."""
-    return Vector(*(0 if text is None else convert(text) for text in balance))
+    return Vector(*[0 if text is None else convert(text) for text in balance])
 
 
 def in_text(vector: Vector, like: Balance, convert: Callable[[int], str] = to_text) -> Balance:
@@ -149,7 +152,7 @@ def _part_of(rule: Rule, left: Vector, seen: Vector) -> Vector:
         x = min(x, seen.pending_deposit)
     if x <= 0 or (rule.exactly and x != max(moved)):
         return NOTHING
-    effect = Vector(*(sign * x for sign in rule.signs))
+    effect = Vector(*[sign * x for sign in rule.signs])
     return effect._replace(locked=-min(x, max(-left.locked, 0))) if rule.unlocks else effect
 
 

@@ -16,7 +16,7 @@ from watcher.settings import CHANGE_EVENTS, ThresholdSettings
 from watcher.snapshot import Asset, asset_id
 
 _MOST_CACHED = 100_000
-"""Accounts whose listeners are remembered."""
+"""Accounts whose listeners, and what these watch there, are remembered."""
 
 _SPECIAL = re.compile(r"[*?\[]")
 """What makes a text a glob."""
@@ -74,7 +74,7 @@ class Interest:
                 for beginning in filter_.accounts.beginnings:
                     self._by_beginning[beginning].add(name)
         self._lengths = sorted({len(beginning) for beginning in self._by_beginning})
-        self._cached: dict[str, tuple[str, ...]] = {}
+        self._cached: dict[str, tuple[tuple[str, ...], tuple[Watch, ...]]] = {}
         self.version += 1
 
     @property
@@ -83,11 +83,7 @@ class Interest:
 
     def listeners(self, account: str) -> tuple[str, ...]:
         """Name the subscriptions that want events of an account at all."""
-        if (found := self._cached.get(account)) is None:
-            if len(self._cached) >= _MOST_CACHED:
-                self._cached.clear()
-            found = self._cached[account] = self._find(account)
-        return found
+        return self._found(account)[0]
 
     def wants(self, subscription: str, event: Event) -> bool:
         """Say whether a listener of the event's account wants this event."""
@@ -101,9 +97,16 @@ class Interest:
 
     def watches(self, account: str) -> tuple[Watch, ...]:
         """Name the thresholds that are watched at an account."""
-        return tuple(
-            watch for name in self.listeners(account) for watch in self._filter_by_name[name].watches
-        )
+        return self._found(account)[1]
+
+    def _found(self, account: str) -> tuple[tuple[str, ...], tuple[Watch, ...]]:
+        if (found := self._cached.get(account)) is None:
+            if len(self._cached) >= _MOST_CACHED:
+                self._cached.clear()
+            listeners = self._find(account)
+            watches = tuple(watch for name in listeners for watch in self._filter_by_name[name].watches)
+            found = self._cached[account] = listeners, watches
+        return found
 
     def _find(self, account: str) -> tuple[str, ...]:
         filters = self._filter_by_name

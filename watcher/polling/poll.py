@@ -99,6 +99,7 @@ class Poller:
         self._loop = loop
         self._deliver = deliver
         self._clock = clock
+        self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._breaker = ProviderBreaker()
         self._was_open = self._is_back = False
         self._settled: dict[str, Settled] = {}
@@ -279,19 +280,18 @@ class Poller:
         and BadState."""
         observed_ms = self._now_ms()
         digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
+        watches, interest = self._interest.watches(account.name), self._interest.version
         settled = self._settled.pop(account.name, None)
-        if settled and (settled.account is not account or settled.interest != self._interest.version):
-            watches = self._interest.watches(account.name)
+        if settled and (settled.account is not account or settled.interest != interest):
             is_alike = settled.account == account and settled.watches == watches
-            again = settled._replace(account=account, interest=self._interest.version)
-            settled = again if is_alike else None
+            settled = settled._replace(account=account, interest=interest) if is_alike else None
         if settled and settled.digest == digest:
             reply = await self._touch(lease, settled, observed_ms)
             if reply is not Reply.MOVED_ON:
                 self._settled[account.name] = settled
                 await self._report.finished(account, reply, started, None)
                 return reply in (Reply.DONE, Reply.DONE_BEFORE)
-        answer = Settled(digest, "", 0, account, self._interest.watches(account.name), self._interest.version)
+        answer = Settled(digest, "", 0, account, watches, interest)
         return await self._advance(account, lease, bodies, answer, observed_ms, started)
 
     async def _advance(
@@ -310,8 +310,7 @@ class Poller:
         named = {watch.threshold.asset for watch in answer.watches}
         for is_last in (False, False, True):  # being slower than another worker three times is no accident
             state = await self._polls.state_of(self.settings.name, account.name)
-            entries = state.entry_by_asset.values() if state and state.source == source else ()
-            known = {entry.asset.id: entry.asset for entry in entries}
+            known = state.assets if state and state.source == source else dict
             snapshot = await self._client.read(account, bodies, known=known, memo=memo)
             if state and state.source == source and snapshot.height is not None:
                 check_height(state.height, snapshot.height)
@@ -321,7 +320,7 @@ class Poller:
                 state,
                 Reading(account.name, self.settings.name, source, snapshot, observed_ms),
                 stays_stale=await self._came_late(account, state, observed_ms),
-                rules=Rules(self.settings.withdrawals, self.settings.settle_polls),
+                rules=self._rules,
                 interest=self._interest,
                 version=secrets.token_hex(8),
                 now_ms=self._now_ms(),
@@ -331,7 +330,7 @@ class Poller:
             # Three waits after an empty listing make up the minute that it needs: they are not shortened.
             chance = 0 if after.emptiness else random.random()
             wait_ms = spread_ms(wait_s(account, after), chance)
-            settled = answer._replace(version=after.version, wait_ms=wait_ms)
+            settled = Settled(answer.digest, after.version, wait_ms, *answer[3:])
             if step:
                 reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
                 if reported_ms and not after.stale_since_ms and reply is Reply.DONE:

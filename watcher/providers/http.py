@@ -208,22 +208,19 @@ class ProviderClient:
         return tuple(part.result() for part in parts)
 
     async def read(
-        self, account: Any, bodies: Sequence[bytes], *, known: Catalogue = _NOTHING, memo: Memo | None = None
+        self,
+        account: Any,
+        bodies: Sequence[bytes],
+        *,
+        known: Callable[[], Catalogue] = dict,
+        memo: Memo | None = None,
     ) -> Snapshot:
         """Read the bodies of one poll. Raises Rejected, and nothing else whatever the bytes are.
 
-        Awaits only to fetch the list of assets, when it lacks one of them. `known` is what the last
+        Awaits only to fetch the list of assets, when it lacks one of them. `known()` is what the last
         state says of its assets: it stands in for a list that no longer, or not yet, holds them.
         `memo` is the account's: where little differs from the last answer, only that is read.
         """
-        snapshot = await self._read(account, bodies, known, memo)
-        if flaw := flaw_of(snapshot):
-            raise Rejected("malformed", flaw)
-        return snapshot
-
-    async def _read(
-        self, account: Any, bodies: Sequence[bytes], known: Catalogue, memo: Memo | None
-    ) -> Snapshot:
         provider = self._provider
         listed = self._catalogue.asset_by_id if self.lists_assets else _NOTHING
         by_row = provider if memo and isinstance(provider, ByRow) and provider.is_by_row else None
@@ -237,15 +234,18 @@ class ProviderClient:
             snapshot = provider.read(account, answers, listed)
         assets = snapshot.row_by_asset.keys()
         if not self.lists_assets or assets <= listed.keys():
+            refuse_flaw(snapshot)
             if memo and by_row:
                 memo.learn(by_row, account, bodies, listed, snapshot, owner)
             return snapshot
         catalogue = self._catalogue
         await catalogue.look_up(assets)
-        asset_by_id = {**known, **catalogue.asset_by_id}
+        asset_by_id = {**known(), **catalogue.asset_by_id}
         if unknown := assets - asset_by_id.keys() - catalogue.unlisted:
             raise catalogue.refusal(unknown)
-        return provider.read(account, answers, asset_by_id)
+        snapshot = provider.read(account, answers, asset_by_id)
+        refuse_flaw(snapshot)
+        return snapshot
 
     async def add_zeros(self, snapshot: Snapshot, assets: Iterable[str]) -> Snapshot:
         """Add a row for each of these assets, named by id or symbol, that a full listing does not name.
@@ -341,15 +341,14 @@ class ProviderClient:
         return Rejected(refused.error_class, refused.reason, status=status, retry_after_s=wish_s)
 
 
-def flaw_of(snapshot: Snapshot) -> str | None:
-    """Say what no provider can mean: only a total may be negative, and a height has bounds."""
+def refuse_flaw(snapshot: Snapshot) -> None:
+    """Refuse what no provider can mean: only a total may be negative, and a height has bounds. Raises
+    Rejected."""
     if snapshot.height is not None and not 0 <= snapshot.height < HIGHEST:
-        return "a height that no chain has"
+        raise Rejected("malformed", "a height that no chain has")
     for asset, row in snapshot.row_by_asset.items():
-        _, locked, deposit, withdrawal = row.balance
-        if locked[0] == "-" or (deposit or "0")[0] == "-" or (withdrawal or "0")[0] == "-":
-            return f"asset {spoken(asset)}: only a total may be negative"
-    return None
+        if not row.balance.is_sound:
+            raise Rejected("malformed", f"asset {spoken(asset)}: only a total may be negative")
 
 
 def source_of(settings: ProviderSettings, provider: Provider, account: Any) -> str:

@@ -15,8 +15,8 @@ from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
-from operator import is_
+from itertools import compress
+from operator import is_, ne
 from typing import Any, NamedTuple
 
 from watcher.providers.contract import PERMANENT, AssetList, ByRow, Catalogue, Rejected
@@ -36,7 +36,7 @@ _FIRST_ROW = re.compile(rb'\[\s*(\{\s*"[^"\\]*")')
 _LONGEST_REST = 64
 """Polls after which answers are cut into rows again that never are like the one before."""
 
-_MEMO_BYTES, _ROW_BYTES = 600, 360
+_MEMO_BYTES, _ROW_BYTES = 800, 360
 """What a memo takes in memory, and each row of an answer."""
 
 _STAND_IN = "\0 a row"
@@ -152,14 +152,15 @@ class Memo:
     Texts are compared by their hashes, which have 64 bits and are keyed anew in each process.
     """
 
-    __slots__ = ("_about", "_empty", "_forms", "_hashes", "_owner", "_rest", "_rested", "_rows")
+    __slots__ = ("_about", "_empty", "_forms", "_hashes", "_owner", "_rest", "_rested", "_rows", "_watched")
 
     def __init__(self) -> None:
         self._forms: Sequence[_Form] = ()
-        self._hashes = array("q")
-        self._rows: Sequence[Row] = ()
+        self._hashes: Sequence[array[int]] = ()
+        self._rows: Mapping[str, Row] = {}
         self._about: tuple[Any, ...] = ()
         self._owner: str | None = None
+        self._watched: Set[str] | None = None
         self._empty = Snapshot({}, None, absent_is_zero=False)
         self._rest, self._rested = 1, 0  # an answer that no other one follows soon is not worth cutting
 
@@ -177,30 +178,29 @@ class Memo:
         if len(bodies) != len(forms) or not all(map(is_, about, self._about)):
             return None
         self._rest = min(2 * self._rest + 1, _LONGEST_REST)
-        texts: list[tuple[_Form, Sequence[bytes], int]] = []
-        for form, body in zip(forms, bodies, strict=True):
-            if not (parts := form.parts(body)):
+        rows, assets = {**self._rows}, [*self._rows]
+        hashes, first = [], 0
+        for form, body, before in zip(forms, bodies, self._hashes, strict=True):
+            parts = form.parts(body)
+            if not parts or len(parts) != len(before):
                 return None
-            texts += [(form, parts, place) for place in range(len(parts))]
-        if len(texts) != len(self._rows):
-            return None
-        names = self._empty.watched
-        rows, watched = [*self._rows], None if names is None else frozenset(names)
-        hashes = array("q", [hash(parts[place]) for _, parts, place in texts])
-        for number, (form, parts, place) in enumerate(texts):
-            if hashes[number] == self._hashes[number]:
-                continue
-            try:
-                said = parse(form.row(parts, place))
-                row, owner = provider.read_row(account, said, catalogue, watched=watched)
-            except (NotJson, Rejected):  # the whole answer shows what is wrong with it
-                return None
-            if not row or row.asset.id != rows[number].asset.id or owner not in (None, self._owner):
-                return None
-            rows[number] = row
+            now = array("q", map(hash, parts))
+            for place in compress(range(len(parts)), map(ne, now, before)):
+                try:
+                    said = parse(form.row(parts, place))
+                    row, owner = provider.read_row(account, said, catalogue, watched=self._watched)
+                except (NotJson, Rejected):  # the whole answer shows what is wrong with it
+                    return None
+                asset = assets[first + place]
+                if not row or row.asset.id != asset or owner not in (None, self._owner):
+                    return None
+                if not row.balance.is_sound:
+                    return None
+                rows[asset] = row
+            hashes.append(now)
+            first += len(parts)
         self._forms, self._hashes, self._rows, self._rest = forms, hashes, rows, 0
-        by_asset = {row.asset.id: row for row in rows}
-        return replace(self._empty, row_by_asset=by_asset)
+        return replace(self._empty, row_by_asset=rows)
 
     def learn(
         self,
@@ -213,7 +213,7 @@ class Memo:
     ) -> None:
         """Take note of an answer that was read whole, if its rows can be distinguished: not of the first
         one, and the less often, the less they are like the ones before."""
-        self._rows = ()
+        self._rows = {}
         self._rested += 1
         if self._rested <= self._rest:
             return
@@ -223,9 +223,10 @@ class Memo:
         if len(forms) < len(bodies) or not _is_each_a_row(provider, forms, parts, len(snapshot.row_by_asset)):
             self._rest = _LONGEST_REST
         else:
-            self._forms, self._rows = forms, [*snapshot.row_by_asset.values()]
-            self._hashes = array("q", map(hash, chain.from_iterable(parts)))
+            self._forms, self._rows = forms, snapshot.row_by_asset
+            self._hashes = [array("q", map(hash, its)) for its in parts]
             self._about, self._owner = (provider, account, catalogue), owner
+            self._watched = None if snapshot.watched is None else frozenset(snapshot.watched)
             self._empty = replace(snapshot, row_by_asset={})
 
 

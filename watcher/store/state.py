@@ -142,8 +142,11 @@ def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
         raise ValueError("a version has 16 characters; a time and a sequence have 14 digits, a height 20")
     row_by_asset: dict[str, Any] = {}
     for asset_id, (asset, published, seen, confirmation_polls, suspect) in state.entry_by_asset.items():
-        _, symbol, name, decimals = asset
         called, amounts = names.get(asset_id, UNKNOWN), _amounts(published)
+        if asset[1:] == called and not confirmation_polls and suspect is None:  # as most are
+            row_by_asset[asset_id] = "=" if amounts == "0" else f"={amounts}"
+            continue
+        _, symbol, name, decimals = asset
         if decimals == called[2] or decimals == LOST:
             row: Any = "=" if amounts == "0" else f"={amounts}"
         else:
@@ -217,8 +220,10 @@ class Names:
 
     async def dump(self, provider: str, state: AccountState) -> bytes:
         """Write a state, after noting the names that it refers to."""
-        assets = (entry.asset for entry in state.entry_by_asset.values())
-        return dump_state(state, await self.note(provider, assets))
+        called_by_asset = self._called_by_asset[provider]
+        if not state.entry_by_asset.keys() <= called_by_asset.keys():
+            await self.note(provider, state.assets().values())
+        return dump_state(state, called_by_asset)
 
     async def of(self, provider: str, ids: Iterable[str]) -> Mapping[str, Called]:
         """Read the names of these assets that this process does not know. Returns all that it knows."""
