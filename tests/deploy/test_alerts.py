@@ -28,6 +28,9 @@ WORDS_BY_LABEL = {
 (GROUP,) = yaml.safe_load(ALERTS.read_text())["groups"]
 RULE_BY_NAME: dict[str, Any] = {rule["alert"]: rule for rule in GROUP["rules"]}
 
+OF_ALL_WORKERS = ("WatcherAllDown", "WatcherStoreNearlyFull", "WatcherSubscriptionsUnverified")
+"""Alerts that name no instance, provider or subscription."""
+
 every_alert = pytest.mark.parametrize("name", RULE_BY_NAME)
 
 
@@ -77,7 +80,7 @@ def test_an_alert_says_how_bad_it_is_and_what_it_is_about(name: str) -> None:
     by = re.findall(r"by \((\w+)\)", rule["expr"])
     for label in re.findall(r"\$labels\.(\w+)", summary):
         assert label in by or (label == "instance" and not by)
-    assert "$labels." in summary or name in ("WatcherAllDown", "WatcherSubscriptionsUnverified")
+    assert "$labels." in summary or name in OF_ALL_WORKERS
 
 
 def sections() -> dict[str, tuple[str, str]]:
@@ -121,6 +124,7 @@ WELL = {
     f"watcher_store_refused{{{AT}}}": "0x60",
     f'watcher_store_guarantee{{{AT}, persistence="everysec", eviction="noeviction"}}': "1x60",
     f'watcher_store_guarantee{{{AT}, persistence="none", eviction="noeviction"}}': "0x60",
+    f"watcher_store_memory_ratio{{{AT}}}": "0.8x60",
     f"watcher_stands_by{{{AT}}}": "0x60",
     f'watcher_polls_total{{{AT}, provider="shop", outcome="unchanged"}}': "0+60x60",
     f'watcher_polls_total{{{AT}, provider="shop", outcome="rejected"}}': "0+1x60",
@@ -151,6 +155,7 @@ ILL = {
     "WatcherStoreDown": {"watcher_store_up": "0x60"},
     "WatcherStoreRefused": {"watcher_store_refused": "0x50 1x10"},
     "WatcherStoreForgets": {'persistence="none"': "1x60"},
+    "WatcherStoreNearlyFull": {"watcher_store_memory_ratio": "0.9x60"},
     "WatcherProviderRefusesKey": {'error_class="auth"': "0x50 1x10"},
     "WatcherAccountsRejected": {'error_class="configuration"': "2x60"},
     "WatcherProviderFails": {'outcome="rejected"': "0+70x60"},

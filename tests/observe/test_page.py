@@ -26,7 +26,9 @@ from watcher.amounts import to_atoms
 from watcher.api.access import Address
 from watcher.api.server import Listener
 from watcher.encryption import new_key
+from watcher.journal.events import Delivery
 from watcher.observe import views
+from watcher.observe.metrics import Metrics
 from watcher.observe.page import document, look
 from watcher.observe.page.look import Look, routes
 from watcher.receiver import Fail
@@ -34,10 +36,11 @@ from watcher.run.worker import Opened, Worker
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.client import connect
 from watcher.store.directory import Directory
+from watcher.store.exceptions import StoreRefuses
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
-from watcher.store.queues import Breakers
+from watcher.store.queues import Breakers, Queues
 
 HTML = files("watcher.observe.page").joinpath("page.html").read_text("utf-8")
 TOKEN = "a-token-of-some-length"
@@ -234,7 +237,15 @@ async def test_it_tells_what_programs_added_and_what_keeps_it_from_its_work(rig:
     records = {name: one["record"] for name, one in shown.items()}
     assert records == {"customer": "unverified", "ops": "shadowed", "encrypted": "locked"}
     assert "key" in shown["encrypted"]["record_reason"]
-    counts = {"accounts": 2, "subscriptions": 3, "unverified": 1, "locked": 1, "unfit": 0, "shadowed": 2}
+    counts = {
+        "accounts": 2,
+        "subscriptions": 3,
+        "unverified": 1,
+        "locked": 1,
+        "unfit": 0,
+        "shadowed": 2,
+        "older_key": 0,
+    }
     assert seen["directory"] == counts
     assert {"1 record of the API unverified", "1 record of the API locked"} <= {
         one["text"] for one in seen["health"]["problems"]
@@ -349,6 +360,59 @@ async def test_a_store_that_is_away_is_told_and_what_was_seen_stays(namespace: s
     assert after["seen"] == before["seen"]
     assert after["age_s"] > before["age_s"]
     assert time.monotonic() - started < look.TIMEOUT_S + 5
+
+
+async def test_what_waits_for_a_subscription_that_left_the_configuration_is_shown(rig: Rig) -> None:
+    async with some_books(rig) as (books, worker):
+        queues = Queues(books.schedule, books.keys)
+        await queues.enqueue("left", "treasury", [Delivery("evt_1", "total.increased", 1, b"{", "left")])
+        seen = (await told(worker))["seen"]
+        metrics = (await Metrics(worker).text()).decode()
+    left, ops = sorted(seen["subscriptions"]["shown"], key=lambda line: line["is_configured"])
+    assert (left["subscription"], left["deliveries"], ops["subscription"]) == ("left", 1, "ops")
+    assert "1 subscription not in the configuration" in [one["text"] for one in seen["health"]["problems"]]
+    assert 'watcher_queues_waiting{subscription="ops"} 0.0' in metrics
+    assert "left" not in metrics
+
+
+async def test_a_provider_that_allows_too_few_requests_is_named_with_its_rates(rig: Rig) -> None:
+    shop = rig.settings.provider_by_name["shop"].model_copy(update={"requests_per_second": 0.001})
+    providers = {**rig.settings.provider_by_name, "shop": shop}
+    async with rig.worker(rig.settings.model_copy(update={"provider_by_name": providers})) as worker:
+        async with asyncio.timeout(20):
+            while not (worker.has_begun and worker.opened):  # noqa: ASYNC110 - it has no signal
+                await asyncio.sleep(0.01)
+        seen = (await told(worker))["seen"]
+    (line,) = [one for one in seen["providers"]["shown"] if one["too_few_requests"]]
+    assert (line["provider"], line["requests_per_second"]) == ("shop", 0.001)
+    assert line["needed_per_second"] > 0.001
+    assert f"shop: {views.TOO_FEW}" in [one["text"] for one in seen["health"]["problems"]]
+
+
+async def test_how_full_redis_is_shows_and_why_it_refuses_writes(namespace: str) -> None:
+    with real_server("valkey") as server:
+        async with a_rig(server.url, namespace) as rig, some_books(rig) as (_, worker):
+            rig.is_damaged = True
+            assert worker.opened
+            pipe = worker.opened.schedule.pipe
+            await worker.opened.health.judge(pipe)
+            ratio = re.compile(rb"^watcher_store_memory_ratio (\S+)", re.MULTILINE)
+            assert ratio.findall(await Metrics(worker).text()) == []
+            (client,) = await pipe.servers()
+            await client.set("of-another-program", b"x" * 20_000_000)
+            used = (await client.info("memory"))["used_memory"]
+            await client.config_set("maxmemory", int(used / 0.9))
+            line = (await told(worker))["seen"]["server"]
+            assert 0.87 < line["used_bytes"] / line["limit_bytes"] < 0.93
+            assert " % of its memory is used (" in line["warnings"][0]
+            (found,) = ratio.findall(await Metrics(worker).text())
+            assert 0.87 < float(found) < 0.93
+            await client.config_set("maxmemory", 0)
+            refused = StoreRefuses("Redis at db refuses writes (OOM): its memory is full")
+            await worker.opened.health.failed(refused)
+            after = await told(worker)
+    assert after["error"].startswith(f"{refused}: until then nothing is polled, and ")
+    assert after["seen"] is None, "another look has seen nothing yet"
 
 
 async def test_what_was_told_since_is_added_and_what_was_read_is_not_read_again(

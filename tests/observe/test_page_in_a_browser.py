@@ -226,7 +226,7 @@ async def test_an_exact_amount_and_its_course_are_a_key_away(monkeypatch: pytest
         worker.opened = None
         await browser.value("look()")
         await browser.until(
-            "document.getElementById('state').textContent === 'unknown: Redis cannot be read'"
+            "document.getElementById('state').textContent === 'unknown: Redis cannot be used'"
         )
         assert "What is below was read" in await browser.value("document.getElementById('alarm').textContent")
         assert browser.complaints == []

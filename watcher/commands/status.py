@@ -90,6 +90,7 @@ async def read_lines(look: "Look") -> list[_Line]:
     from watcher.store.address import safe_url
     from watcher.store.exceptions import StoreError
     from watcher.store.guarantee import Guarantee, guarantee_of_all
+    from watcher.store.keeper import fullest
     from watcher.store.members import Configurations, Workers
     from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
@@ -106,6 +107,7 @@ async def read_lines(look: "Look") -> list[_Line]:
         configurations = Configurations(store.pipe, store.keys)
         digests = {worker.configuration for worker in workers} - {""}
         fingerprints = {digest: await configurations.read(digest) for digest in digests}
+        memory = await fullest(store.pipe)
         names = views.providers_of(settings)
         failing = {name: await reader.failing(name) for name in names}
         overdue = {name: await reader.overdue(name) for name in names}
@@ -124,14 +126,14 @@ async def read_lines(look: "Look") -> list[_Line]:
     url = safe_url(settings.redis.url.get_secret_value())
     place = f"embedded, in {settings.redis.data_dir.absolute()}" if url == "embedded" else url
     return [
-        views.server_line(promised, place),
+        views.server_line(promised, place, memory),
         *(views.worker_line(worker, now_ms) for worker in workers),
         *views.configuration_lines(
             workers, {digest: found for digest, found in fingerprints.items() if found}, now_ms
         ),
         *(
             views.provider_line(name, failing[name], overdue[name], now_ms)
-            | views.rate_line(settings, name, workers, now_ms)
+            | views.rate_line(settings, name, views.needed_per_second(settings, name), workers, now_ms)
             for name in names
         ),
         {"kind": "accounts", "accounts": len(settings.account_by_name), "with_problems": len(accounts)},
@@ -229,12 +231,14 @@ def as_text(lines: Sequence[_Line], time: Callable[[str], str] = str) -> Iterato
 
 
 def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterator[str]:
+    from watcher.observe.views import ROSTERS_DIFFER, rosters_differ
+
     run = [line for line in lines if line["runs"]]
     if run:
         versions = sorted({printable(line["version"]) for line in run})
         yield _entry("workers", f"{len(run):,} running, version {', '.join(versions)}")
-        if len({line["roster"] for line in run}) > 1:
-            yield _entry("", "  their lists of accounts differ: is a deploy under way?", Waits)
+        if rosters_differ(run):
+            yield _entry("", f"  {ROSTERS_DIFFER}", Waits)
         for line in differing:
             names = ", ".join(map(printable, line["names"][:_MOST_NAMES]))
             more = len(line["names"]) - _MOST_NAMES
@@ -258,7 +262,7 @@ def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterato
 
 
 def _provider_text(line: _Line, time: Callable[[str], str]) -> Iterator[str]:
-    from watcher.providers.contract import USABLE
+    from watcher.observe.views import TOO_FEW
 
     failing = f", {line['failing']:,} failing" if line["failing"] else ""
     used, needed, most = (line[f"{name}_per_second"] for name in ("used", "needed", "requests"))
@@ -271,9 +275,8 @@ def _provider_text(line: _Line, time: Callable[[str], str]) -> Iterator[str]:
         todo = f": {printable(found['todo'])}" if found["todo"] else ""
         yield _entry("", f"  {found['accounts']:,} {reason}, since {time(found['since'])}{todo}", Fails)
     yield from _more(line["errors"], _MOST_ERRORS)
-    if needed is not None and needed > USABLE * most:
-        todo = "raise requests_per_second or intervals"
-        yield _entry("", f"  too few requests for so many accounts: {todo}", Waits)
+    if line["too_few_requests"]:
+        yield _entry("", f"  {TOO_FEW}", Waits)
     if line["late_s"]:
         late = age_text(1000 * line["late_s"])
         yield _entry("", f"  the next poll is {late} late: does a worker run, and keep up?", Waits)

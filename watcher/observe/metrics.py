@@ -134,6 +134,11 @@ METRICS: Mapping[str, Meaning] = {
     "watcher_store_up": Meaning(
         "gauge", "1 where Redis answers and takes writes; at 0 everything below is missing."
     ),
+    "watcher_store_memory_ratio": Meaning(
+        "gauge",
+        "The part of its maxmemory that Redis uses, of the fullest of its servers; missing without a limit.",
+        is_shared=True,
+    ),
     "watcher_accounts_failing": Meaning(
         "gauge", "Accounts whose last poll was rejected.", ("provider",), is_shared=True
     ),
@@ -337,7 +342,9 @@ def _of_store(settings: Settings, seen: Overview) -> _Samples:
             if name in settings.account_by_name:
                 failing[provider] += 1
                 refused[provider, found.error_class] += 1
+    used, limit = seen.memory
     return {
+        "watcher_store_memory_ratio": [((), used / limit)] if limit else [],
         "watcher_accounts_failing": [((name,), count) for name, count in failing.items()],
         "watcher_accounts_rejected": _counts(refused, seen.failing, PERMANENT),
         "watcher_accounts_stale": [((name,), len(accounts)) for name, accounts in seen.stale.items()],

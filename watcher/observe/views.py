@@ -18,12 +18,13 @@ from watcher.journal.events import Delivery, amounts_of, iso, shown
 from watcher.journal.explain import in_atoms, in_text
 from watcher.polling.cadence import patience_ms, stale_since_ms
 from watcher.printable import printable
-from watcher.providers.contract import PERMANENT, provider_class, requests_needed, todo
+from watcher.providers.contract import PERMANENT, USABLE, provider_class, requests_needed, todo
 from watcher.run.worker import Worker
 from watcher.settings import PER_SECOND_BY_FORMAT, AccountSettings, Settings, SubscriptionSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
+from watcher.store.keeper import FULL, fullest
 from watcher.store.keys import Keys
 from watcher.store.members import Fingerprint, Presence
 from watcher.store.polls import Failing
@@ -47,6 +48,8 @@ class Overview(NamedTuple):
     breakers: Mapping[str, Breaker]  # by subscription
     stale: Mapping[str, Collection[str]]  # by provider, accounts; as far as this worker looked
     watched_since_ms: int
+    unknown: Mapping[str, Backlog] = {}  # by subscription, of those that are not in this configuration
+    memory: tuple[int, int] = (0, 0)  # of the fullest server: bytes in use, and its limit (0: none)
 
 
 class OverviewReader:
@@ -70,10 +73,11 @@ class OverviewReader:
         self._seen, self._seen_for = None, settings
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(TIMEOUT_S):
-                now_ms, breakers, waiting, watched_since_ms, failing, overdue = await asyncio.gather(
+                memory = await fullest(pipe)
+                now_ms, breakers, backlogs, since_ms, failing, overdue = await asyncio.gather(
                     reader.now_ms(),
                     Breakers(pipe, keys).read(),
-                    reader.waiting(settings.subscription_by_name),
+                    reader.backlogs(settings.subscription_by_name),
                     reader.watched_since_ms(),
                     asyncio.gather(*map(reader.failing, providers)),
                     asyncio.gather(*map(reader.overdue, providers)),
@@ -82,10 +86,12 @@ class OverviewReader:
                 now_ms,
                 dict(zip(providers, failing, strict=True)),
                 dict(zip(providers, overdue, strict=True)),
-                waiting,
+                {name: backlogs.pop(name) for name in settings.subscription_by_name},
                 breakers,
                 {name: self._worker.stale_accounts(name) for name in providers},
-                watched_since_ms,
+                since_ms,
+                {name: one for name, one in backlogs.items() if one.queues or one.dead},
+                memory,
             )
             self._fresh_until = time.monotonic() + _FRESH_S
         return self._seen
@@ -104,11 +110,15 @@ Line = dict[str, Any]
 """One thing and its state, as `status --json` prints it. `kind` decides what else is in it."""
 
 
-def server_line(found: Guarantee | StoreError, at: str) -> Line:
-    """The server, or why no worker would use it: its contents can be read all the same."""
+def server_line(found: Guarantee | StoreError, at: str, memory: tuple[int, int]) -> Line:
+    """The server, or why no worker would use it: its contents can be read all the same. `memory`: bytes that
+    the fullest server uses, and its limit (0: it has none)."""
+    used, limit = memory
+    of_memory = {"used_bytes": used if limit else None, "limit_bytes": limit or None}
+    full = [_full_text(used, limit)] if limit and used > FULL * limit else []
     if isinstance(found, StoreError):
         nothing = dict.fromkeys(("server", "persistence", "eviction", "guarantee"))
-        return {"kind": "server", "at": at, **nothing, "warnings": [str(found)]}
+        return {"kind": "server", "at": at, **nothing, **of_memory, "warnings": [str(found), *full]}
     return {
         "kind": "server",
         "server": f"{found.engine} {found.version}",
@@ -116,8 +126,26 @@ def server_line(found: Guarantee | StoreError, at: str) -> Line:
         "persistence": found.persistence,
         "eviction": found.eviction,
         "guarantee": found.sentence,
-        "warnings": [*found.warnings],
+        **of_memory,
+        "warnings": [*full, *found.warnings],
     }
+
+
+def _full_text(used: int, limit: int) -> str:
+    part, of = f"{100 * used / limit:.0f} %", f"{used / 1e6:,.0f} of {limit / 1e6:,.0f} MB"
+    how_full = f"{part} of its memory is used ({of})"
+    todo = "raise maxmemory, or find out what else fills it"
+    if used >= limit:
+        return f"{how_full}: no account is polled until there is room, and what waits is delivered; {todo}"
+    return f"{how_full}: workers remove the oldest of the log, dead letters and what waits; {todo}"
+
+
+ROSTERS_DIFFER = "their lists of accounts differ: is a deploy under way?"
+
+
+def rosters_differ(workers: Iterable[Line]) -> bool:
+    """Say whether workers that run have different lists of accounts, by their lines."""
+    return len({line["roster"] for line in workers if line["runs"]}) > 1
 
 
 def worker_line(presence: Presence, now_ms: int) -> Line:
@@ -165,25 +193,34 @@ def providers_of(settings: Settings) -> list[str]:
     return [*dict.fromkeys([*settings.provider_by_name, *named])]
 
 
-def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms: int) -> Line:
-    """The requests a second that a provider allows, that its accounts need, and that workers recently made.
-
-    What is needed is one poll an interval; it is more while something is pending. None where the
-    configuration does not say all of that.
-    """
+def needed_per_second(settings: Settings, name: str) -> float | None:
+    """The requests a second that the accounts of a provider need: one poll an interval. It is more while
+    something is pending. None where the configuration does not say all of that."""
     provider = settings.provider_by_name.get(name)
     accounts = [account for account in settings.account_by_name.values() if account.provider == name]
-    needed = None
     if provider:
         kind = provider_class(provider.kind)
         if all(isinstance(account, kind.Account) for account in accounts):
-            needed = requests_needed(kind(provider), accounts)
+            return requests_needed(kind(provider), accounts)
+    return None
+
+
+TOO_FEW = "too few requests for so many accounts: raise requests_per_second or intervals"
+
+
+def rate_line(
+    settings: Settings, name: str, needed: float | None, workers: Iterable[Presence], now_ms: int
+) -> Line:
+    """The requests a second that a provider allows, that its accounts need, and that workers recently made;
+    and whether too few are allowed to poll in time. None where that is not known."""
+    provider = settings.provider_by_name.get(name)
     measured = [one.requests_per_second for one in workers if one.is_there(now_ms)]
     used = [rates.get(name, 0) for rates in measured if rates]
     return {
         "requests_per_second": provider.requests_per_second if provider else None,
         "needed_per_second": None if needed is None else round(needed, 2),
         "used_per_second": round(sum(used), 2) if used else None,
+        "too_few_requests": bool(provider and needed and needed > USABLE * provider.requests_per_second),
     }
 
 

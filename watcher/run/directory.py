@@ -323,6 +323,11 @@ class Followed:
         return sum(self._counts[kind, state] for state in states) if states else len(self._known[kind])
 
     @property
+    def older_key(self) -> int:
+        """How many records an older key than the first one encrypted."""
+        return len(self._older)
+
+    @property
     def behind_s(self) -> float:
         """For how many seconds the worker has not been able to read changes; 0 while it can."""
         late_s = time.monotonic() - self._looked_at

@@ -41,7 +41,7 @@ _AT_ONCE = 200
 _LONGEST_S = 0.5
 """For the deliveries of one subscription in one look: the next look goes on."""
 
-_FULL, _RELIEVED = 0.85, 0.8
+FULL, _RELIEVED = 0.85, 0.8
 """A server that is fuller than the first frees memory until it is no fuller than the second."""
 
 _RELIEF_S = 0.5
@@ -235,7 +235,7 @@ class Keeper:
         has no limit."""
         used, limit = await memory_of(server)
         began_at, server_at = time.monotonic(), shards[0]
-        if used <= _FULL * limit:
+        if used <= FULL * limit:
             self._short.pop(server_at, None)
             return None
         rests_until, ours = self._short.get(server_at, (0.0, None))
@@ -284,7 +284,7 @@ class Keeper:
                 relief.deliveries[name] += await self.give_up(name, shards, most, "memory full")
             if await is_enough():
                 return relief
-        if (await memory_of(server))[0] > _FULL * limit:
+        if (await memory_of(server))[0] > FULL * limit:
             relief.ours = await self.ours(shards, waiting.total())
             now = time.monotonic()
             self._short[server_at] = now + _SHARE * (now - began_at), relief.ours
@@ -331,6 +331,12 @@ async def undamaged(asked: Sequence[Awaitable[T]], otherwise: T) -> list[T]:
             raise answer
         found.append(otherwise if isinstance(answer, BaseException) else answer)
     return found
+
+
+async def fullest(pipe: Pipe) -> tuple[int, int]:
+    """Read as `memory_of` does, of the fullest of all servers."""
+    found = [await memory_of(server) for server in await pipe.servers()]
+    return max(found, key=lambda memory: memory[0] / max(1, memory[1]))
 
 
 async def memory_of(server: Redis) -> tuple[int, int]:

@@ -17,7 +17,9 @@ from watcher.journal.log import Record
 from watcher.observe.counters import Attempted
 from watcher.observe.views import (
     PROBLEMS,
+    ROSTERS_DIFFER,
     SUBSCRIPTION_STATES,
+    TOO_FEW,
     Line,
     Overview,
     account_line,
@@ -26,7 +28,9 @@ from watcher.observe.views import (
     place_of,
     problems_of,
     provider_line,
+    rate_line,
     remedy_of,
+    rosters_differ,
     server_line,
     subscription_line,
     worker_line,
@@ -106,11 +110,13 @@ def of_asset(steps: Iterable[Step], asset: str) -> list[Step]:
 
 class Recorded(NamedTuple):
     """What the directory has: how many records, by kind and state; of accounts that are shown the state, by
-    name; of a few subscriptions the state, why, and since when they are unverified (Unix ms)."""
+    name; of a few subscriptions the state, why, and since when they are unverified (Unix ms); how many are
+    encrypted with an older key."""
 
     counts: Mapping[tuple[str, str], int]
     accounts: Mapping[str, str]
     subscriptions: Mapping[str, tuple[str, str, int | None]]
+    older_key: int = 0
 
     def count(self, kind: str | None, state: str | None = None) -> int:
         """Count the records of a kind and in a state; None: of all."""
@@ -152,6 +158,8 @@ class Found:
     server: tuple[Guarantee | StoreError, str] | None = None
     """What it promises, and where it is."""
     recorded: Recorded = NOTHING_RECORDED
+    needed: Mapping[str, float] = field(default_factory=dict)
+    """Requests a second that the accounts of a provider need."""
 
 
 def names_shown(settings: Settings, overview: Overview, events: Iterable[Record]) -> list[str]:
@@ -171,6 +179,7 @@ def document(settings: Settings, found: Found) -> Line:
     accounts = _accounts(settings, found)
     providers = [
         provider_line(name, overview.failing[name], overview.overdue[name], now_ms)
+        | rate_line(settings, name, found.needed.get(name), found.workers, now_ms)
         for name in settings.provider_by_name
     ]
     for line in providers:
@@ -178,10 +187,13 @@ def document(settings: Settings, found: Found) -> Line:
             {**error, "reason": _said(error["reason"])} for error in line["errors"][:MOST_ERRORS]
         ]
     providers.sort(key=lambda line: not any(error["todo"] for error in line["errors"]))
-    names = dict.fromkeys((*overview.waiting, *found.recorded.subscriptions))
+    names = dict.fromkeys((*overview.waiting, *overview.unknown, *found.recorded.subscriptions))
     subscriptions = sorted(
         (_subscription(settings, name, found) for name in names),
-        key=lambda line: (SUBSCRIPTION_STATES.index(line["state"]), line["record"] not in _NOT_IN_FORCE),
+        key=lambda line: (
+            SUBSCRIPTION_STATES.index(line["state"]),
+            line["record"] not in _NOT_IN_FORCE and line["is_configured"],
+        ),
     )
     workers = [
         {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}
@@ -198,11 +210,12 @@ def document(settings: Settings, found: Found) -> Line:
         },
         "providers": _first(MOST_PROVIDERS, providers),
         "subscriptions": _first(MOST_SUBSCRIPTIONS, subscriptions),
-        "workers": _first(MOST_WORKERS, workers),
-        "server": server_line(*found.server) if found.server else None,
+        "workers": {**_first(MOST_WORKERS, workers), "rosters_differ": rosters_differ(workers)},
+        "server": server_line(*found.server, overview.memory) if found.server else None,
         "directory": {
             **{f"{kind}s": found.recorded.count(kind) for kind in ("account", "subscription")},
             **{state: found.recorded.count(None, state) for state in (*_NOT_IN_FORCE, "shadowed")},
+            "older_key": found.recorded.older_key,
         },
         "events": [*_events(found)],
     }
@@ -235,10 +248,14 @@ def health(seen: Line, subscriptions: Sequence[Line]) -> Line:
         ("failing", "", accounts["failing"], "account", "failing"),
         ("failing", "", states["paused"], "subscription", "paused"),
         ("failing", "", states["failing"], "subscription", "failing"),
-        ("failing", "", sum(line["late_s"] > 0 for line in providers), "provider", "polled late"),
+        ("waiting", "", sum(line["late_s"] > 0 for line in providers), "provider", "polled late"),
         ("waiting", "", states["backing off"], "subscription", "backing off"),
         ("waiting", "", states["delayed"], "subscription", "delayed"),
         ("waiting", "", sum(line["dead"] for line in subscriptions), "dead letter", ""),
+        (
+            *("waiting", "", sum(not line["is_configured"] for line in subscriptions)),
+            *("subscription", "not in the configuration"),
+        ),
         ("waiting", least, problems["suspect"], "account", "suspect"),
         *(
             ("waiting", "", directory[state], "record", f"of the API {word}")
@@ -257,6 +274,8 @@ def health(seen: Line, subscriptions: Sequence[Line]) -> Line:
         for state, least_of, count, noun, what in counted
         if count
     ]
+    told += [("waiting", f"{line['provider']}: {TOO_FEW}") for line in providers if line["too_few_requests"]]
+    told += [("waiting", f"workers: {ROSTERS_DIFFER}")] if seen["workers"]["rosters_differ"] else []
     told += [("waiting", f"Redis: {warning}") for warning in (server["warnings"] if server else ())]
     told.sort(key=lambda one: _HEALTH.index(one[0]))
     return {
@@ -311,9 +330,12 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
 
 
 def _subscription(settings: Settings, name: str, found: Found) -> Line:
-    breaker, waiting = found.overview.breakers.get(name), found.overview.waiting.get(name, Backlog())
-    known = settings.subscription_by_name.get(name)
-    line = subscription_line(name, waiting, breaker, found.now_ms, known=known, is_configured=True)
+    overview, known = found.overview, settings.subscription_by_name.get(name)
+    waiting = overview.waiting.get(name) or overview.unknown.get(name, Backlog())
+    is_configured = name in overview.waiting or name in found.recorded.subscriptions
+    line = subscription_line(
+        *(name, waiting, overview.breakers.get(name), found.now_ms), known=known, is_configured=is_configured
+    )
     record, why, since_ms = found.recorded.subscriptions.get(name, ("file", "", None))
     last = found.attempted.get(name)
     return {

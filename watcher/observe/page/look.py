@@ -34,7 +34,7 @@ from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
 from watcher.store.address import safe_url
 from watcher.store.directory import KINDS
-from watcher.store.exceptions import StoreError
+from watcher.store.exceptions import StoreError, StoreRefuses
 from watcher.store.history import History, place
 from watcher.store.keys import Keys, shard_of
 from watcher.store.members import Workers
@@ -113,7 +113,14 @@ class Look:
         except (StoreError, TimeoutError):
             found = None
         if found is None:
+            refused = opened.health.error if not opened.health.is_up else None
             self._error = "Redis does not answer in time: while it does not, nothing is polled or delivered"
+            if isinstance(
+                refused, StoreRefuses
+            ):  # which takes what was delivered off its queues, if it is full
+                self._error = (
+                    f"{refused}: until then nothing is polled, and as much is delivered as Redis allows"
+                )
             return
         # In a thread: amounts are long numbers, and there may be hundreds of them.
         self._seen = await asyncio.to_thread(lambda: orjson.dumps(document(settings, found)))
@@ -160,7 +167,13 @@ class Look:
             if opened.health.guarantee
             else None,
             recorded=_recorded(self._worker.followed, names, overview),
+            needed=self._needed(),
         )
+
+    def _needed(self) -> dict[str, float]:
+        configured = self._worker.configured
+        polls = configured.poll_work.by_provider.items() if configured else ()
+        return {name: one.poller.needed_per_second for name, one in polls}
 
 
 def _recorded(followed: Followed | None, accounts: Sequence[str], overview: Overview) -> Recorded:
@@ -173,11 +186,12 @@ def _recorded(followed: Followed | None, accounts: Sequence[str], overview: Over
     found = {}
     is_any_unusable = followed.count("subscription", "locked", "unfit")
     others = followed.names("subscription", limit=_LOOKED_AT) if is_any_unusable else ()
-    for name in dict.fromkeys((*overview.waiting, *others)):
+    for name in dict.fromkeys((*overview.waiting, *overview.unknown, *others)):
         if known := followed.get("subscription", name):
             found[name] = (known.state, known.reason, known.unverified_since_ms)
     shown = ((name, followed.get("account", name)) for name in accounts)
-    return Recorded(counts, {name: known.state for name, known in shown if known}, found)
+    in_force = {name: known.state for name, known in shown if known}
+    return Recorded(counts, in_force, found, followed.older_key)
 
 
 def _wanted(overview: Overview, event: Record) -> Iterable[str]:
