@@ -21,15 +21,16 @@ from tests.support.directory import with_key
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
 from tests.support.scraped import get
 from tests.support.stores import a_store
-from watcher.api import access, server
-from watcher.api.edits import LINES
+from watcher.api import access, edits, server
+from watcher.api.edits import LINES, _after
 from watcher.api.openapi import OPERATIONS
+from watcher.delivery.resend import Reached, Selection
 from watcher.receive import check_secrets
 from watcher.receiver import Fail
 from watcher.run import directory, verification
 from watcher.run.worker import Worker
 from watcher.store.directory import Directory, Write, Written
-from watcher.store.keys import Keys
+from watcher.store.keys import MOST, SHARDS, Keys
 from watcher.store.reader import Reader
 
 BOB = {"provider": "loopring", "account_id": 10111}
@@ -319,7 +320,7 @@ async def test_many_accounts_are_put_by_one_request(rig: Rig) -> None:
             assert (await ask(api, "POST", "/accounts:batch", many, headers=jsonl)).status == status
 
 
-async def test_what_the_log_holds_is_sent_again(rig: Rig) -> None:
+async def test_what_the_log_holds_is_sent_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_worker(rig) as (_, api):
         async with asyncio.timeout(10):
             while not (await api.get("/accounts/treasury/balances")).data["polled_at"]:  # noqa: ASYNC110
@@ -332,8 +333,16 @@ async def test_what_the_log_holds_is_sent_again(rig: Rig) -> None:
         tried = await ask(api, "POST", "/subscriptions/ops/resend", {"id": event["id"], "dry_run": True})
         assert (tried.data["deliveries"], tried.data["dry_run"]) == (1, True)
         assert (await ask(api, "POST", "/subscriptions/ops/resend", {"id": "evt_none"})).status == 404
-        for odd in ({}, {"id": "a", "dead": True}, {"since": "soon"}, {"id": "a b"}, {"dead": 1}):
+        odd_rest = {"after": _after(Selection(since_ms=-1), Reached())}
+        for odd in ({}, {"id": "a", "dead": True}, {"since": "soon"}, {"id": "a b"}, {"dead": 1}, odd_rest):
             assert (await ask(api, "POST", "/subscriptions/ops/resend", odd)).status == 422, odd
+        preview = Selection(until_ms=MOST - 1, is_preview=True)
+        for rest, count in ((Reached(is_log=True), 1), (Reached(is_log=True, shard=SHARDS), 0)):
+            said = await ask(api, "POST", "/subscriptions/ops/resend", {"after": _after(preview, rest)})
+            assert (said.status, said.data["deliveries"], said.data["next"]) == (200, count, None)
+        monkeypatch.setattr(edits, "RESEND_S", 0)
+        late = await ask(api, "POST", "/subscriptions/ops/resend", {"since": "1h"})
+        assert (late.status, "use `watcher resend`" in late.data["detail"]) == (422, True)
 
 
 async def test_a_ping_says_what_came_of_it_and_verifies_a_url_that_takes_it(

@@ -26,7 +26,7 @@ from tests.support.stores import (
     a_store,
     some_deliveries,
 )
-from watcher.delivery.resend import Resend
+from watcher.delivery.resend import Resend, Resent, Selection
 from watcher.journal.events import Delivery, Event
 from watcher.store.consistency import Flaw, Lasting, Named, keys_of_accounts, lasting, strange
 from watcher.store.directory import Directory, Write
@@ -125,8 +125,8 @@ class World:
     async def resend(self, subscription: str) -> None:
         """Send dead letters again."""
         resend = Resend(self.store.pipe, self.store.keys, is_preview=False)
-        settings = a_subscription(subscription)
-        await resend.dead_letters(settings, since_ms=0, until_ms=2 * await self.store.now_ms())
+        selection = Selection(is_dead=True, until_ms=2 * await self.store.now_ms())
+        await resend.dead_letters(Resent(subscription, 100), a_subscription(subscription), selection)
 
     async def give_up(self, subscription: str, *, has_memory: bool) -> None:
         """Keep few deliveries, as the keeper does."""

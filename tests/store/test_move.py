@@ -19,7 +19,7 @@ from tests.support.fuzzing import tried
 from tests.support.old_store import AT_MS, OldStore, an_entry, an_event, without_numbers
 from tests.support.servers import EVERY_ENGINE, FAKE, LIMITED
 from tests.support.stores import NEIGHBOURS, Store, a_store, running
-from watcher.delivery.resend import Resend
+from watcher.delivery.resend import Resend, Resent, Selection
 from watcher.store import move
 from watcher.store.client import connect
 from watcher.store.directory import Directory, Write
@@ -596,8 +596,9 @@ async def test_nothing_is_sent_again_into_a_layout_that_the_store_leaves(
     await to(store, 2)
     before = await store.contents()
     resend = Resend(Moving(redis_client), store.keys, is_preview=False)
+    selection = Selection(is_dead=True, until_ms=AT_MS * 2)
     with pytest.raises(LayoutAwaited, match="is being moved from layout 2 to 1"):
-        await resend.dead_letters(a_subscription(GONE), since_ms=0, until_ms=AT_MS * 2)
+        await resend.dead_letters(Resent(GONE, 100), a_subscription(GONE), selection)
     await store.pipe.command("HDEL", store.keys.meta(), "moving")
     assert await store.contents() == before
 

@@ -6,6 +6,7 @@ Refuses to show a secret or a token a second time: only the answer to the reques
 import asyncio
 import math
 import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from watcher.api.accounts import opened
 from watcher.api.problems import BATCH_BYTES, Problem, answer, body_of, query_of, unknown
 from watcher.config.bodies import BodyRefused, Table, read_table, section_of
 from watcher.delivery.queue import pause_by_hand, resume_by_hand
-from watcher.delivery.resend import Selection, send_again
+from watcher.delivery.resend import Reached, Selection, send_part
 from watcher.delivery.sink import Attempt
 from watcher.durations import parse_duration, unix_ms
 from watcher.engine.breaker import Answer
@@ -32,6 +33,7 @@ from watcher.run.verification import TooMany
 from watcher.run.worker import Worker
 from watcher.settings import Section, SubscriptionSettings
 from watcher.store.directory import Directory, Kind
+from watcher.store.keys import SHARDS, check_count
 from watcher.store.members import WOKEN, Roster, woken_line
 from watcher.store.queues import Breakers, Queues
 from watcher.store.schedule import Schedule
@@ -45,6 +47,7 @@ _LINES_AT_ONCE = 100
 
 LINES = ("application/jsonl", "application/x-ndjson")
 
+_RECORD = re.compile(r"[0-9]{1,14}-[0-9]{1,14}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _TAG = re.compile(r'\s*(W/)?"([!#-~]*)"\s*(?:,|\Z)')
 
@@ -60,6 +63,12 @@ _STATUS_BY_REASON: Mapping[str, int] = {
 }
 
 
+RESEND_S = 6.0
+"""The same of a resend, which then says where the rest begins."""
+
+_LONGEST_AFTER = 400
+
+
 class Again(Section):
     """What to send again: one event, or dead letters, or the events of the log since a time."""
 
@@ -69,11 +78,16 @@ class Again(Section):
         None, description="how long ago (`1h`, `2d`), or a time such as `2026-11-20T14:00:00Z`"
     )
     dry_run: StrictBool = Field(False, description="only count what would be sent again")
+    after: str | None = Field(
+        None,
+        max_length=_LONGEST_AFTER,
+        description="alone: the `next` of the answer before, to go on with what that left",
+    )
 
     @model_validator(mode="after")
     def _is_one_selection(self) -> Self:
-        if (self.id is not None) == (self.dead or self.since is not None):
-            raise ValueError("say what to send again: id, or dead, or since")
+        if sum((self.id is not None, self.dead or self.since is not None, self.after is not None)) != 1:
+            raise ValueError("say what to send again: id, or dead, or since; or after alone")
         return self
 
     @field_validator("since")
@@ -93,6 +107,25 @@ def since_ms(text: str, now_ms: int) -> int:
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return max(0, unix_ms(moment))
     raise ValueError("write how long ago, as in 1h or 2d, or a time, as in 2026-11-20T14:00:00Z")
+
+
+def _after(selection: Selection, rest: Reached) -> str:
+    """Write what is left of a selection, as a client gets it."""
+    return urlsafe_b64encode(orjson.dumps([[*selection], [*rest]])).decode().rstrip("=")
+
+
+def _rest(text: str) -> tuple[Selection, Reached]:
+    """Read what `_after` wrote. Raises Problem: 422."""
+    with suppress(ValueError, TypeError):
+        one, other = orjson.loads(urlsafe_b64decode(f"{text}=="))
+        selection, rest = Selection(*one), Reached(*other)
+        is_ours = [*map(type, one[1:] + other)] == [bool, int, int, bool, bool, int, str]
+        is_ours = is_ours and isinstance(selection.event_id, str | None) and _after(selection, rest) == text
+        if is_ours and _RECORD.fullmatch(rest.record) and 0 <= rest.shard <= SHARDS:
+            check_count(selection.since_ms)
+            check_count(selection.until_ms)
+            return selection, rest
+    raise Problem(422, "after: is not the `next` of an answer to a resend")
 
 
 class Edits:
@@ -210,17 +243,26 @@ class Edits:
         with _refusals():
             asked = section_of(Again, table)
         store, settings = opened(self._worker), self._subscription(request)
-        now_ms = await store.reader.now_ms()
-        start_ms = since_ms(asked.since, now_ms) if asked.since else 0
-        selection = Selection(asked.id, asked.dead, start_ms, asked.dry_run)
-        found = await send_again(store.pipe, store.keys, [settings], selection)
-        if not found:
+        if asked.after is not None:
+            selection, start = _rest(asked.after)
+        else:
+            now_ms = await store.reader.now_ms()
+            start_ms = since_ms(asked.since, now_ms) if asked.since else 0
+            selection = Selection(asked.id, asked.dead, start_ms, now_ms, asked.dry_run)
+            start = Reached(is_log=not (asked.id or asked.dead))
+        resent, rest = await send_part(store.pipe, store.keys, settings, selection, start, within_s=RESEND_S)
+        if not resent.is_found and rest == start:
+            raise Problem(
+                422, "this takes too long for a request, and nothing was sent: use `watcher resend`"
+            )
+        if selection.event_id and not (rest or resent.is_found):
             raise Problem(404, f"nothing of {selection.event_id} is left: no dead letter, no record of it")
         breaker = (await Breakers(store.pipe, store.keys).read()).get(settings.name)
         if not selection.is_preview:
             self._log_change(request, settings.name, "resent")
         is_paused = bool(breaker and breaker.paused_at_ms)
-        return answer(found[0].line(is_paused=is_paused, is_preview=selection.is_preview))
+        line = resent.line(is_paused=is_paused, is_preview=selection.is_preview)
+        return answer({**line, "next": rest and _after(selection, rest)})
 
     async def ping(self, request: web.Request) -> web.Response:
         """Send a sample event now, and answer with the result. A URL that answers 2xx is verified."""

@@ -125,6 +125,9 @@ class Resent(BaseModel):
     full: list[str] = Field(description="accounts whose events would exceed `max_backlog`")
     paused: bool
     dry_run: bool
+    next: str | None = Field(
+        description="time was over before all was sent again: post it as `after` to go on; null: all is done"
+    )
 
 
 class Pinged(BaseModel):

@@ -80,7 +80,7 @@ async def command(
         store = read.store
         wanted = [*read.targets.values()] if subscription is None else [read.target(subscription)]
         now_ms = await Reader(store.pipe, store.keys).now_ms()
-        selection = Selection(event_id, is_dead, since_ms(moment, now_ms), is_preview)
+        selection = Selection(event_id, is_dead, since_ms(moment, now_ms), now_ms, is_preview)
         with Progress("counting" if is_preview else "queuing", steps_of(selection, wanted)) as progress:
             found = await send_again(store.pipe, store.keys, wanted, selection, done=progress.done)
         breakers = await Breakers(store.pipe, store.keys).read()

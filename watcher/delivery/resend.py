@@ -1,5 +1,6 @@
 """Sends events again: dead letters, or events of the log, with their ids and bytes of the first time."""
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from watcher.snapshot import Asset, Balance
 from watcher.store.history import History, place
 from watcher.store.keys import SHARDS, Keys, check_count
 from watcher.store.layout import Layout, check_numbers
-from watcher.store.pipe import Pipe
+from watcher.store.pipe import Pipe, in_parts
 from watcher.store.queues import Queues
 from watcher.store.reader import DeadLetter, Reader
 from watcher.store.schedule import Schedule
@@ -110,6 +111,9 @@ class _Chain:
 _AT_ONCE = 100
 """Deliveries queued in one step: 2 MB at most."""
 
+_HELD = 500
+"""Deliveries read before they are queued, of all accounts: so many are in hand at most when time is over."""
+
 
 @dataclass(slots=True)
 class Resent:
@@ -146,12 +150,23 @@ class Resent:
 
 
 class Selection(NamedTuple):
-    """What to send again: one event, or dead letters, or events of the log since a time (Unix ms)."""
+    """What to send again: one event, or dead letters, or events of the log, of a time (Unix ms of the
+    server)."""
 
     event_id: str | None = None
     is_dead: bool = False
     since_ms: int = 0
+    until_ms: int = 0
     is_preview: bool = False
+
+
+class Reached(NamedTuple):
+    """How far a resend came, in the dead letters or in the log: what is before this shard is done, and in it
+    the log up to a record."""
+
+    is_log: bool = False
+    shard: int = 0
+    record: str = "0-0"
 
 
 def steps_of(selection: Selection, subscriptions: Sequence[SubscriptionSettings]) -> int:
@@ -169,28 +184,47 @@ async def send_again(
 ) -> list[Resent]:
     """Send a selection again, from the dead letters or from the log; of one event, return only the
     subscriptions that get it. `done` is called after each step. Raises what Resend raises."""
-    now_ms = await Reader(pipe, keys).now_ms()
     resend = Resend(pipe, keys, is_preview=selection.is_preview, done=done)
-    found = []
+    found = [Resent(one.name, one.max_backlog) for one in subscriptions]
     if selection.is_dead or selection.event_id:
-        found = [
-            await resend.dead_letters(
-                one, since_ms=selection.since_ms, until_ms=now_ms, event_id=selection.event_id
-            )
-            for one in subscriptions
-        ]
+        for resent, one in zip(found, subscriptions, strict=True):
+            resend.reached = Reached()
+            await resend.dead_letters(resent, one, selection)
     if not (selection.is_dead or any(resent.is_found for resent in found)):
-        ends = await History(pipe, keys).ends()
-        found = [
-            await resend.events(one, ends, since_ms=selection.since_ms, event_id=selection.event_id)
-            for one in subscriptions
-        ]
+        for resent, one in zip(found, subscriptions, strict=True):
+            resend.reached = Reached(is_log=True)
+            await resend.events(resent, one, selection)
     return [resent for resent in found if not selection.event_id or resent.is_found]
 
 
+async def send_part(
+    pipe: Pipe,
+    keys: Keys,
+    subscription: SubscriptionSettings,
+    selection: Selection,
+    start: Reached,
+    *,
+    within_s: float,
+) -> tuple[Resent, Reached | None]:
+    """Send as much of a selection again as can be in a time, from `start` on.
+
+    Returns what that was, and where the rest begins; None where there is no rest. What was queued just before
+    the time was over may be part of the rest, too. Raises what Resend raises.
+    """
+    resend = Resend(pipe, keys, is_preview=selection.is_preview)
+    resend.reached = start
+    resent = Resent(subscription.name, subscription.max_backlog)
+    try:
+        async with asyncio.timeout(within_s):
+            await resend.all_of(resent, subscription, selection)
+    except TimeoutError:
+        return resent, resend.reached
+    return resent, None
+
+
 class Resend:
-    """Queues deliveries again in one namespace, or only counts them (`is_preview`). Raises StoreError;
-    LayoutAwaited if the data in Redis is moved to another layout meanwhile."""
+    """Queues deliveries again in one namespace, or only counts them (`is_preview`), from where it has
+    `reached`. Raises StoreError; LayoutAwaited if the data in Redis is moved to another layout meanwhile."""
 
     def __init__(
         self, pipe: Pipe, keys: Keys, *, is_preview: bool, done: Callable[[], object] = lambda: None
@@ -202,20 +236,27 @@ class Resend:
         self._ids_by_queue: dict[tuple[str, str], set[str]] = {}
         self._layout = Layout(pipe, keys)
         self._is_preview = is_preview
+        self.reached = Reached()
+
+    async def all_of(self, resent: Resent, settings: SubscriptionSettings, selection: Selection) -> None:
+        """Send a selection again, from where this came to: an event from the log, unless it is a dead
+        letter."""
+        if not self.reached.is_log:
+            if selection.is_dead or selection.event_id:
+                await self.dead_letters(resent, settings, selection)
+            if selection.is_dead or resent.is_found:
+                return
+            self.reached = Reached(is_log=True)
+        await self.events(resent, settings, selection)
 
     async def dead_letters(
-        self,
-        settings: SubscriptionSettings,
-        *,
-        since_ms: int,
-        until_ms: int,
-        event_id: str | None = None,
-    ) -> Resent:
+        self, resent: Resent, settings: SubscriptionSettings, selection: Selection
+    ) -> None:
         """Put the dead letters of a time, or that of one event, back at the end of their queues."""
-        resent = Resent(settings.name, settings.max_backlog)
-        for shard in range(SHARDS):
+        event_id = selection.event_id
+        for shard in range(self.reached.shard, SHARDS):
             pages = self._reader.dead_letters_of_shard(
-                settings.name, shard, since_ms=since_ms, until_ms=until_ms
+                settings.name, shard, since_ms=selection.since_ms, until_ms=selection.until_ms
             )
             async for page in pages:
                 groups: dict[str, list[DeadLetter]] = {}  # the order within an account is kept
@@ -226,36 +267,37 @@ class Resend:
                     await self._put(resent, account, part)
                 if event_id is None:
                     resent.unreadable += sum(letter.delivery is None for letter in page)
+            self.reached = Reached(shard=shard + 1)
             self._done()
-        return resent
 
-    async def events(
-        self,
-        settings: SubscriptionSettings,
-        ends: Sequence[str],
-        *,
-        since_ms: int,
-        event_id: str | None = None,
-    ) -> Resent:
-        """Queue the events of the log that a subscription wants, since a time and up to `ends`; or one
-        event."""
-        resent = Resent(settings.name, settings.max_backlog)
-        for shard, end in enumerate(ends):
+    async def events(self, resent: Resent, settings: SubscriptionSettings, selection: Selection) -> None:
+        """Queue the events of the log that a subscription wants, of a time; or one event."""
+        for shard in range(self.reached.shard, SHARDS):
             replay = Replay(settings)  # from the beginning: each event names the one before it
-            waiting: dict[str, list[Delivery]] = {}
-            async for record in self._history.of_shard(shard, end=end):
-                delivery = replay.take(record)
-                is_old = place(record.id)[0] < since_ms
-                if delivery is None or is_old or event_id not in (None, delivery.event_id):
-                    continue
-                waiting.setdefault(record.account, []).append(delivery)
-                if len(waiting[record.account]) == _AT_ONCE:
-                    await self._put(resent, record.account, waiting.pop(record.account))
-            for account, deliveries in waiting.items():
-                await self._put(resent, account, deliveries)
-            resent.unreadable += 0 if event_id else replay.damaged  # they do not matter for one event
+            done = place(self.reached.record)
+            waiting: list[tuple[str, Delivery]] = []
+            async for record in self._history.of_shard(shard, end=str(selection.until_ms)):
+                delivery, at = replay.take(record), place(record.id)
+                is_of_the_time = at > done and at[0] >= selection.since_ms
+                if delivery and is_of_the_time and selection.event_id in (None, delivery.event_id):
+                    waiting.append((record.account, delivery))
+                if len(waiting) == _HELD:
+                    await self._put_all(resent, waiting)
+                    waiting = []
+                    self.reached = Reached(is_log=True, shard=shard, record=record.id)
+            await self._put_all(resent, waiting)
+            if not selection.event_id:  # what is damaged does not matter for one event
+                resent.unreadable += replay.damaged
+            self.reached = Reached(is_log=True, shard=shard + 1)
             self._done()
-        return resent
+
+    async def _put_all(self, resent: Resent, waiting: Sequence[tuple[str, Delivery]]) -> None:
+        by_account: dict[str, list[Delivery]] = {}
+        for account, delivery in waiting:
+            by_account.setdefault(account, []).append(delivery)
+        for account, deliveries in by_account.items():
+            for part in in_parts(deliveries, _AT_ONCE):
+                await self._put(resent, account, part)
 
     async def _put(self, resent: Resent, account: str, found: Sequence[Delivery | DeadLetter]) -> None:
         """Queue deliveries of one account, or its dead letters, which are then removed. Leaves out what
