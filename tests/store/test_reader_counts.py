@@ -91,7 +91,7 @@ async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(
     waiting = await Reader(pipe, keys).waiting(names)
     assert all(found.queues == 20 and found.oldest_sequence for found in waiting.values())
     counting = SHARDS * (3 + math.ceil(len(names) / 200))
-    assert pipe.calls <= counting + 3 * max(256, len(names))
+    assert pipe.calls <= counting + len(names) // 2
 
 
 async def test_of_thousands_only_those_are_looked_at_that_something_waits_for_or_was_given_up_of(

@@ -23,6 +23,7 @@ from watcher.store.state import BadState, Names
 
 _READ_STATES = load_script("read_states")
 _COUNT_QUEUES = load_script("count_queues")
+_LIST_ENDS = load_script("list_ends")
 _MEASURE_QUEUES = load_script("measure_queues")
 _READ_QUEUE = load_script("read_queue")
 _READ_RECORDS = load_script("read_records")
@@ -201,15 +202,12 @@ class Reader:
             if queues:
                 queues_by_shard.setdefault(name, {})[shard] = queues
         shards = max(1, _SHARDS_MEASURED // max(1, len(queues_by_shard)))
-        places = [
-            (name, shard)
-            for name, queues_of in queues_by_shard.items()
-            for shard in sorted(queues_of, key=queues_of.__getitem__, reverse=True)[:shards]
-        ]
-        at_most = max(1, _QUEUES_MEASURED // max(1, len(places)))
-        found = await asyncio.gather(*(self._oldest_in(name, shard, at_most) for name, shard in places))
-        for (name, _), oldest in zip(places, found, strict=True):
-            waiting[name].oldest_sequence = _older(waiting[name].oldest_sequence, oldest)
+        names_by_shard: dict[int, list[str]] = {}
+        for name, queues_of in queues_by_shard.items():
+            for shard in sorted(queues_of, key=queues_of.__getitem__, reverse=True)[:shards]:
+                names_by_shard.setdefault(shard, []).append(name)
+        async for name, sequence in self._oldest(names_by_shard):
+            waiting[name].oldest_sequence = min(waiting[name].oldest_sequence or sequence, sequence)
         return waiting
 
     async def count_due(self, providers: Iterable[str], *, now_ms: int) -> int:
@@ -401,20 +399,41 @@ class Reader:
         dead = (part.removeprefix(dead_of) for part in sizes[::2] if part.startswith(dead_of))
         return {name.decode("utf-8", "replace") for name in (*queued, *waiting[::2], *dead)}
 
-    async def _oldest_in(self, subscription: str, shard: int, at_most: int) -> int | None:
-        """Look at both ends of the schedule: full queues were due first, failing ones are due last."""
-        key = self._keys.queues(shard, subscription)
-        half = -(-at_most // 2)
-        ends = await asyncio.gather(
-            self._pipe.command("ZRANGE", key, 0, half - 1), self._pipe.command("ZRANGE", key, -half, -1)
-        )
-        accounts = sorted({account for end in ends for account in end})
-        if not accounts:
-            return None  # delivered meanwhile
-        keys = [self._keys.queue(subscription, account.decode("utf-8", "replace")) for account in accounts]
-        measured = await self._pipe.script(_MEASURE_QUEUES, keys)
-        sequences = (sequence for head in measured[1::2] if (sequence := sequence_in(head)))
-        return min(sequences, default=None)
+    async def _oldest(self, names_by_shard: Mapping[int, Sequence[str]]) -> AsyncIterator[tuple[str, int]]:
+        """Find sequences of subscriptions in these shards, their oldest among them. Looks at both ends of
+        each schedule: full queues were due first, failing ones are due last."""
+        places = sum(map(len, names_by_shard.values()))
+        half = -(-_QUEUES_MEASURED // max(1, places) // 2) or 1
+        of_part = max(1, _AT_ONCE // (2 * half))
+        all_parts = [
+            (shard, part) for shard, names in names_by_shard.items() for part in in_parts(names, of_part)
+        ]
+        for parts in in_parts(all_parts, SHARDS):  # as in `_counts`
+            ends = await asyncio.gather(
+                *(
+                    self._pipe.script(_LIST_ENDS, [self._keys.queues(shard, name) for name in part], half)
+                    for shard, part in parts
+                )
+            )
+            queues = [
+                [
+                    (name, account.decode("utf-8", "replace"))
+                    for name, accounts in zip(part, found, strict=True)
+                    for account in dict.fromkeys(accounts)
+                ]
+                for (_, part), found in zip(parts, ends, strict=True)
+                if any(found)  # else all of it was delivered meanwhile
+            ]
+            measured = await asyncio.gather(
+                *(
+                    self._pipe.script(_MEASURE_QUEUES, [self._keys.queue(*one) for one in some])
+                    for some in queues
+                )
+            )
+            for some, found in zip(queues, measured, strict=True):
+                for (name, _), head in zip(some, found[1::2], strict=True):
+                    if sequence := sequence_in(head):
+                        yield name, sequence
 
     async def _dead_letters(
         self, subscription: str, shard: int, command: str, start: object, end: object = "-"
@@ -460,10 +479,6 @@ def sequence_in(entry: bytes) -> int | None:
         return read_count(sequence)
     except ValueError:
         return None
-
-
-def _older(*sequences: int | None) -> int | None:
-    return min((sequence for sequence in sequences if sequence is not None), default=None)
 
 
 def _merged(parts: Sequence[list[T]], limit: int) -> list[T]:
