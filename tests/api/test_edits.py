@@ -439,7 +439,11 @@ async def test_what_waits_for_a_subscription_that_was_deleted_is_taken_away(
 
 async def test_the_document_names_what_there_is_and_nothing_else(rig: Rig) -> None:
     async with a_worker(rig) as (_, api):
-        document = (await ask(api, "GET", "/openapi.json")).data
+        said = await ask(api, "GET", "/openapi.json")
+        document = said.data
+        again = await api.ask("GET", "/openapi.json", headers={"if-none-match": said.headers["etag"]})
+        other = await api.ask("GET", "/openapi.json", headers={"if-none-match": '"1"'})
+        assert (again.status, again.raw, other.status) == (304, b"", 200)
         served = (await ask(api, "GET", "/")).data
         served = {(path, method) for path, methods in served.items() for method in methods}
         described = {(path, method.upper()) for path, one in document["paths"].items() for method in one}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cache
+from hashlib import sha256
 from typing import Any, Literal, NamedTuple, cast
 
 import orjson
@@ -463,7 +464,10 @@ def routes(worker: Worker) -> list[web.RouteDef]:
         for name, provider in worker.settings.provider_by_name.items():
             names_by_kind.setdefault(provider.kind, []).append(name)
         body = document(tuple((kind, tuple(names)) for kind, names in names_by_kind.items()))
-        return web.Response(body=body, content_type="application/json")
+        digest = sha256(body).hexdigest()[:16]
+        if any(tag.value in (digest, "*") for tag in request.if_none_match or ()):
+            return web.Response(status=304, headers={"etag": f'"{digest}"'})
+        return web.Response(body=body, content_type="application/json", headers={"etag": f'"{digest}"'})
 
     return [web.get("/v1/openapi.json", show)]
 
