@@ -284,6 +284,23 @@ async def test_what_all_workers_counted_sets_a_pace_that_is_there_already(
     assert shared.breaker.pace_per_s == 32
 
 
+@pytest.mark.parametrize(
+    ("wish", "per_second"),
+    [
+        ({}, 0.8),
+        ({"requests_per_second": 20}, 16),
+        ({"requests_per_second": 90}, 0.8 * 32),
+        ({"format": "slack"}, 0.8),
+    ],
+)
+async def test_where_a_429_is_all_that_is_known_the_pace_begins_with_its_own_rate(
+    shared: Shared, breakers: SubscriptionBreakers, wish: dict[str, Any], per_second: float
+) -> None:
+    await breakers.note(a_subscription("ops", **wish), "a", an_attempt(Answer.SLOW_DOWN))
+    assert shared.breaker
+    assert shared.breaker.pace_per_s == pytest.approx(per_second)
+
+
 async def test_a_turn_that_is_far_off_is_waited_for_like_a_breaker(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:

@@ -292,10 +292,15 @@ def test_it_is_better_where_more_is_let_through_or_sooner() -> None:
 
 
 def limited(
-    before: Breaker | None, now_ms: int = NOW_MS, *, asked_ms: int = 0, delivered_per_s: float = 100
+    before: Breaker | None,
+    now_ms: int = NOW_MS,
+    *,
+    asked_ms: int = 0,
+    delivered_per_s: float = 100,
+    **start: float,
 ) -> Breaker:
     failure = Failure("status 429", asked_ms)
-    after = decide.limited(before, now_ms, failure=failure, delivered_per_s=delivered_per_s)
+    after = decide.limited(before, now_ms, failure=failure, delivered_per_s=delivered_per_s, **start)
     assert after
     return after
 
@@ -341,7 +346,32 @@ def test_a_pace_grows_by_a_twentieth_each_second_and_is_over_at_a_thousand() -> 
 
 @pytest.mark.parametrize("delivered", [0.0, 0.1, 0.25])
 def test_it_is_never_slower_than_one_attempt_in_five_seconds(delivered: float) -> None:
-    assert pace_per_s(limited(None, delivered_per_s=delivered), NOW_MS) == LEAST_PER_S == 1 / 5
+    breaker, now_ms, paces = None, NOW_MS, list[float]()
+    for _ in range(12):
+        breaker = limited(breaker, now_ms, delivered_per_s=delivered)
+        paces.append(pace_per_s(breaker, now_ms))
+        now_ms += 1000
+    assert paces[0] == 0.8, "nothing else is known of it"
+    assert sorted(paces, reverse=True) == paces
+    assert paces[-1] == LEAST_PER_S == 1 / 5
+
+
+@pytest.mark.parametrize(
+    ("known", "delivered", "start", "expected"),
+    [
+        (None, 0, 20, 16),  # by its own requests_per_second
+        (None, 5, 20, 4),  # what was delivered says more
+        (80, 0, 20, 0.8),  # it took 100 a second, and takes nothing
+        (0.5, 0, 20, 0.4),  # one second shows nothing of a pace that is slower
+        (0.5, 1, 20, 0.8),
+    ],
+)
+def test_where_a_second_says_nothing_a_pace_begins_with_what_else_is_known(
+    known: float | None, delivered: float, start: float, expected: float
+) -> None:
+    before = None if known is None else Breaker(pace_per_s=known, pace_at_ms=NOW_MS - 1000)
+    found = limited(before, delivered_per_s=delivered, start_per_s=start)
+    assert found.pace_per_s == pytest.approx(expected, rel=0.06)
 
 
 def test_a_pace_and_a_hold_outlast_an_opening_and_a_closing() -> None:

@@ -21,6 +21,7 @@ from watcher.engine.breaker import (
     PATIENCE,
     RESULTS,
     SAID_FROM_MS,
+    START_PER_S,
     TURN_MS,
     Answer,
     Concurrency,
@@ -278,7 +279,7 @@ class SubscriptionBreakers:
             failure = Failure(attempt.reason, int(1000 * (attempt.retry_after_s or 0)))
             match answer:
                 case Answer.SLOW_DOWN:
-                    await self._limited(name, failure)
+                    await self._limited(subscription, failure)
                 case Answer.FORBIDDEN:
                     await self._change(name, partial(decide.forbidden, failure=failure))
                 case Answer.GONE:
@@ -318,8 +319,11 @@ class SubscriptionBreakers:
         finally:
             del self._counting[name]
 
-    async def _limited(self, name: str, failure: Failure) -> None:
+    async def _limited(self, subscription: SubscriptionSettings, failure: Failure) -> None:
         """Send nothing to a subscription whose receiver asked for fewer requests, and set its pace."""
+        name = subscription.name
+        own = subscription.requests_per_second or PER_SECOND_BY_FORMAT[subscription.format] or START_PER_S
+        start_per_s = min(own, float(subscription.max_in_flight))
         known, now_ms = self._known.get(name), self._now_ms()
         delivered = await self._shared.hold_turns(
             name,
@@ -328,7 +332,8 @@ class SubscriptionBreakers:
         )
         if delivered is None or not decide.pace_per_s(known, now_ms):
             delivered = max(delivered or 0.0, self._delivered[name].per_s(now_ms) * max(1, self._workers()))
-        await self._change(name, partial(decide.limited, failure=failure, delivered_per_s=delivered))
+        limited = partial(decide.limited, failure=failure, delivered_per_s=delivered, start_per_s=start_per_s)
+        await self._change(name, limited)
 
     async def _change(self, name: str, decision: Decide) -> Change:
         """Change a subscription's breaker, and log what is new."""

@@ -87,6 +87,9 @@ LEAST_PER_S = 0.2
 MOST_PER_S = 1000.0
 """The bounds of a pace: it is never slower than one attempt in 5 s, and above this one there is no pace."""
 
+START_PER_S = 1.0
+"""The pace that a receiver is supposed to bear of which nothing is known but a refusal."""
+
 _SLOWER = 0.8
 _FASTER = 1.05  # each second
 _PACE_MS = 1000  # a pace is measured over so long, and not changed before
@@ -242,10 +245,18 @@ def _paused(breaker: Breaker, now_ms: int) -> Breaker:
 
 
 def limited(
-    breaker: Breaker | None, now_ms: int, *, failure: Failure, delivered_per_s: float
+    breaker: Breaker | None,
+    now_ms: int,
+    *,
+    failure: Failure,
+    delivered_per_s: float,
+    start_per_s: float = START_PER_S,
 ) -> Breaker | None:
     """Note that the receiver accepts fewer requests than it gets: send nothing for as long as it asks, and
     then somewhat less than all workers together delivered before.
+
+    A second in which less than one was delivered says nothing of a receiver: then somewhat less than the pace
+    is sent, and one a second at most; where there was no pace, somewhat less than `start_per_s`.
 
     Other requests that it refuses meanwhile were sent before the first refusal was known: they set no pace.
     """
@@ -258,6 +269,9 @@ def limited(
     if is_closed(breaker):
         after = after._replace(reason=failure.reason)
     if now_ms >= before.held_until_ms and now_ms >= before.pace_at_ms + _PACE_MS:
+        if delivered_per_s < 1:
+            pace = min(pace_per_s(before, now_ms), START_PER_S) or start_per_s
+            delivered_per_s = max(delivered_per_s, pace)
         pace = max(LEAST_PER_S, _SLOWER * delivered_per_s)
         after = after._replace(pace_per_s=round(pace, 3), pace_at_ms=max(now_ms, held_until_ms))
     return after
