@@ -57,7 +57,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "resend": "Send again: dead letters, or events from the log.",
         "audit": "Prove that baselines, events and balances add up.",
         "explain": "What events two answers of a provider would make.",
-        "store": "The layout of the store: show it, move it up and back.",
+        "store": "The layout of Redis: show it, move it up and back.",
     },
     "The receiver's side": {
         "listen": "Receive webhooks here, verify and show them.",

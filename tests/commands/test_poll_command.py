@@ -202,7 +202,7 @@ def test_beside_workers_of_the_version_before_it_says_that_the_store_is_theirs(
     write(of_0_1)
     done = run("treasury")
     assert (done.code, done.out) == (78, "")
-    assert "the store is in layout 1, that of version 0.1, and is moved once the last worker" in done.err
+    assert "Redis is in layout 1, that of version 0.1, and is moved once the last worker" in done.err
 
 
 def test_hundreds_of_wakes_at_once_are_one_poll(run: Run, write: Write) -> None:

@@ -1,4 +1,4 @@
-"""`watcher store layout`: shows the layout, moves the store up and back, and may be ended at any time."""
+"""`watcher store layout`: shows the layout, moves Redis up and back, and may be ended at any time."""
 
 import asyncio
 import os
@@ -104,7 +104,7 @@ def test_other_commands_say_that_the_store_is_in_another_layout_and_where_to_loo
     done = ended(capsys, "status", "--config", tmp_path / "watcher.toml")
     assert (done.code, done.out) == (78, "")
     assert done.err == (
-        "watcher: the store is in layout 1, that of version 0.1, and is moved once the last worker of 0.1 "
+        "watcher: Redis is in layout 1, that of version 0.1, and is moved once the last worker of 0.1 "
         "has ended: see `watcher store layout`\n"
     )
 
@@ -203,7 +203,7 @@ def test_it_ends_where_another_layout_is_wanted_meanwhile(run: Run, do: Do, tmp_
         _, errors = asked.communicate(timeout=20)
     assert (asked.returncode, errors) == (
         69,
-        "watcher: layout 2 is wanted by now: `watcher store layout --to 2` was said meanwhile\n",
+        "watcher: layout 2 is wanted now: `watcher store layout --to 2` was said meanwhile\n",
     )
 
 

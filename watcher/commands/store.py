@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 _LOOK_S = 0.5
 
 
-@click.group("store", short_help="The layout of the store: show it, move it up and back.")
+@click.group("store", short_help="The layout of Redis: show it, move it up and back.")
 def command() -> None:
     """Show how everything lies in Redis, and move it up and back.
 
     Version 0.1 works in layout 1, this one in layout 2. A worker of this version that finds layout 1 stands
-    by until the last worker of 0.1 has ended, and then moves the store. Meanwhile nothing is polled or sent,
-    and nothing is lost.
+    by until the last worker of 0.1 has ended, and then moves Redis to layout 2. During the move nothing is
+    polled or sent, and nothing is lost.
 
     \b
     Examples:
@@ -52,18 +52,18 @@ def command() -> None:
     """
 
 
-@command.command("layout", short_help="Show the layout; with --to, move the store.")
+@command.command("layout", short_help="Show the layout; with --to, move Redis to it.")
 @look_options
 @partial(display_options, has_times=False)
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
-@click.option("--to", type=click.Choice(["1", "2"]), help="Move the store to this layout.")
+@click.option("--to", type=click.Choice(["1", "2"]), help="Move Redis to this layout.")
 @in_a_loop
 async def layout_command(*, look: "Look", display: Display, is_json: bool, to: str | None) -> None:
-    """Show in which layout the store is, which one is wanted, and which workers are there.
+    """Show which layout Redis is in, which one is wanted, and which workers run.
 
-    With --to 1, workers of this version finish what they have in hand and stand by, and the store is moved
-    back for version 0.1; they work again after --to 2. With --to 2, it is moved as soon as the workers of 0.1
-    have ended. Either waits for that, and may be ended at any time: run it again, or leave the rest to a
+    With --to 1, workers of this version finish what they have in hand and stand by, and Redis is moved back
+    for version 0.1; they work again after --to 2. With --to 2, Redis is moved as soon as the workers of 0.1
+    have ended. The command waits for that. You may end it at any time: run it again, or leave the rest to a
     worker that stands by.
 
     \b
@@ -108,7 +108,7 @@ async def _move(look: "Look", store: "OpenStore", to: int) -> None:
             while not ((numbers := await layout.read()).rests and numbers.at == to):
                 if numbers.rests and numbers.wanted != to:
                     raise StoreUnreachable(
-                        f"layout {numbers.wanted} is wanted by now: `watcher store layout --to "
+                        f"layout {numbers.wanted} is wanted now: `watcher store layout --to "
                         f"{numbers.wanted}` was said meanwhile"
                     )
                 there = await workers.read()
@@ -140,9 +140,9 @@ async def _follow(progress: Progress, store: "OpenStore", layout: "Layout") -> N
 def _waiting(numbers: "Numbers", waits_for: "Sequence[Presence]") -> str:
     """Say what a move waits for."""
     if not numbers.rests:
-        return f"the store is being moved from layout {numbers.at} to {numbers.to}"
+        return f"Redis is being moved from layout {numbers.at} to {numbers.to}"
     if not waits_for:
-        return f"the store is to be moved from layout {numbers.at} to {numbers.wanted}"
+        return f"Redis is to be moved from layout {numbers.at} to {numbers.wanted}"
     names = ", ".join(f"{printable(one.worker)} ({printable(one.version)})" for one in waits_for)
     wish = "end them" if numbers.wanted > numbers.at else "they stand by in a moment, or end them"
     return f"waiting for workers of version {printable(waits_for[0].version)}: {names}; {wish}"

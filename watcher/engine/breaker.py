@@ -21,7 +21,7 @@ class State(Enum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
-    BACKING_OFF = "held"
+    BACKING_OFF = "backing off"
     """Not open, but the receiver answered 429 and asked for a while without requests."""
     PAUSED = "paused"
 

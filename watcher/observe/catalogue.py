@@ -43,7 +43,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "kind": "account or subscription",
     "lag_ms": "from the commit of the event to its delivery, or how late the event loop is",
     "last_event_id": "id of the last event that went in the same message",
-    "layout": "number of the layout of the store: 2 is that of this version, 1 that of version 0.1",
+    "layout": "number of the layout of Redis: 2 is that of this version, 1 that of version 0.1",
     "library": "name of the library",
     "limit_bytes": "bytes that Redis may take, its maxmemory",
     "lines": "how many log lines",
@@ -272,13 +272,13 @@ EVENTS: Mapping[str, Line] = {
     "store.recovered": Line("info", "Redis can be used again.", _LASTS),
     "layout.awaited": Line(
         "info",
-        "This worker stands by, because the store is not in the layout of this version, or is to leave "
-        "it. Logged when the wait begins, and once a minute.",
+        "This worker stands by, because Redis is not in the layout of this version, or is to leave it. "
+        "Logged when the wait begins, and once a minute.",
         ("worker", "layout", "reason", "workers", "duration_ms"),
     ),
     "layout.moved": Line(
         "info",
-        "This worker finished the move of the store to another layout: how much was moved in all.",
+        "This worker finished the move of Redis to another layout: how much was moved in all.",
         ("worker", "layout", "accounts", "records", "dead_letters", "deliveries", "duration_ms"),
     ),
     "directory.changed": Line(
@@ -359,7 +359,7 @@ EVENTS: Mapping[str, Line] = {
     ),
     "delivery.delivered": Line(
         "info",
-        "A receiver took the delivery. If a message held several, `deliveries` says how many, and the "
+        "A receiver took the delivery. If a message contained several, `deliveries` says how many, and the "
         "line is about the first one.",
         (*_DELIVERY, *_TOGETHER, "lag_ms"),
     ),

@@ -101,8 +101,8 @@ METRICS: Mapping[str, Meaning] = {
     ),
     "watcher_stands_by": Meaning(
         "gauge",
-        "1 while the worker waits for the store to be in its layout: it polls and delivers nothing, and "
-        "everything about Redis is missing.",
+        "1 while the worker waits for Redis to be in its layout: it polls and delivers nothing, and the "
+        "other metrics of Redis are missing.",
     ),
     "watcher_accounts": Meaning("gauge", "Accounts of the configuration in force.", ("provider",)),
     "watcher_directory_records": Meaning(
@@ -112,10 +112,10 @@ METRICS: Mapping[str, Meaning] = {
         "gauge", "Those that this worker leaves to others: it has no key for them, or cannot use them."
     ),
     "watcher_directory_shadowed": Meaning(
-        "gauge", "Those that rest because the configuration file has their names."
+        "gauge", "Those that are not used because the configuration file has their names."
     ),
     "watcher_directory_behind_seconds": Meaning(
-        "gauge", "For how long this worker could not look what programs changed; 0 while it can."
+        "gauge", "For how long this worker could not read what programs changed; 0 while it can."
     ),
     "watcher_subscriptions_unverified": Meaning(
         "gauge", "Subscriptions whose events wait until their URLs have answered a ping.", is_shared=True

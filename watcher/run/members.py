@@ -207,7 +207,7 @@ def _give_up(numbers: Numbers, waits_for: Sequence[Presence], since_s: float) ->
     if numbers.rests and waits_for:
         names = ", ".join(f"{one.worker} of version {one.version}" for one in waits_for[:_MOST_NAMES])
         raise StoreUnreachable(
-            f"the store is in layout {numbers.at}, and is moved once these workers have ended: {names}; end "
+            f"Redis is in layout {numbers.at}, and is moved once these workers have ended: {names}; end "
             "them, and run again"
         )
     if since_s > _PATIENCE_S:

@@ -80,10 +80,10 @@ def check_numbers(numbers: Numbers) -> None:
         return
     see = "see `watcher store layout`"
     if not numbers.rests:
-        raise LayoutAwaited(f"the store is being moved from layout {numbers.at} to {numbers.to}: {see}")
+        raise LayoutAwaited(f"Redis is being moved from layout {numbers.at} to {numbers.to}: {see}")
     if numbers.at == LAYOUT:
-        raise LayoutAwaited(f"the store is to be moved back to layout {numbers.wanted}: {see}")
-    is_kept = f"the store is in layout {numbers.at}, that of version 0.1"
+        raise LayoutAwaited(f"Redis is to be moved back to layout {numbers.wanted}: {see}")
+    is_kept = f"Redis is in layout {numbers.at}, that of version 0.1"
     if numbers.wanted == LAYOUT:
         raise LayoutAwaited(f"{is_kept}, and is moved once the last worker of 0.1 has ended: {see}")
     raise LayoutAwaited(f"{is_kept}, and stays there until `watcher store layout --to {LAYOUT}`")

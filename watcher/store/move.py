@@ -219,7 +219,7 @@ class Mover:
         except Overtaken:
             return None
         except DamagedKey as error:
-            raise StoreRefuses(f"the store cannot be moved: {error}") from error
+            raise StoreRefuses(f"Redis cannot be moved: {error}") from error
         finally:
             await self._layout.leave_lease(self._user_and_host)
 
@@ -346,9 +346,7 @@ class _Fence:
             raise Overtaken
         if reply < 0:
             key = [*step.keys][-2 - reply]
-            raise StoreRefuses(
-                f"{key} is not of watcher's type: delete it, and the move of the store goes on"
-            )
+            raise StoreRefuses(f"{key} is not of watcher's type: delete it, and the move goes on")
         self._taken += 1
         await self._stepped()
 

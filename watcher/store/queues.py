@@ -260,7 +260,7 @@ class Queues:
             keys.append(self._keys.dead(shard, subscription))
         arguments: list[object] = [subscription, account]
         for delivery, letter in zip_longest(deliveries, dead_letters, fillvalue=""):
-            assert isinstance(delivery, Delivery), "there are no more letters than deliveries"
+            assert isinstance(delivery, Delivery), "there are no more dead letters than deliveries"
             arguments += (delivery.entry, delivery.stored, letter)
         return int(await self._pipe.script(_ENQUEUE, keys, *arguments))
 
