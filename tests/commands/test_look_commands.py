@@ -148,7 +148,7 @@ def test_an_audit_of_a_part_of_the_log_takes_what_was_held_before_as_given(run: 
     since = times[-3]
     assert run("audit", "treasury").code == 1
     done = run("audit", "treasury", "--since", since)
-    assert (done.code, "with what it held then, taken as given" in done.out) == (0, True)
+    assert (done.code, "with its balances then, taken as given" in done.out) == (0, True)
     (line,) = run("audit", "treasury", "--since", since, "--json").objects
     assert (line["from_baseline"], line["records"]) == (False, sum(time >= since for time in times))
     write(lambda books: lacking(books, -1))
@@ -464,7 +464,7 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
         screen,
         re.MULTILINE,
     )
-    assert "accounts       0 of 3 as they should be\n" in screen
+    assert "accounts       0 of 3 healthy\n" in screen
     assert re.search(r"^                 never read +1  bob$", screen, re.MULTILINE)
     assert re.search(r"^                 stale +2  treasury, alice$", screen, re.MULTILINE)
     assert re.search(
@@ -485,7 +485,7 @@ def test_an_account_that_waits_for_confirmation_is_listed_and_is_as_it_should_be
 
     write(half_of_a_deposit)
     screen = run("status").out
-    assert "accounts       1 of 3 as they should be\n" in screen  # the other two were never read
+    assert "accounts       1 of 3 healthy\n" in screen  # the other two were never read
     assert re.search(r"^                 pending confirmation +1  treasury$", screen, re.MULTILINE)
 
 
@@ -655,10 +655,8 @@ def test_status_fits_on_one_screen_however_much_is_the_matter(
     write(all_bad)
     lines = run("status").lines
     assert len(lines) <= 24
-    assert "subscriptions  11 of 21 as they should be" in lines
-    assert lines[lines.index("subscriptions  11 of 21 as they should be") + 1].startswith(
-        " " * 17 + "sub-7: "
-    )
+    assert "subscriptions  11 of 21 healthy" in lines
+    assert lines[lines.index("subscriptions  11 of 21 healthy") + 1].startswith(" " * 17 + "sub-7: ")
     assert lines[-1] == "                 and 4 more; `watcher subscriptions` lists all"
 
 

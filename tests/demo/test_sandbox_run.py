@@ -85,7 +85,7 @@ def test_another_shell_can_look_at_it_with_the_line_that_it_prints(here: Path) -
             env=environment,
             check=False,
         )
-        assert (looked.returncode, "3 of 3 as they should be" in looked.stdout) == (0, True), looked
+        assert (looked.returncode, "3 of 3 healthy" in looked.stdout) == (0, True), looked
         process.send_signal(signal.SIGTERM)
         assert ended(process)[0] == 0
 

@@ -183,7 +183,7 @@ def serves_and_receives(block: Block, folder: Path) -> None:
         (look,) = re.findall(r"In another shell:  (.*)", said.read_text())
         looked = reader.run(look)
     assert looked.returncode == 0
-    assert "3 of 3 as they should be" in looked.stdout
+    assert "3 of 3 healthy" in looked.stdout
     assert {*folder.iterdir()} == {*before, said}
 
 

@@ -66,7 +66,7 @@ def test_a_subscription_is_well_on_the_page_if_it_is_as_it_should_be_in_status(
     screen = "\n".join(as_text([SERVER, {"kind": "accounts", "accounts": 0}, line]))
     shown = seen(directory={**NOTHING, "unverified": int(line["record"] == "unverified")})
     assert len(health(shown, [line])["problems"]) <= 1
-    assert (health(shown, [line])["state"] == "well") == ("1 of 1 as they should be" in screen)
+    assert (health(shown, [line])["state"] == "well") == ("1 of 1 healthy" in screen)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -75,7 +75,7 @@ def test_an_account_is_well_on_the_page_if_it_is_as_it_should_be_in_status(probl
     screen = "\n".join(as_text([SERVER, {"kind": "accounts", "accounts": 1}, line]))
     counts = {"failing": int(problem == "failing"), "stale": int(problem == "stale")}
     found = health(seen(accounts={"shown": [line], "left_out": 0, **counts}), [])
-    assert (found["state"] == "well") == ("1 of 1 as they should be" in screen)
+    assert (found["state"] == "well") == ("1 of 1 healthy" in screen)
 
 
 MEMORY = 870_000_000, 1_000_000_000
@@ -124,7 +124,7 @@ def test_it_says_how_full_redis_is_and_what_to_do() -> None:
 
     (nearly,), (full,) = warnings(900_000_000), warnings(1_000_400_000)
     assert nearly.startswith("90 % of its memory is used (900 of 1,000 MB): workers remove the oldest")
-    assert "no account is polled until there is room" in full
+    assert "no account is polled until memory is free" in full
     assert all(text.endswith("raise maxmemory, or find out what else fills it") for text in (nearly, full))
     assert warnings(850_000_000) == []
 

@@ -110,7 +110,7 @@ async def test_a_delayed_subscription_says_how_its_latest_attempt_failed(
 
 async def test_the_screen_says_what_was_answered_and_for_how_long_nothing_is_sent(worker: Worker) -> None:
     screen = "\n".join(as_text(await read_lines(Configuration(worker.settings))))
-    assert "2 of 7 as they should be" in screen
+    assert "2 of 7 healthy" in screen
     assert "circuit breaker open, backing off for" in screen
     rests = [f"backing off for {rest}, 2 attempts a second at most: status 429" for rest in ("59s", "1m 0s")]
     assert any(rest in screen for rest in rests)
@@ -128,7 +128,7 @@ async def test_a_queue_that_is_tried_again_is_listed_and_as_it_should_be_and_a_d
     (young,) = (line for line in lines if line.get("subscription") == "young")
     young |= {"state": "healthy", **found}
     screen = "\n".join(as_text(lines))
-    assert f"{well} of 7 as they should be" in screen
+    assert f"{well} of 7 healthy" in screen
     assert says in screen
     assert ("young" in screen) == bool(says)
 

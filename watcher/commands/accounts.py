@@ -106,8 +106,10 @@ async def show_command(*, look: "Look", is_json: bool, name: str) -> None:
 @click.argument("name")
 @in_a_loop
 async def remove_command(*, look: "Look", is_sure: bool, name: str) -> None:
-    """Remove the account NAME, which came through the API. It is polled no more within two seconds, and
-    forgotten ten minutes later, unless it is put back. Events of it that wait are delivered.
+    """Remove the account NAME, which came through the API.
+
+    Workers stop polling it within two seconds, and forget it ten minutes later unless it is put back. Its
+    events that wait are still delivered.
 
     \b
     Examples:

@@ -55,9 +55,9 @@ _STEPS = 100
 @look_options
 @since_option
 @display_options
-@click.option("--json", "is_json", is_flag=True, help="One JSON object per account, or part of the store.")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object per account, or part of Redis.")
 @click.option(
-    "--store", "is_of_store", is_flag=True, help="Instead, compare all keys of the store with each other."
+    "--store", "is_of_store", is_flag=True, help="Instead, compare all keys in Redis with each other."
 )
 @click.argument("account", metavar="[ACCOUNT]", required=False, shell_complete=names_of("accounts"))
 @in_a_loop
@@ -73,7 +73,7 @@ async def command(
     """Replay the event log and compare it with the state: of every account, or of ACCOUNT (a name or glob).
 
     Every effect has to lead from its baseline, or from the oldest record kept, to what is published now. With
-    --since only later records are read: what was held before the first of them is taken as given.
+    --since, only later records are read, and the balances before the first one are taken as given.
 
     With --store: whether each event's body is there as long as anything refers to it, each queue in its
     schedule, each schedule in the index, and every key one of watcher's. Workers may go on meanwhile.
@@ -123,7 +123,7 @@ def _rows(
     """Say that an account adds up, and since when, or in which ways it does not; of a part of the log, what
     is taken as given."""
     if not verdict.findings:
-        cut = "with what it held then, taken as given" if is_part else "where the log was trimmed"
+        cut = "with its balances then, taken as given" if is_part else "where the log was trimmed"
         begin = "with its baseline" if verdict.from_baseline else cut
         since = display.time(verdict.since or "")
         proof = f"{many(verdict.records, 'record')} since {since}, beginning {begin}"

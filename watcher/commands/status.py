@@ -39,10 +39,10 @@ _MARGIN = 15
 
 _WAITING = ("suspect", "pending confirmation")
 _USUAL = {"pending confirmation"}
-"""Of an account that waits for the other half of a movement: it is listed, and as it should be."""
+"""The problem of an account that waits for the other half of a movement: it is listed, and healthy."""
 
 _ONLY_RETRIED = 8
-"""Of a subscription some queues of which are tried again: it is listed, and as it should be."""
+"""The severity of a subscription with retried queues: it is listed, and healthy."""
 
 _STATES = {
     "unverified": "unverified: their events wait until their URLs have answered a ping (`watcher ping NAME`)",
@@ -184,7 +184,7 @@ def as_text(lines: Sequence[_Line], time: Callable[[str], str] = str) -> Iterato
         yield from _provider_text(line, time)
     with_problems = _of("account", lines)
     well = total["accounts"] - sum({*line["problems"]} != _USUAL for line in with_problems)
-    yield _entry("accounts", f"{well:,} of {total['accounts']:,} as they should be")
+    yield _entry("accounts", f"{well:,} of {total['accounts']:,} healthy")
     room = _WIDTH - _MARGIN - len("  pending confirmation      1  ") - len(" and 99,999 more")
     for problem in PROBLEMS:
         if names := [line["account"] for line in with_problems if problem in line["problems"]]:
@@ -196,7 +196,7 @@ def as_text(lines: Sequence[_Line], time: Callable[[str], str] = str) -> Iterato
     subscriptions = _of("subscription", lines)
     worst = sorted(filter(_severity, subscriptions), key=_severity)
     well = sum(_severity(line) in (0, _ONLY_RETRIED) for line in subscriptions)
-    yield _entry("subscriptions", f"{well:,} of {len(subscriptions):,} as they should be")
+    yield _entry("subscriptions", f"{well:,} of {len(subscriptions):,} healthy")
     for line in worst[:_MOST_NAMES]:
         deliveries = many(line["deliveries"], "delivery", "deliveries")
         unknown = "" if line["is_configured"] else "; not in the configuration"

@@ -1,7 +1,7 @@
 """What one worker did: plain counts that its loops raise, for its heartbeat line and its metrics.
 
-Not the types of prometheus_client: only a worker with `--http` imports that, names that are no longer
-configured must not show, and a count costs a seventh.
+They are not the types of prometheus_client: only a worker with `--http` imports that, names that are no
+longer configured must not show, and a count costs a seventh.
 """
 
 from bisect import bisect_left
@@ -19,11 +19,12 @@ LAG_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0,
 
 
 MOST_DELIVERED = 2_000
-"""Deliveries that a worker remembers, to say how they went: Redis keeps no word of a smooth one."""
+"""Deliveries that a worker remembers in order to show them: Redis records nothing of one that succeeds at
+once."""
 
 
 class Attempted(NamedTuple):
-    """One attempt: when its result was known (Unix ms), its number, and what came of it."""
+    """One attempt: when its result was known (Unix ms), its number, and its result."""
 
     at_ms: int
     attempt: int
@@ -64,8 +65,8 @@ class Counters:
     """By subscription, the latest."""
 
     def deliver(self, subscription: str, event_id: str, attempted: Attempted, lag_s: float) -> None:
-        """Count an event that was delivered so long after its commit, and remember how; what was remembered
-        longest goes."""
+        """Count an event that was delivered so long after its commit, and remember how; the one that was
+        remembered longest is dropped."""
         self.deliveries += 1
         self.by_lag[bisect_left(LAG_BOUNDS_S, lag_s)] += 1
         self.lagging_s += lag_s
@@ -79,7 +80,7 @@ class Counters:
 
 
 def buckets(count: Callable[[int], int], bounds: Sequence[float]) -> list[tuple[str, int]]:
-    """Say how many values do not exceed each bound, as Prometheus writes it; `count(i)` are those at bound
+    """Return how many values do not exceed each bound, as Prometheus writes it; `count(i)` are those at bound
     number i."""
     names = [*map(str, bounds), "+Inf"]
     return [*zip(names, accumulate(map(count, range(len(names)))), strict=True)]

@@ -12,14 +12,12 @@ from watcher.engine.loop import survived
 from watcher.observe.log import Throttle, log
 
 STUCK_AFTER_S = 120.0
-"""A loop that began no turn for so long waits for something that does not come.
-
-While Redis hangs, a turn takes a minute at most: 41 s until a command fails that went out behind another
-one (four timeouts of 5 s each), 10 s for an embedded server to be fixed, and pauses.
-"""
+"""A loop that has begun no turn for so long waits for something that does not come. While Redis hangs, a turn
+takes a minute at most: 41 s until a command fails that is behind another one (four timeouts of 5 s each), 10
+s to start an embedded server again, and pauses."""
 
 LAGGED_MS = 1000
-"""A lag of the event loop from which on it is worth a warning: leases get shorter by it."""
+"""From this lag on, the event loop is worth a warning: leases become shorter by it."""
 
 SKEWED_MS = 60_000
 """Receivers refuse signatures that are five minutes off: this leaves time to act."""
@@ -64,7 +62,7 @@ class Liveness:
         return max(self._worst_lag_s, self._worst_lag_before_s)
 
     def end_of_minute(self) -> float:
-        """Start a new minute of measuring; returns the worst lag since the last call, in seconds."""
+        """Start a new minute of measuring. Returns the worst lag since the last call, in seconds."""
         self._worst_lag_before_s, self._worst_lag_s = self._worst_lag_s, 0.0
         if 1000 * self.lag_s <= LAGGED_MS and (streak := self._throttle.over("lag", time.monotonic())):
             log.info("loop.recovered", worker=self.worker, **streak._asdict())

@@ -22,22 +22,22 @@ from watcher.observe.tail import pretty
 from watcher.printable import TEXT_LIMIT, plain, traceback_text, without_secrets
 
 _QUEUED_LINES = 10_000
-"""Lines: some 3 MB, and a second of the busiest worker; a reader may hesitate that long."""
+"""Lines: some 3 MB, or a second of the busiest worker; a reader may pause for that long."""
 _LINES_AT_ONCE = 500
 _WRITE_BYTES = select.PIPE_BUF
 """Bytes that no other process writing to the same pipe can tear apart."""
 _NAP_S = 0.02
 """Lines of this span leave together: a thread that wakes takes the interpreter from the loop."""
 _PATIENCE = 4
-"""A slow reader gets so many times the wait for one that has stopped: no line reports what is lost here."""
+"""A slow reader gets so many times the wait of one that has stopped: no line reports what is lost here."""
 _END = b""
 
 
 class LineWriter:
-    """Takes lines as one of structlog's loggers does.
+    """Takes lines as one of structlog's loggers does. `write` may block and may fail.
 
-    `write` may block and may fail. `on_drop` is called with the number of lost lines once one gets out again,
-    `on_bug` with any other error: the lines of that moment are lost, and the log goes on.
+    `on_drop` is called with the number of lost lines once a line gets out again, `on_bug` with any other
+    error: the lines of that moment are lost, and the log goes on.
     """
 
     def __init__(
@@ -76,10 +76,8 @@ class LineWriter:
     debug = info = warning = error = critical = put
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Write what was taken. Waits for `timeout_s`, and a few times more if meanwhile some of it gets out.
-
-        Runs by itself at exit; safe to call twice.
-        """
+        """Write what was taken. Waits for `timeout_s`, and a few times longer if some of it gets out
+        meanwhile. Runs by itself at exit; safe to call twice."""
         self._lines.put(_END)
         before = -1
         for _ in range(_PATIENCE):
@@ -162,17 +160,18 @@ AGAIN_S = 86_400.0
 
 
 class Streak(NamedTuple):
-    """For how long something has been failing by now, and how many times it failed."""
+    """For how long something has been failing, and how many times it has failed."""
 
     duration_ms: int
     times: int
 
 
 class Throttle:
-    """Decides when a lasting failure is logged: as it begins, an hour later, then once a day, and at its end.
+    """Decides when a lasting failure is logged: when it begins, an hour later, then once a day, and at its
+    end.
 
-    There is one for each kind of failure; each failure has a name of its own. Times are seconds of any clock
-    that never steps.
+    There is one for each kind of failure; each failure has a name of its own. Times are seconds of a
+    monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -181,7 +180,7 @@ class Throttle:
         self._next_at: dict[Hashable, float] = {}
 
     def struck(self, what: Hashable, now: float) -> Streak | None:
-        """Note a failure; returns its streak if it is to be logged now."""
+        """Note a failure. Returns its streak if it is to be logged now."""
         self._since.setdefault(what, now)
         self._times[what] = self._times.get(what, 0) + 1
         if now < self._next_at.get(what, now):
@@ -194,7 +193,7 @@ class Throttle:
         return Streak(round(1000 * (now - self._since[what])), self._times[what])
 
     def over(self, what: Hashable, now: float) -> Streak | None:
-        """Forget a failure that has ended; returns its streak, None if there was none."""
+        """Forget a failure that has ended. Returns its streak, or None if there was none."""
         if what not in self._since:
             return None
         streak = self.lasting(what, now)
@@ -224,8 +223,8 @@ def configure(
 ) -> LineWriter:
     """Send log lines of `level` and above to `stream` (stdout), and the warnings of libraries with them.
 
-    Call it before the first line; what is bound earlier keeps its level and stream. `auto` is pretty on
-    a terminal and JSON elsewhere; `color` says whether a terminal may get colours. In JSON, `prefix` stands
+    Call it before the first line; what is bound earlier keeps its level and stream. `auto` is pretty on a
+    terminal and JSON elsewhere; `color` says whether a terminal may get colours. In JSON, `prefix` is put
     before the names of all fields but the time and the level. Raises ValueError for another level or format.
     """
     if level.lower() not in LEVELS or format not in FORMATS:
@@ -285,7 +284,7 @@ class _Bridge(logging.Handler):
             ValueError,
             KeyError,
             AttributeError,
-        ):  # a mistake in a format string ends no caller
+        ):  # a mistake in a format string must not end the caller
             message = str(record.msg)
         fields = {"library": record.name, "message": without_secrets(message), "exc_info": record.exc_info}
         if record.levelno >= logging.ERROR:
@@ -300,8 +299,8 @@ _bridge = _Bridge(logging.WARNING)
 def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """Order the fields, and make every value plain data whose texts are printable.
 
-    Raises DropEvent for a bug that was logged recently. It is the same bug where the same thing is affected
-    at the same place in the code, whichever account it is.
+    Raises DropEvent for a bug that was logged recently. It is the same bug if the same thing is affected at
+    the same place in the code, whatever the account.
     """
     second, milliseconds = divmod(int(1000 * time.time()), 1000)
     timestamp = f"{_utc_second(second)}.{milliseconds:03d}Z"

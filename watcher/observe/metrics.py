@@ -212,10 +212,10 @@ METRICS: Mapping[str, Meaning] = {
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _TYPES = (*CHANGE_EVENTS, *(name for name in SERVICE_EVENTS if not name.startswith("subscription.")))
-"""What a poll may commit; events about subscriptions are emitted elsewhere."""
+"""Events that a poll may commit; those about subscriptions are emitted elsewhere."""
 
 _Samples = dict[str, Iterable[tuple[Any, ...]]]
-"""By name, labels and a value each; of a histogram labels, buckets and a sum."""
+"""By name: labels and a value each; for a histogram labels, buckets and a sum."""
 
 
 class Metrics:
@@ -229,7 +229,7 @@ class Metrics:
         ProcessCollector(registry=self._process)
 
     async def text(self) -> bytes:
-        """Read everything, and write it as Prometheus reads it."""
+        """Read everything, and write it in the text format of Prometheus."""
         async with self._one_at_a_time:
             seen = await self._overview.look()
             # In a thread, line by line: of 10,000 subscriptions there are 160,000 lines.
@@ -252,8 +252,8 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 def lines(name: str, meaning: Meaning, samples: Iterable[tuple[Any, ...]]) -> Iterator[str]:
-    """Write a metric as Prometheus reads it (text format 0.0.4). Not by the types of prometheus_client, which
-    take five times as long."""
+    """Write a metric in the text format of Prometheus (0.0.4). The types of prometheus_client would take five
+    times as long."""
     yield f"# HELP {name} {meaning.text}\n# TYPE {name} {meaning.kind}\n"
     is_histogram = meaning.kind == "histogram"
     labels = ",".join(f'{label}="%s"' for label in (*meaning.labels, *(["le"] if is_histogram else [])))
@@ -329,7 +329,8 @@ def _of_directory(followed: Followed) -> _Samples:
 def _counts(
     count_by: Mapping[tuple[str, str], int], names: Iterable[str], words: Iterable[str]
 ) -> Iterable[tuple[Any, ...]]:
-    """Count by names in force and words of ours alone; from zero on, so that a first one is an increase."""
+    """Count by configured names and our own words only; from zero on, so that the first one is an
+    increase."""
     return (((name, word), count_by.get((name, word), 0)) for name in names for word in words)
 
 
@@ -379,7 +380,7 @@ def _of_store(settings: Settings, seen: Overview) -> _Samples:
 
 
 def _rest_s(breaker: Breaker | None, now_ms: int) -> float:
-    """Say for how long nothing is sent; of a pause that is not known."""
+    """Return for how long nothing is sent; for a pause that is unknown."""
     if state(breaker, now_ms) is State.PAUSED:
         return 0.0
     return max(0.0, backs_off_until_ms(breaker) - now_ms) / 1000
@@ -391,7 +392,7 @@ def _age_s(unix_ms: int | None, now_ms: int) -> float:
 
 READY_TIMEOUT_S = 1.0
 PROBES = ("/livez", "/readyz")
-"""Clients without the token learn the status of these: it says no more than a closed port would."""
+"""Clients without the token get the status of these: it says no more than a closed port would."""
 
 
 def routes(worker: Worker) -> Mapping[str, Handler]:

@@ -27,16 +27,16 @@ _SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def parse(text: str) -> LogLine | None:
-    """Find our line in a prefix or envelope; None for a foreign line.
+    """Find our line in a prefix or an envelope; None for a foreign line.
 
-    Envelopes are known by what is in them, not by name: journald's MESSAGE, docker's log, Loki's line,
-    Google Cloud's jsonPayload and textPayload, and others. A prefix of our fields is taken off.
+    Envelopes are recognised by their contents, not by name: journald's MESSAGE, docker's log, Loki's line,
+    Google Cloud's jsonPayload and textPayload, and others. A prefix of our fields is removed.
     """
     return _in_text(text, _DEPTH)
 
 
 def joined(texts: Iterable[str]) -> Iterator[str]:
-    """Put on one line what gcloud and jq write on several, where it holds a line of ours."""
+    """Put on one line what gcloud and jq write on several, if it contains a line of ours."""
     block: list[str] = []
     indent = 0
     for text in texts:

@@ -62,7 +62,7 @@ class OverviewReader:
         self._fresh_until = 0.0
 
     async def look(self) -> Overview | None:
-        """Read Redis, unless that was done just now; None where it is down or slow, or in another layout."""
+        """Read Redis, unless that was just done; None if it is down or slow, or in another layout."""
         settings, opened = self._worker.settings, self._worker.opened
         if opened is None or not opened.health.is_up or self._worker.stands_by:
             return None
@@ -98,7 +98,7 @@ class OverviewReader:
 
 
 PROBLEMS = ("quarantined", "never read", "stale", "failing", "suspect", "pending confirmation")
-"""What may be wrong with an account, the worst first."""
+"""The problems that an account may have, the worst first."""
 
 _LATE_MS = 10_000
 """A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
@@ -107,11 +107,11 @@ _ATTEMPT = ("event_id", "event_type", "attempt", "outcome", "status", "error", "
 """The fields of an attempt that are shown."""
 
 Line = dict[str, Any]
-"""One thing and its state, as `status --json` prints it. `kind` decides what else is in it."""
+"""One thing and its state, as `status --json` prints it. `kind` says which other fields it has."""
 
 
 def server_line(found: Guarantee | StoreError, at: str, memory: tuple[int, int]) -> Line:
-    """The server, or why no worker would use it: its contents can be read all the same. `memory`: bytes that
+    """The server, or why no worker would use it; its contents can be read all the same. `memory`: bytes that
     the fullest server uses, and its limit (0: it has none)."""
     used, limit = memory
     of_memory = {"used_bytes": used if limit else None, "limit_bytes": limit or None}
@@ -136,8 +136,8 @@ def _full_text(used: int, limit: int) -> str:
     how_full = f"{part} of its memory is used ({of})"
     todo = "raise maxmemory, or find out what else fills it"
     if used >= limit:
-        return f"{how_full}: no account is polled until there is room, and what waits is delivered; {todo}"
-    return f"{how_full}: workers remove the oldest of the log, dead letters and what waits; {todo}"
+        return f"{how_full}: no account is polled until memory is free; deliveries go on; {todo}"
+    return f"{how_full}: workers remove the oldest log records, dead letters and deliveries; {todo}"
 
 
 ROSTERS_DIFFER = "their lists of accounts differ: is a deploy under way?"
@@ -188,7 +188,7 @@ def configuration_lines(
 
 
 def providers_of(settings: Settings) -> list[str]:
-    """Name the providers of a configuration, also those that only its accounts name."""
+    """Return the providers of a configuration, also those that only its accounts name."""
     named = (account.provider for account in settings.account_by_name.values())
     return [*dict.fromkeys([*settings.provider_by_name, *named])]
 
@@ -328,7 +328,7 @@ def balance_line(entry: Entry) -> Line:
 
 
 def attempt_line(subscription: str, tried: Tried, now_ms: int) -> Line:
-    """Say what became of an attempt; `deliveries` of its queue went in one message, from that event on."""
+    """The result of an attempt; `deliveries` of its queue were sent in one message, from that event on."""
     at_ms = place(tried.id)[0]
     said, together = {key: tried.said.get(key) for key in _ATTEMPT}, tried.said.get("deliveries")
     return {
@@ -343,7 +343,7 @@ def attempt_line(subscription: str, tried: Tried, now_ms: int) -> Line:
 
 
 def event_of(delivery: Delivery | None) -> Line:
-    """Name the event of a delivery; None where it cannot be read."""
+    """Return the event of a delivery; None if it cannot be read."""
     if delivery is None:
         return {"event_id": None, "event_type": None, "sequence": None}
     return {"event_id": delivery.event_id, "event_type": delivery.type, "sequence": delivery.sequence}
@@ -357,7 +357,8 @@ def waiting_line(
     breaker: Breaker | None,
     now_ms: int,
 ) -> Line:
-    """What waits at a position of a queue, from 1 on; when the first is due."""
+    """The delivery that waits at a position of a queue, counted from 1; the first one has the time when it is
+    due."""
     is_paused = breaker is not None and breaker.paused_at_ms > 0
     due_ms = max(queue.due_ms, 0 if is_paused else int(backs_off_until_ms(breaker)))
     is_foreseen = position == 1 and not is_paused
@@ -390,10 +391,8 @@ def dead_letter_line(subscription: str, letter: DeadLetter, now_ms: int) -> Line
 
 
 def place_of(settings: Settings, subscription: str) -> str | None:
-    """Return scheme, host and port of a subscription's URL: what follows often holds a token.
-
-    None for one that is not configured, and for one of the API where its URL was not opened.
-    """
+    """Return scheme, host and port of a subscription's URL: what follows often holds a token. None for a
+    subscription that is not configured, or whose URL was not decrypted."""
     if subscription not in settings.subscription_by_name:
         return None
     text = settings.subscription_by_name[subscription].url.get_secret_value()
@@ -401,13 +400,13 @@ def place_of(settings: Settings, subscription: str) -> str | None:
 
 
 SUBSCRIPTION_STATES = ("paused", "failing", "backing off", "delayed", "healthy")
-"""What a subscription is, the worst first. Failing: its circuit breaker is not closed. Delayed: the oldest of
-what waits is not young any more, though nothing says why."""
+"""The states of a subscription, the worst first. Failing: its circuit breaker is not closed. Delayed: its
+oldest delivery has waited for long, for no other known reason."""
 
 DELAYED_MS = 30_000
 
 _BACKS_OFF_MS = 5_000
-"""A shorter rest is part of any retry."""
+"""A shorter wait is part of any retry."""
 
 
 def is_delayed(backlog: Backlog, now_ms: int) -> bool:
@@ -424,8 +423,8 @@ def subscription_line(
     known: SubscriptionSettings | None,
     is_configured: bool,
 ) -> Line:
-    """Describe a subscription, of which the settings are `known` or not; `is_configured`, as far as it is
-    known, all the same."""
+    """Describe a subscription whose settings are `known` or not; `is_configured`: whether it is configured,
+    as far as that is known."""
     oldest = backlog.oldest_sequence
     is_paused = breaker is not None and breaker.paused_at_ms > 0
     until_ms = 0 if is_paused else backs_off_until_ms(breaker)
@@ -459,8 +458,8 @@ def subscription_line(
 
 
 def remedy_of(line: Line) -> str | None:
-    """Say what to do about a subscription that is sent nothing or less, or whose events wait: None where
-    nothing is known, or nothing has to be done."""
+    """Return how to fix a subscription that is sent nothing or less, or whose events wait; None if that is
+    unknown, or if there is nothing to do."""
     name, reason = printable(line["subscription"]), line["reason"]
     is_unverified, resume = line.get("record") == "unverified", f"`watcher subscriptions resume {name}`"
     if line["state"] == "paused" and reason == BY_HAND:
@@ -491,15 +490,15 @@ async def subscription_lines(
     is_whole: bool,
     others: Iterable[str] = (),
 ) -> list[Line]:
-    """Describe the subscriptions that are configured, or that something waits for or was given up of, and
-    `others`. Without a whole configuration (`is_whole`), whatever waits counts as configured.
+    """Describe the subscriptions that are configured, or have a backlog or dead letters, and `others`. If the
+    configuration is not whole (`is_whole`), every one with a backlog counts as configured.
 
-    The first few that are delayed, and of which no breaker says why, say how their latest attempt failed:
-    their receiver refuses one event after the other, perhaps. Each of these is 16 questions.
+    The first few that are delayed without a reason from the breaker say how their latest attempt failed:
+    their receiver may refuse one event after the other. Each of these takes 16 requests to Redis.
     """
     backlogs = await reader.backlogs(settings.subscription_by_name)
     configured = settings.subscription_by_name if is_whole else backlogs
-    # The index may still name what nothing waits for any more.
+    # The index may still name subscriptions without a backlog.
     owed = [name for name, each in backlogs.items() if name in configured or each.queues or each.dead]
     lines = [
         subscription_line(

@@ -1,7 +1,7 @@
-"""What the page shows, as plain data: what `watcher status`, `balances` and `events` show, and bounded.
+"""What the page shows, as plain data: what `watcher status`, `balances` and `events` show, within bounds.
 
-Refuses to read anything, and to pass on a secret: of a subscription's URL it has the origin, of texts from
-outside one printable line.
+Refuses to read anything, and to pass on a secret: of a subscription's URL it has the origin, of each text
+from outside one printable line.
 """
 
 from collections import Counter
@@ -52,26 +52,24 @@ MOST_SUBSCRIPTIONS = 100
 MOST_WORKERS = 20
 MOST_ERRORS = 5
 MOST_RECEIVERS = 20
-"""Of one event, those first to which it was not delivered."""
+"""Receivers shown of one event, first those to which it was not delivered."""
 
 MOST_ATTEMPTS = 12
-"""Of one event at one subscription: more than the default retries."""
+"""Attempts shown of one event at one subscription: more than the default retries."""
 
 MOST_POINTS = 48
-"""A point every half hour of a day: what a line of the width of a word can show."""
+"""A point for every half hour of a day: as many as a small curve can show."""
 
 _PASSING = {"pending confirmation", "suspect", "never read"}
-"""Problems that do not put an account first."""
+"""Problems that do not put an account at the top."""
 
 _FAILS = {*PROBLEMS} - _PASSING
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 
 
 class Step(NamedTuple):
-    """What one record of the log did to a total, in atoms. None: it starts here, whatever was before.
-
-    `asset` is None for what may have done anything to any asset of its account.
-    """
+    """What one record of the log did to a total, in atoms. None: it starts here, whatever was before. `asset`
+    is None if it may have done anything to any asset of its account."""
 
     at_ms: int
     asset: str | None
@@ -86,7 +84,8 @@ class Point(NamedTuple):
 
 
 def curve(published: int, steps: Sequence[Step], *, since_ms: int) -> list[Point]:
-    """Follow a total back from what was published last; `steps` are those of its asset, oldest first."""
+    """Calculate the course of a total back from the published one; `steps` are those of its asset, oldest
+    first."""
     points, total = [], published
     for step in reversed(steps):
         points.append(Point(step.at_ms, total))
@@ -109,9 +108,9 @@ def of_asset(steps: Iterable[Step], asset: str) -> list[Step]:
 
 
 class Recorded(NamedTuple):
-    """What the directory has: how many records, by kind and state; of accounts that are shown the state, by
-    name; of a few subscriptions the state, why, and since when they are unverified (Unix ms); how many are
-    encrypted with an older key."""
+    """What the directory has: the number of records, by kind and state; the state of the accounts that are
+    shown, by name; of a few subscriptions the state, the reason, and since when they are unverified (Unix
+    ms); and how many are encrypted with an older key."""
 
     counts: Mapping[tuple[str, str], int]
     accounts: Mapping[str, str]
@@ -132,7 +131,7 @@ NOTHING_RECORDED = Recorded({}, {}, {})
 
 class Owed(NamedTuple):
     """The subscriptions that an event waits for, by its id; the queues (subscription, account) that were read
-    whole; and the subscriptions of which something was given up."""
+    whole; and the subscriptions with dead letters."""
 
     waiting: Mapping[str, Collection[str]]
     read: Collection[tuple[str, str]]
@@ -156,14 +155,15 @@ class Found:
     attempted: Mapping[str, Attempted] = field(default_factory=dict)
     workers: Sequence[Presence] = ()
     server: tuple[Guarantee | StoreError, str] | None = None
-    """What it promises, and where it is."""
+    """What it guarantees, and where it is."""
     recorded: Recorded = NOTHING_RECORDED
     needed: Mapping[str, float] = field(default_factory=dict)
     """Requests a second that the accounts of a provider need."""
 
 
 def names_shown(settings: Settings, overview: Overview, events: Iterable[Record]) -> list[str]:
-    """Choose the accounts to show: all; of too many first what is stale or fails, then what changed last."""
+    """Choose the accounts to show: all, or, of too many, first those that are stale or fail, then those that
+    changed last."""
     configured = settings.account_by_name
     if len(configured) <= MOST_ACCOUNTS:
         return [*configured]
@@ -174,7 +174,7 @@ def names_shown(settings: Settings, overview: Overview, events: Iterable[Record]
 
 
 def document(settings: Settings, found: Found) -> Line:
-    """Everything that the page shows. Each list has the number of those that were `left_out`."""
+    """Return everything that the page shows. Each list has the number of those that were `left_out`."""
     overview, now_ms = found.overview, found.now_ms
     accounts = _accounts(settings, found)
     providers = [
@@ -223,15 +223,15 @@ def document(settings: Settings, found: Found) -> Line:
 
 
 _NOT_IN_FORCE = {"unverified": "unverified", "locked": "locked", "unfit": "not valid here"}
-"""States of a record of the API that keep it from its work."""
+"""States of a record of the API in which it is not used."""
 
 
 def health(seen: Line, subscriptions: Sequence[Line]) -> Line:
-    """Say what is not as it should be, in the sense of `status`: first what fails, then what waits, then what
-    was not read yet."""
+    """Return the problems that `status` counts: first what fails, then what waits, then what was not read
+    yet."""
     accounts = seen["accounts"]
     problems = Counter(problem for account in accounts["shown"] for problem in account["problems"])
-    # What waits for a URL to answer is no delay.
+    # Events that wait for a URL to be verified are not delayed.
     states = Counter(
         line["state"]
         for line in subscriptions
@@ -292,11 +292,8 @@ def _first(most: int, lines: Sequence[Line]) -> Line:
 
 
 def _accounts(settings: Settings, found: Found) -> list[Line]:
-    """The accounts that are shown, first those with problems.
-
-    Of each its assets, with their whole curves: first those with a change pending confirmation, then those
-    with a balance.
-    """
+    """The accounts that are shown, those with problems first. Each has its assets with their whole curves:
+    first those with a change pending confirmation, then those with a balance."""
     lines = []
     left = MOST_BALANCES
     for seen in found.accounts:
@@ -358,14 +355,14 @@ def _remembered(one: Attempted) -> Line:
 
 _STATE_BY_OUTCOME = {"delivered": "delivered", "refused": "given up"}
 _DELIVERY_STATES = ("given up", "waiting", "may wait", "gone", "delivered")
-"""What became of an event at one subscription, the worst first. Gone: it waits no longer, and whether it was
-delivered or given up is not known."""
+"""The state of an event at one subscription, the worst first. Gone: it waits no longer, and it is unknown
+whether it was delivered or given up."""
 
 _KEPT = ("attempt", "outcome", "status", "duration_ms", "at")
 
 
 def _events(found: Found) -> Iterator[Line]:
-    """The latest events, the newest first, and how far their deliveries are, as far as is known."""
+    """The latest events, the newest first, with the states of their deliveries, as far as these are known."""
     tried: dict[str, dict[str, list[Line]]] = {}
     for subscription, attempt in found.attempts:
         line = attempt_line(subscription, attempt, found.now_ms)
@@ -378,7 +375,7 @@ def _events(found: Found) -> Iterator[Line]:
         for name in dict.fromkeys((*record.previous, *tries, *waiting)):
             attempts = tries.get(name, [])
             known = found.delivered.get((name, event_id))
-            # Of a smooth delivery nothing is written down: this worker may remember it.
+            # A delivery that succeeded at once is recorded nowhere, but this worker may remember it.
             if known and known.attempt == 1 and (not attempts or attempts[-1]["at"] < iso(known.at_ms)):
                 attempts = [*attempts, _remembered(known)]
             outcome = str(attempts[-1]["outcome"]) if attempts else ""
@@ -388,7 +385,7 @@ def _events(found: Found) -> Iterator[Line]:
                 state = _STATE_BY_OUTCOME[outcome]
             elif (name, record.account) not in found.owed.read:
                 state = "may wait"
-            else:  # it left its queue: with no dead letter there is one way to do so
+            else:  # it left its queue, and there is no dead letter of it
                 state = "gone" if name in found.owed.with_dead else "delivered"
             deliveries.append({"subscription": name, "state": state, "attempts": attempts[-MOST_ATTEMPTS:]})
         deliveries.sort(key=lambda one: (_DELIVERY_STATES.index(one["state"]), one["subscription"]))
@@ -424,7 +421,7 @@ def _part(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _outside(value: object) -> str | int | None:
-    """Take a text or a number from outside; nothing else."""
+    """Take a text or a number from outside, and nothing else."""
     if isinstance(value, str):
         return printable(value)
     return value if isinstance(value, int) and abs(value) < 2**53 else None

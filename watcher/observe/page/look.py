@@ -44,24 +44,24 @@ TIMEOUT_S = 4.0
 FRESH_S = 2.0
 
 _ATTEMPTS = 50
-"""Of one subscription and shard, the latest."""
+"""The latest attempts that are read of one subscription and shard."""
 
 _LARGE = 20_000
-"""Bytes of an answer that are worth compressing: a thousand accounts are a megabyte."""
+"""Bytes from which on an answer is compressed: a thousand accounts are a megabyte."""
 
 _DIFFERS = 10
 _PLACES = 400
-"""Of attempts, with those of the latest events first."""
+"""Streams of attempts that are read, those of the latest events first."""
 
 _RECEIVERS = 50
-"""Of one event, of which attempts are looked for."""
+"""Receivers of one event whose attempts are read."""
 
 _LOOKED_AT = 1_000
-"""Subscriptions of the directory, for those that are not in force."""
+"""Subscriptions of the directory that are searched for those that are not in force."""
 
 _QUEUES = 100
 _DELIVERIES = 50
-"""Read of one queue; the page says so of an event that may wait further back."""
+"""Deliveries read of one queue. An event that may wait behind them is shown as such."""
 
 
 class Look:
@@ -78,7 +78,7 @@ class Look:
         self._error: str | None = None
 
     async def json(self) -> bytes:
-        """Return what is seen now, or what was seen `age_s` ago and the `error` since."""
+        """Return what is seen now; or what was seen `age_s` ago, and the `error` since then."""
         async with self._one_at_a_time:
             if time.monotonic() >= self._fresh_until:
                 await self._look()
@@ -122,7 +122,7 @@ class Look:
                     f"{refused}: until then nothing is polled, and as much is delivered as Redis allows"
                 )
             return
-        # In a thread: amounts are long numbers, and there may be hundreds of them.
+        # In a thread: there may be hundreds of long amounts.
         self._seen = await asyncio.to_thread(lambda: orjson.dumps(document(settings, found)))
         refusal, self._read_at = opened.health.refusal, time.monotonic()
         self._error = f"nothing is polled: {refusal}" if refusal else None
@@ -177,8 +177,8 @@ class Look:
 
 
 def _recorded(followed: Followed | None, accounts: Sequence[str], overview: Overview) -> Recorded:
-    """Count the records of the directory; of each subscription that is shown, and of the first of all others,
-    say what became of its own."""
+    """Count the records of the directory. For each subscription that is shown, and for the first of all
+    others, return the state of its record."""
     if followed is None:
         return NOTHING_RECORDED
     states: tuple[State, ...] = get_args(State)
@@ -195,12 +195,13 @@ def _recorded(followed: Followed | None, accounts: Sequence[str], overview: Over
 
 
 def _wanted(overview: Overview, event: Record) -> Iterable[str]:
-    """Name the subscriptions that an event was queued for; all, where an older version wrote it."""
+    """Return the subscriptions that an event was queued for; all of them, if an older version wrote it."""
     return islice(event.previous or overview.waiting, _RECEIVERS)
 
 
 async def _owed(reader: Reader, overview: Overview, events: Sequence[Record]) -> Owed:
-    """Find the deliveries of these events that wait, as far as their queues are read, the latest first."""
+    """Find the deliveries of these events that wait, the latest first, in the part of their queues that is
+    read."""
     queues = dict.fromkeys(
         (name, event.account) for event in reversed(events) for name in _wanted(overview, event)
     )
@@ -208,7 +209,7 @@ async def _owed(reader: Reader, overview: Overview, events: Sequence[Record]) ->
     for name, account in islice(queues, _QUEUES):
         position = 0
         async for delivery in reader.deliveries(name, account):
-            if position == _DELIVERIES or delivery is None:  # too deep, or damaged: it may be any event
+            if position == _DELIVERIES or delivery is None:  # too far back, or damaged: it may be any event
                 break
             waiting[delivery.event_id].add(name)
             position += 1
@@ -221,19 +222,19 @@ async def _owed(reader: Reader, overview: Overview, events: Sequence[Record]) ->
 DAY_MS = 24 * 3_600_000
 MOST_EVENTS = 50
 MOST_RECORDS = 10_000
-"""Read at once, and remembered. Not more than the log keeps of each shard, so that what is missing between
-two of them was never there."""
+"""Records read at once, and remembered: no more than the log keeps of each shard, so that none is missing
+between two of them."""
 
 _PAGE = 500
-"""Records that `History` reads of one shard at once: if fewer come, none are left."""
+"""Records that `History` reads of one shard at once: if fewer come, there are no more."""
 
 _ROUNDS = 4
 _FORGOTTEN_AFTER_S = 60.0
-"""After a longer pause more was missed than is worth reading forward."""
+"""After a longer pause, too much was missed to read forward from there."""
 
 
 class Recent:
-    """The last day of the event log, as far as a page shows it, and how each total came to be what it is.
+    """The last day of the event log, as far as the page shows it, and how each total changed.
 
     `since_ms`: nothing that came after this is missing. `events`: the latest, oldest first.
     """
@@ -247,7 +248,7 @@ class Recent:
         self._read_at = 0.0
 
     async def read(self, now_ms: int) -> None:
-        """Take in what is new; at first, or after a while, the last day. Raises StoreError."""
+        """Take in what is new; the first time, or after a long pause, the last day. Raises StoreError."""
         if self._ends is None or time.monotonic() - self._read_at > _FORGOTTEN_AFTER_S:
             await self._begin(now_ms - DAY_MS)
         else:
@@ -260,7 +261,7 @@ class Recent:
                 if len(records) < _PAGE:
                     break
             else:
-                self._ends = None  # more comes than is read: the next look begins anew
+                self._ends = None  # more comes than is read: the next look reads the last day
         self._read_at = time.monotonic()
         self.since_ms = max(self.since_ms, now_ms - DAY_MS)
         while self._steps and (len(self._steps) > MOST_RECORDS or self._steps[0][1].at_ms < self.since_ms):
@@ -268,7 +269,7 @@ class Recent:
             self.since_ms = max(self.since_ms, step.at_ms)
 
     def steps_by_account(self) -> Mapping[str, list[Step]]:
-        """What moved since, oldest first."""
+        """Return what changed since then, oldest first."""
         found: dict[str, list[Step]] = {}
         for account, step in self._steps:
             found.setdefault(account, []).append(step)
@@ -294,11 +295,11 @@ class Recent:
 
 
 def steps_of(record: Record) -> Iterator[tuple[str, Step]]:
-    """What a record did to totals. One that cannot be read may have done anything to its account."""
+    """Return what a record did to totals. One that cannot be read may have done anything to its account."""
     at_ms, content = place(record.id)[0], record.content
     try:
         if content["type"] == "baseline":
-            if content["whole"] is True:  # of what it does not name, too, nothing is known before
+            if content["whole"] is True:  # before it, nothing is known of assets that it does not name either
                 yield record.account, Step(at_ms, None, None)
             for asset in content["assets"]:
                 yield record.account, Step(at_ms, str(asset), None)
