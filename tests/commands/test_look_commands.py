@@ -809,7 +809,7 @@ def test_people_are_told_the_next_command_and_programs_are_not(
     [
         (("balances", "treasry"), "no account of the configuration is called 'treasry'"),
         (("audit", "treasry"), "no account of the configuration is called 'treasry'"),
-        (("events", "--account", "alice", "--account", "treasry", "--type", "nope"), "treasry"),
+        (("events", "--account", "alice", "--account", "treasry", "--type", "threshold.*"), "treasry"),
         (("events", "--account", "treasry"), "no account is called 'treasry'"),
         (("events", "--account", "treasry", "--json"), "no account is called 'treasry'"),
         (("events", "--account", "treasry", "--follow"), "no account is called 'treasry'"),

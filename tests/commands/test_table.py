@@ -241,3 +241,20 @@ def test_no_progress_is_shown_but_on_a_terminal(capsys: pytest.CaptureFixture[st
     with Progress("auditing", 4, is_long=True) as progress:
         progress.done()
     assert capsys.readouterr().err == ""
+
+
+def test_progress_is_drawn_seldom_however_many_steps_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row that is read is a step: of 100,000 the drawing would take longer than the reading."""
+    drawn = io.StringIO()
+    monkeypatch.setattr(drawn, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", drawn)
+    monkeypatch.setenv("COLUMNS", "40")
+    with Progress("reading", 100_000, is_long=True) as progress:
+        for _ in range(100_000):
+            progress.done()
+    frames = [
+        frame for frame in re.split(r"[\r\n]+", re.sub(r"\x1b\[\S+?[lh]", "", drawn.getvalue())) if frame
+    ]
+    assert 1 <= len(frames) < 50
+    assert "100%" in frames[-1]
+    assert max(map(len, map(str.rstrip, frames))) < 40

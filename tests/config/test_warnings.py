@@ -269,7 +269,7 @@ def test_polls_that_must_come_late_are_said_before_anything_runs(
         )
 
 
-@pytest.mark.parametrize(("timeout", "stale"), [("10s", ""), ("2s", ", and 20 of these accounts stale")])
+@pytest.mark.parametrize(("timeout", "stale"), [("10s", ""), ("2s", ", and 20 of these accounts are stale")])
 def test_accounts_whose_polls_come_so_late_that_they_are_stale_are_counted(
     doubts: Doubts, timeout: str, stale: str
 ) -> None:

@@ -88,6 +88,7 @@ async def opened(look: "Look") -> AsyncIterator[Opened]:
 
     from watcher.settings import AccountSettings, SubscriptionSettings
     from watcher.store.directory import Directory
+    from watcher.store.keys import SHARDS
     from watcher.store.opening import open_to_look
     from watcher.store.reader import Reader
 
@@ -95,8 +96,10 @@ async def opened(look: "Look") -> AsyncIterator[Opened]:
         records: dict[tuple[Kind, str], Record] = {}
         directory = Directory(store.pipe, store.keys)
         if any((await directory.counts()).values()):
-            async for held in directory.read_all():
-                records.update(((record.kind, record.name), record) for record in held.records)
+            with Progress("reading", SHARDS) as progress:
+                async for held in directory.read_all():
+                    records.update(((record.kind, record.name), record) for record in held.records)
+                    progress.done()
             records = {place: records[place] for place in sorted(records)}
         accounts, subscriptions = look.settings.account_by_name, look.settings.subscription_by_name
         providers = {} if look.is_whole else await Reader(store.pipe, store.keys).scheduled()
@@ -243,7 +246,7 @@ _MOST_DECIMALS, _LONGEST_AMOUNT = 8, 31
 _GAP = "  "
 
 
-_SHOWN_AFTER_S = 1.0
+_SHOWN_AFTER_S, _DRAW_EVERY_S = 1.0, 0.1
 
 
 class Fails(str):
@@ -513,6 +516,7 @@ class Progress:
         )
         self._is_wanted = sys.stderr.isatty() and length > 0
         self._show_at = time.monotonic() + (0 if is_long else _SHOWN_AFTER_S)
+        self._steps, self._draw_at = 0, 0.0
         self.done(0)
 
     def __enter__(self) -> Self:
@@ -525,16 +529,27 @@ class Progress:
 
     def reach(self, position: int) -> None:
         """Take that all up to a position is done; what was done before is done once and for all."""
-        if position > self._bar.pos:
-            self.done(position - self._bar.pos)
+        if position > self._steps:
+            self.done(position - self._steps)
 
     def done(self, steps: int = 1) -> None:
-        """Take that so many steps more are done."""
-        if self._is_wanted and self._bar.hidden and time.monotonic() >= self._show_at:
+        """Take that so many steps more are done. It is drawn ten times a second at most."""
+        self._steps += steps
+        now, is_over = time.monotonic(), self._steps >= self._bar.length
+        if not is_over and now < self._draw_at:
+            return
+        self._draw_at = now + _DRAW_EVERY_S
+        if self._is_wanted and self._bar.hidden and now >= self._show_at:
             self._bar.hidden = False
-        self._bar.update(steps)
-        if self._bar.pos >= self._bar.length:
+        self._bar.update(self._steps - self._bar.pos)
+        if is_over:
             self._end()
+
+    async def over(self, rows: AsyncIterator[T]) -> AsyncIterator[T]:
+        """Pass on what is read; each is a step."""
+        async for row in rows:
+            self.done()
+            yield row
 
     def _end(self) -> None:
         if not self._bar.hidden:

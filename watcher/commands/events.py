@@ -111,11 +111,13 @@ async def command(
     Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
     configuration says where it is.
     """
+    from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
     from watcher.store.opening import open_to_look
 
     if is_followed and since is None and limit is None:
         limit = _BEFORE_FOLLOWING
     wanted = _Wanted(accounts, types, parse_since(since), limit)
+    refuse_unknown("type of event", types, (*CHANGE_EVENTS, *SERVICE_EVENTS, "baseline", "forgotten"))
     if is_followed:
         await _refuse_unknown(look, wanted)
     is_any = False
@@ -139,11 +141,8 @@ async def command(
 
 
 async def _refuse_unknown(look: "Look", wanted: _Wanted) -> None:
-    from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
-
     if wanted.accounts:
         refuse_unknown("account", wanted.accounts, (await known(look)).account_by_name)
-    refuse_unknown("type of event", wanted.types, (*CHANGE_EVENTS, *SERVICE_EVENTS, "baseline", "forgotten"))
 
 
 async def _records(

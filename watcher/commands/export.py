@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import click
 
 from watcher.commands._shared import Unknown, in_a_loop, json_option, look_options
-from watcher.commands._table import NoKey, opened, say_json, say_next
+from watcher.commands._table import NoKey, Progress, opened, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ async def command(*, look: "Look", folder: Path, has_secrets: bool, is_json: boo
         names = (SUBSCRIPTIONS, ACCOUNTS, STATE) if has_secrets else (SUBSCRIPTIONS, ACCOUNTS)
         files = {name: stack.enter_context(_made(folder, name)) for name in names}
         files[SUBSCRIPTIONS].write(_HEADER)
+        progress = stack.enter_context(Progress("writing", len(found.records)))
         for (kind, name), record in found.records.items():
+            progress.done()
             try:
                 content = keyring.decrypt(kind, name, record.plain, record.encrypted)
             except Undecryptable as error:

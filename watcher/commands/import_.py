@@ -185,20 +185,23 @@ class Beside:
         from watcher.run.directory import Judge
         from watcher.settings import AccountSettings, SubscriptionSettings
         from watcher.store.directory import Directory
+        from watcher.store.keys import SHARDS
         from watcher.store.reader import Reader
 
         judge, now_ms = Judge(file), await Reader(store.pipe, store.keys).now_ms()
         accounts, subscriptions = dict(file.account_by_name), dict(file.subscription_by_name)
         interest, names = Interest(file.subscription_by_name), judge.sources()
-        async for held in Directory(store.pipe, store.keys).read_all():
-            known = [judge.judge(record, now_ms) for record in held.records]
-            interest.change({one.record.name: one.filters for one in known if one.filters})
-            names.update((one.source, one.record.name) for one in known if one.source)
-            for one in known:
-                if isinstance(one.settings, AccountSettings):
-                    accounts[one.record.name] = one.settings
-                elif isinstance(one.settings, SubscriptionSettings):
-                    subscriptions[one.record.name] = one.settings
+        with Progress("reading", SHARDS) as progress:
+            async for held in Directory(store.pipe, store.keys).read_all():
+                known = [judge.judge(record, now_ms) for record in held.records]
+                interest.change({one.record.name: one.filters for one in known if one.filters})
+                names.update((one.source, one.record.name) for one in known if one.source)
+                for one in known:
+                    if isinstance(one.settings, AccountSettings):
+                        accounts[one.record.name] = one.settings
+                    elif isinstance(one.settings, SubscriptionSettings):
+                        subscriptions[one.record.name] = one.settings
+                progress.done()
         beside = cls(file, interest, names)
         beside.settings = file.model_copy(
             update={"account_by_name": accounts, "subscription_by_name": subscriptions}
@@ -241,13 +244,15 @@ def check(given: Given, in_force: Beside, findings: "Findings") -> None:
             if in_force.defines(kind, str(entry.table.get("name"))):
                 text = "is defined in the configuration file, which wins: take it out of one of them"
                 findings.mistake(entry.finding(("name",), text))
-    for entry in given.accounts:
-        account, source = read_account(entry, in_force.providers, findings)
-        if not (account and source):
-            continue
-        other = in_force.names.setdefault(source, account.name)
-        if other != account.name:
-            findings.mistake(entry.finding((), f"is the same account at the same provider as {other}"))
+    with Progress("checking", len(given.accounts)) as progress:
+        for entry in given.accounts:
+            account, source = read_account(entry, in_force.providers, findings)
+            progress.done()
+            if not (account and source):
+                continue
+            other = in_force.names.setdefault(source, account.name)
+            if other != account.name:
+                findings.mistake(entry.finding((), f"is the same account at the same provider as {other}"))
     policy, filters = Policy.of(in_force.file.egress), {}
     for entry in given.subscriptions:
         if subscription := read_subscription(entry, policy, findings):

@@ -15,6 +15,7 @@ from watcher.commands._table import (
     IN_STATE,
     Display,
     Fails,
+    Progress,
     Waits,
     age_text,
     backlog_text,
@@ -112,10 +113,11 @@ async def read_lines(look: "Look") -> list[_Line]:
         failing = {name: await reader.failing(name) for name in names}
         overdue = {name: await reader.overdue(name) for name in names}
         provider_by_account = {name: one.provider for name, one in settings.account_by_name.items()}
-        states = reader.read_states(provider_by_account)
         since_ms = await reader.watched_since_ms()
-        lines = views.account_lines(settings, states, failing, now_ms, watched_since_ms=since_ms)
-        accounts = [line async for line in lines]
+        with Progress("reading", len(provider_by_account)) as progress:
+            states = progress.over(reader.read_states(provider_by_account))
+            lines = views.account_lines(settings, states, failing, now_ms, watched_since_ms=since_ms)
+            accounts = [line async for line in lines]
         breakers = await Breakers(store.pipe, store.keys).read()
         subscriptions = await views.subscription_lines(
             reader, settings, breakers, now_ms, is_whole=look.is_whole

@@ -119,7 +119,8 @@ def warn_of_load(providers: Providers, accounts: Accounts, findings: Findings) -
             text = (
                 f"{many(len(here), 'account')} at their intervals take {needed:.3g} requests/s, "
                 f"{made:.3g} can be made: polls are {apart:.3g} intervals apart"
-                f"{f', and {stale:,} of these accounts stale' if stale else ''}; raise it, or the intervals"
+                f"{f', and {stale:,} of these accounts are stale' if stale else ''}; "
+                "raise it, or the intervals"
             )
             findings.warn(providers.entry_by_name[name].finding(("requests_per_second",), text))
 
