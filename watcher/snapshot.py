@@ -4,7 +4,6 @@ Refuses to interpret: it neither compares two snapshots nor knows where one came
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 SPOKEN_TEXT_LIMIT = 64
@@ -65,8 +64,7 @@ class Row(NamedTuple):
     locked_absent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One successful poll of one account.
 
     `watched` names the assets that were asked for (None: all of them). `absent_is_zero` says what a

@@ -36,7 +36,7 @@ def a_storm(first: int, last: int, **says: Any) -> list[Delivery]:
     """Events of a minute ago, each of another amount."""
     then_ms = int(1000 * time.time()) - 60_000
     return [
-        replace(a_change(amount=f"{number}.5", **says), event_id=f"evt_{number}", sequence=then_ms + number)
+        a_change(amount=f"{number}.5", **says)._replace(event_id=f"evt_{number}", sequence=then_ms + number)
         for number in range(first, last + 1)
     ]
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,7 +144,7 @@ class Bench:
         await self.store.pipe.command("DEL", self.store.keys.queue(OPS, ACCOUNT))
         await self.store.pipe.command("DEL", self.store.keys.queues(SHARD, OPS))
         step = a_commit(await self.store.lease(), deliveries={OPS: some_deliveries(*numbers)})
-        done = await self.store.polls.commit(replace(step, to_lease={OPS}))
+        done = await self.store.polls.commit(step._replace(to_lease={OPS}))
         return done.leased[OPS]
 
     async def deliver_leased(self, leased: Leased) -> bool:

@@ -3,7 +3,6 @@
 import ast
 import re
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -189,7 +188,7 @@ async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     assert await polls.take_turns(account, 1, spacing_ms=10) == 0
     deliveries = [a_delivery(n, previous=n - 1 or None, subscription=account) for n in (1, 2, 3)]
     step = a_commit(lease, provider=account, notes=[b"{}"], deliveries={account: deliveries}, ETH="1")
-    assert (await polls.commit(replace(step, due_ms=0))).reply is Reply.DONE
+    assert (await polls.commit(step._replace(due_ms=0))).reply is Reply.DONE
     assert (await polls.read_state(account, account)) == a_state(ETH="1")
     (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
     assert await polls.touch(account, lease, version="v1", polled_at_ms=2, due_ms=0) is Reply.DONE

@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -489,7 +488,7 @@ async def is_a_sink(block: Block, _: Path) -> None:
     exec(block.text, names)
     target, sink = names["ChatTarget"](SimpleNamespace(name="chat")), names["ChatSink"]()
     good = await sink.send(target, [taken], 1)
-    slow = await sink.send(target, [replace(taken, sequence=2, event_id="evt_2")], 1)
+    slow = await sink.send(target, [taken._replace(sequence=2, event_id="evt_2")], 1)
     assert (good.answer, slow.answer, slow.retry_after_s) == (Answer.DELIVERED, Answer.SLOW_DOWN, 3.0)
 
 

@@ -189,7 +189,7 @@ def test_a_service_event_that_moves_something_shows() -> None:
 def test_a_state_that_is_not_where_the_log_ends_shows(asset: str) -> None:
     entry = STATE.entry_by_asset[asset]
     other = entry._replace(published=entry.published._replace(total="1000"))
-    wrong = replace(STATE, entry_by_asset={**STATE.entry_by_asset, asset: other})
+    wrong = STATE._replace(entry_by_asset={**STATE.entry_by_asset, asset: other})
     (finding,) = audit(RECORDS, wrong).findings
     assert (finding.asset, finding.record) == (asset, None)
     assert finding.text.startswith("the state has published total 1000 instead of ")
@@ -198,11 +198,11 @@ def test_a_state_that_is_not_where_the_log_ends_shows(asset: str) -> None:
 def test_a_state_that_lost_or_found_an_asset_shows() -> None:
     entries = {**STATE.entry_by_asset}
     usdc = entries.pop("USDC")
-    assert findings(RECORDS, replace(STATE, entry_by_asset=entries)) == [
+    assert findings(RECORDS, STATE._replace(entry_by_asset=entries)) == [
         "the log holds it, the state does not"
     ]
     more = {**STATE.entry_by_asset, "DAI": usdc._replace(asset=usdc.asset._replace(id="DAI"))}
-    assert findings(RECORDS, replace(STATE, entry_by_asset=more)) == ["the state holds it, the log does not"]
+    assert findings(RECORDS, STATE._replace(entry_by_asset=more)) == ["the state holds it, the log does not"]
 
 
 def test_a_state_of_another_time_shows() -> None:
@@ -330,7 +330,7 @@ def test_a_finding_says_what_differs_and_where() -> None:
 
 
 def test_a_threshold_that_told_of_an_asset_that_was_never_held_is_no_difference() -> None:
-    nothing = replace(a_snapshot(ETH="1"), zeros=(a_row("LRC", "0"),))
+    nothing = a_snapshot(ETH="1")._replace(zeros=(a_row("LRC", "0"),))
     below = a_subscription(thresholds=(ThresholdSettings(asset="LRC", below="5"),))
     made = steps([a_snapshot(ETH="1"), nothing], subscriptions=[below])
     assert [event.type for event in made[-1].events] == ["threshold.crossed"]

@@ -1,7 +1,6 @@
 """A full listing that suddenly names nothing: a minute of agreement before any of it counts."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -88,7 +87,7 @@ def test_a_listing_that_names_something_again_ends_it_without_a_trace() -> None:
     state, step = poll(state, BACKING_OFF, 60)
     assert step
     assert not step.events
-    assert replace(state, polled_at_ms=0) == replace(HELD_STATE, polled_at_ms=0)
+    assert state._replace(polled_at_ms=0) == HELD_STATE._replace(polled_at_ms=0)
     state, _ = poll(state, NOTHING, 80)
     assert state.emptiness == (NOW_MS + 80_000, 0), "the next one starts anew"
 
@@ -126,10 +125,10 @@ def test_rows_of_zeros_are_said_in_so_many_words() -> None:
 
 @pytest.mark.parametrize("watched", [None, ("ETH", "LRC")])
 def test_a_listing_of_what_was_asked_for_says_nothing_by_being_empty(watched: tuple[str, ...] | None) -> None:
-    asked = replace(BACKING_OFF, watched=watched, absent_is_zero=False)
+    asked = BACKING_OFF._replace(watched=watched, absent_is_zero=False)
     state, _ = poll(None, asked, 0)
     for at_s in (30, 60, 90, 120):
-        state, step = poll(state, replace(asked, row_by_asset={}), at_s)
+        state, step = poll(state, asked._replace(row_by_asset={}), at_s)
         assert step is None
 
 
@@ -180,10 +179,10 @@ def test_an_account_that_is_read_elsewhere_is_not_empty_there_from_one_listing()
 
 
 def test_a_threshold_on_what_is_not_listed_is_told_once_and_not_for_an_empty_listing() -> None:
-    absent = replace(BACKING_OFF, row_by_asset={"LRC": BACKING_OFF.row_by_asset["LRC"]})
+    absent = BACKING_OFF._replace(row_by_asset={"LRC": BACKING_OFF.row_by_asset["LRC"]})
     zero = (a_snapshot(ETH="0").row_by_asset["ETH"],)
     crossed = "threshold.crossed"
-    listed, emptied = replace(absent, zeros=zero), replace(NOTHING, zeros=zero)
+    listed, emptied = absent._replace(zeros=zero), NOTHING._replace(zeros=zero)
     events = told((0, listed), (30, emptied), (50, listed), (80, listed))
     assert [crossed in types for types in events] == [True, False, False, False]
     state, _ = poll(None, absent, 0)
@@ -251,13 +250,13 @@ def test_empty_listings_count_when_they_last_and_are_otherwise_as_if_they_had_ne
 
 def test_an_empty_listing_raises_no_height_until_it_counts() -> None:
     """So a node that lags behind the empty one, but not behind what was accepted, ends it."""
-    state, _ = poll(HELD_STATE, replace(BACKING_OFF, height=1000), -20)
+    state, _ = poll(HELD_STATE, BACKING_OFF._replace(height=1000), -20)
     for at_s, height in ((0, 1010), (20, 1011)):
-        state, _ = poll(state, replace(NOTHING, height=height), at_s)
+        state, _ = poll(state, NOTHING._replace(height=height), at_s)
         assert state.emptiness
         assert state.height == 1000
-    again, _ = poll(state, replace(BACKING_OFF, height=1005), 40)
+    again, _ = poll(state, BACKING_OFF._replace(height=1005), 40)
     assert (again.emptiness, again.height) == (None, 1005)
     for at_s, height in ((40, 1012), (60, 1013)):
-        state, _ = poll(state, replace(NOTHING, height=height), at_s)
+        state, _ = poll(state, NOTHING._replace(height=height), at_s)
     assert (state.emptiness, state.height) == (None, 1013)

@@ -1,7 +1,6 @@
 """What an event says, and that it says the same whoever computes it."""
 
 import json
-from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -135,7 +134,7 @@ def test_any_content_is_read_back_to_the_byte(content: bytes) -> None:
 def test_a_delivery_is_named_by_its_event_and_the_one_before_it() -> None:
     delivery = Delivery("evt_1", "deposit.cleared", 7, b'{"id":"evt_1"', "ops", 5)
     assert (delivery.entry, delivery.stored) == (b"evt_1 7 5", b'deposit.cleared\n{"id":"evt_1"')
-    assert replace(delivery, previous=None).entry == b"evt_1 7 -"
+    assert delivery._replace(previous=None).entry == b"evt_1 7 -"
 
 
 GOOD = b'1 deposit.cleared\n{"id":"evt_1"'

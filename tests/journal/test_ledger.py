@@ -1,7 +1,6 @@
 """What a snapshot does to what is known of an account."""
 
 import json
-from dataclasses import replace
 from random import Random
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state
@@ -147,7 +146,7 @@ def test_an_asset_whose_unit_changes_starts_anew_even_if_its_digits_stay() -> No
 def test_decimals_that_the_store_lost_are_those_of_the_next_answer() -> None:
     before = a_state(ETH="10")
     entries = {"ETH": before.entry_by_asset["ETH"]._replace(asset=Asset("ETH", decimals=LOST))}
-    lost = replace(before, entry_by_asset=entries)
+    lost = before._replace(entry_by_asset=entries)
     assert not lost.is_at_rest(needs_decimals=False)
     for total, expected in (("10", []), ("11", [("ETH", "total.increased")])):
         row = a_row(Asset("ETH", "ETH", decimals=18), total)
@@ -158,9 +157,9 @@ def test_decimals_that_the_store_lost_are_those_of_the_next_answer() -> None:
 
 def test_an_asset_that_is_gone_before_its_decimals_are_said_again_is_told_without_them() -> None:
     entry = a_state(ETH="10").entry_by_asset["ETH"]._replace(asset=Asset("ETH", decimals=LOST))
-    lost = replace(a_state(ETH="10", LRC="1"), entry_by_asset={"ETH": entry})
+    lost = a_state(ETH="10", LRC="1")._replace(entry_by_asset={"ETH": entry})
     first = step(lost, a_snapshot(LRC="1"))
-    second = step(replace(lost, entry_by_asset=first.entry_by_asset), a_snapshot(LRC="1"))
+    second = step(lost._replace(entry_by_asset=first.entry_by_asset), a_snapshot(LRC="1"))
     (event,) = events_of(
         drafts_of(second.moved, Conversions()), Origin("a", "p", 0, 0, 0), first_sequence=1, now_ms=1
     )

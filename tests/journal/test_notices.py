@@ -1,7 +1,6 @@
 """What is told beside changes, and to whom."""
 
 import json
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -120,7 +119,7 @@ def test_a_suspect_reading_crosses_nothing_until_it_is_confirmed() -> None:
 
 
 def with_zeros(snapshot: Snapshot, *assets: Asset) -> Snapshot:
-    return replace(snapshot, zeros=tuple(a_row(asset, "0") for asset in assets))
+    return snapshot._replace(zeros=tuple(a_row(asset, "0") for asset in assets))
 
 
 LRC = Asset("1", "LRC", decimals=18)
@@ -133,7 +132,7 @@ def test_an_asset_that_a_full_listing_does_not_name_crosses_like_a_zero_row(asse
     )
     unnamed, named = with_zeros(a_snapshot(ETH="1"), LRC), a_snapshot(ETH="1")
     poor, rich = (
-        replace(named, row_by_asset={"1": a_row(LRC, total), **named.row_by_asset}) for total in ("6", "9")
+        named._replace(row_by_asset={"1": a_row(LRC, total), **named.row_by_asset}) for total in ("6", "9")
     )
     heard = follow([unnamed, unnamed, poor, unnamed, unnamed, rich, unnamed, unnamed], below)
     assert values(heard) == [["0"], [], [], [], [], [], [], ["0"]]
@@ -152,7 +151,7 @@ def test_a_bound_that_is_set_twice_is_told_once_and_cleared_by_the_wider_of_both
         ),
     )
     polls = [
-        replace(a_snapshot(), row_by_asset={"1": a_row(LRC, total)})
+        a_snapshot()._replace(row_by_asset={"1": a_row(LRC, total)})
         for total in ("9", "4", "7", "4", "9", "4")
     ]
     assert values(follow(polls, both)) == [[], ["4"], [], [], [], ["4"]]

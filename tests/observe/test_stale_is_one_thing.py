@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,8 +81,8 @@ class Bench:
             sequence=before.sequence if before else 1,
             LRC="1",
         )
-        state = replace(commit.step.state, polled_at_ms=await self.store.now_ms() - ago_ms)
-        await self.store.polls.commit(replace(commit, step=replace(commit.step, state=state)))
+        state = commit.step.state._replace(polled_at_ms=await self.store.now_ms() - ago_ms)
+        await self.store.polls.commit(commit._replace(step=commit.step._replace(state=state)))
 
     async def workers_are_there_for(self, since_ms: int) -> None:
         now_ms = await self.store.now_ms()

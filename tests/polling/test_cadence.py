@@ -1,6 +1,5 @@
 """When an account is polled next, and when it is stale."""
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -27,7 +26,7 @@ def with_entry(confirmation_polls: int = 0, suspect: Balance | None = None) -> A
 
 
 def emptied(state: AccountState) -> AccountState:
-    return replace(state, emptiness=Emptiness(0))
+    return state._replace(emptiness=Emptiness(0))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Nodes of one provider answer from unequal heights: what is older than what was accepted is no balance."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,7 +32,7 @@ class Node(Polled):
         reads = type(self.client).read
 
         async def read(*arguments: Any, **options: Any) -> Any:
-            return replace(await reads(self.client, *arguments, **options), height=height)
+            return (await reads(self.client, *arguments, **options))._replace(height=height)
 
         self.client.read = read  # type: ignore[method-assign]  # the simulated provider has no heights
         return await self.poll({**a_balance(0, total), "accountId": self.account.account_id, "at": height})  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,9 +57,9 @@ class Contested(Polls):
     async def _overtake(self, step: Commit) -> bool:
         state = await self.read_state(step.provider, step.account)
         assert state
-        faster = replace(state, version=secrets.token_hex(8), sequence=state.sequence + 1)
-        made = replace(step.step, state=faster, events=(), queued={}, notes=())
-        ahead = replace(step, step=made, expected_version=state.version, lease=None)  # the lease stays
+        faster = state._replace(version=secrets.token_hex(8), sequence=state.sequence + 1)
+        made = step.step._replace(state=faster, events=(), queued={}, notes=())
+        ahead = step._replace(step=made, expected_version=state.version, lease=None)  # the lease stays
         reply, _ = await super().commit(ahead)
         return reply is Reply.DONE
 

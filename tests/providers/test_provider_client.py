@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import zlib
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -334,7 +333,7 @@ async def test_an_asset_that_is_asked_about_and_not_named_is_zero_by_its_id_or_s
         found = await client.add_zeros(snapshot, wanted)
         assert [(row.asset.id, row.balance.total) for row in found.zeros] == [("2", "0"), ("0", "0")]
         assert not found.is_open
-        filtered = await client.add_zeros(replace(snapshot, absent_is_zero=False), wanted)
+        filtered = await client.add_zeros(snapshot._replace(absent_is_zero=False), wanted)
     assert filtered.zeros == ()
     assert [seen.target for seen in stage.seen].count(TOKENS_PATH) == 2  # once more for what it did not hold
 

@@ -1,7 +1,6 @@
 """The commit: state, log, queues and the next poll move as one step, once, or not at all."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,8 +114,8 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     lease = await store.lease()
     await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
     step = a_commit(await store.lease(), expected="v1", version="v2", ETH="10")
-    state = replace(step.step.state, polled_at_ms=before.step.state.polled_at_ms + 1)
-    step = replace(step, lease=None, step=replace(step.step, state=state))
+    state = step.step.state._replace(polled_at_ms=before.step.state.polled_at_ms + 1)
+    step = step._replace(lease=None, step=step.step._replace(state=state))
     assert (await store.polls.commit(step)).reply is Reply.DONE
     after = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert after
@@ -130,7 +129,7 @@ async def test_a_step_without_a_poll_needs_no_lease_and_leaves_the_schedule_as_i
     store = a_store(redis_client, namespace)
     await committed(store, ETH="10")
     lease = await store.lease()
-    step = replace(a_commit(lease, expected="v1", version="v2", deliveries={OPS: [a_delivery()]}), lease=None)
+    step = a_commit(lease, expected="v1", version="v2", deliveries={OPS: [a_delivery()]})._replace(lease=None)
     assert (await store.polls.commit(step)).reply is Reply.DONE
     assert (await store.polls.commit(step)).reply is Reply.DONE_BEFORE
     key = store.keys.polls(SHARD, PROVIDER)
@@ -144,7 +143,7 @@ async def test_a_step_without_a_poll_brings_no_account_back_that_is_not_schedule
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    step = replace(a_commit(await store.lease()), lease=None)
+    step = a_commit(await store.lease())._replace(lease=None)
     await store.roster.enroll({PROVIDER: []}, now_ms=await store.now_ms())
     await refused(store, step, Reply.LEASE_LOST)
 
@@ -153,7 +152,7 @@ async def test_an_account_may_have_a_state_before_its_first_successful_poll(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    step = replace(a_commit(await store.lease()), lease=None)
+    step = a_commit(await store.lease())._replace(lease=None)
     assert (await store.polls.commit(step)).reply is Reply.DONE
     state = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert state

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 async def a_leasing(store: Store, *deliveries: Delivery, account: str = ACCOUNT, **fields: Any) -> Commit:
     """A step that fills the queue of OPS, which is to be leased to the worker that takes it."""
     step = a_commit(await store.lease(account), deliveries={OPS: deliveries}, **fields)
-    return replace(step, to_lease={OPS})
+    return step._replace(to_lease={OPS})
 
 
 async def committed(store: Store, step: Commit) -> Committed:
@@ -92,7 +91,7 @@ async def test_queues_that_are_not_asked_for_are_due_now(redis_client: Redis, na
     store = a_store(redis_client, namespace)
     audit = a_delivery(1, subscription="audit")
     step = a_commit(await store.lease(), deliveries={"audit": [audit], OPS: [a_delivery(1)]})
-    done = await committed(store, replace(step, to_lease={OPS}))
+    done = await committed(store, step._replace(to_lease={OPS}))
     assert [*done.leased] == [OPS]
     assert await claimed(store, "audit") == [ACCOUNT]
     assert await claimed(store) == []
@@ -100,7 +99,7 @@ async def test_queues_that_are_not_asked_for_are_due_now(redis_client: Redis, na
 
 async def test_a_queue_that_waits_is_left_as_it_is(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    await committed(store, replace(await a_leasing(store, a_delivery(1)), to_lease=()))
+    await committed(store, (await a_leasing(store, a_delivery(1)))._replace(to_lease=()))
     before = await times(store)
     done = await committed(store, await a_leasing(store, a_delivery(2), expected="v1", version="v2"))
     assert done.leased == {}
@@ -205,9 +204,9 @@ async def test_a_repeat_does_not_find_a_lease_where_the_first_one_found_a_queue_
 async def test_a_step_that_is_refused_leases_nothing(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     step = await a_leasing(store, a_delivery())
-    late = replace(step, lease=Lease(ACCOUNT, 1))
+    late = step._replace(lease=Lease(ACCOUNT, 1))
     before = await store.contents()
-    assert await store.polls.commit(replace(step, expected_version="v7")) == (Reply.MOVED_ON, {})
+    assert await store.polls.commit(step._replace(expected_version="v7")) == (Reply.MOVED_ON, {})
     assert await store.polls.commit(late) == (Reply.LEASE_LOST, {})
     assert await store.contents() == before
 
@@ -219,8 +218,8 @@ async def test_each_step_of_a_call_has_leases_of_its_own(redis_client: Redis, na
         await a_leasing(store, a_delivery(number, previous=None), account=account)
         for number, account in enumerate(accounts[1:], 2)
     ]
-    steps[3] = replace(steps[3], to_lease=())
-    steps[5] = replace(steps[5], expected_version="v7")
+    steps[3] = steps[3]._replace(to_lease=())
+    steps[5] = steps[5]._replace(expected_version="v7")
     async with running(store.pipe):
         done = await asyncio.gather(*map(store.polls.commit, steps))
     leased = [account for account, one in zip(accounts[1:], done, strict=True) if one.leased]

@@ -82,7 +82,7 @@ class World:
         )
         if not subscriptions:  # what nobody wants is logged all the same
             told = tuple(Event(f"evt_{one}", type_, account, None, "0", one, b"{}", None) for one in numbers)
-            commit = replace(commit, step=replace(commit.step, events=told))
+            commit = commit._replace(step=commit.step._replace(events=told))
         reply, _ = await self.store.polls.commit(commit)
         assert reply == 1
         self._version[account] = version

@@ -1,7 +1,5 @@
 """The height of the last accepted snapshot: it rises with a commit or a touch, and no worker sets it back."""
 
-from dataclasses import replace
-
 import pytest
 from redis.asyncio import Redis
 
@@ -17,7 +15,7 @@ pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 async def at(store: Store, height: int | None, *, expected: str = "", version: str = "v1") -> Commit:
     """A step of a poll that was read at this height."""
     made = a_commit(await store.lease(), expected=expected, version=version, ETH="10")
-    return replace(made, step=replace(made.step, state=replace(made.step.state, height=height)))
+    return made._replace(step=made.step._replace(state=made.step.state._replace(height=height)))
 
 
 async def touch(store: Store, height: int | None, *, polled_at_ms: int = 7777) -> Reply:
@@ -47,7 +45,7 @@ async def test_a_touch_raises_the_height_and_leaves_the_rest_as_it_is(
     assert (await store.polls.commit(step)).reply is Reply.DONE
     assert await state(store) == step.step.state
     assert await touch(store, 10**20 - 1) is Reply.DONE
-    after = replace(step.step.state, polled_at_ms=7777, height=10**20 - 1)
+    after = step.step.state._replace(polled_at_ms=7777, height=10**20 - 1)
     assert await state(store) == after
     assert await store.polls.state_of(PROVIDER, ACCOUNT) == after
 
@@ -91,9 +89,9 @@ async def test_a_step_without_a_poll_keeps_what_a_poll_touched_meanwhile(
     await store.polls.commit(await at(store, height))
     stale = await at(store, height, expected="v1", version="v2")
     assert await touch(store, height and 120) is Reply.DONE
-    assert (await store.polls.commit(replace(stale, lease=None))).reply is Reply.DONE
+    assert (await store.polls.commit(stale._replace(lease=None))).reply is Reply.DONE
     after = await state(store)
-    assert after == replace(stale.step.state, polled_at_ms=7777, height=height and 120)
+    assert after == stale.step.state._replace(polled_at_ms=7777, height=height and 120)
 
 
 async def test_a_step_without_a_poll_that_begins_anew_begins_without_a_time(
@@ -102,8 +100,8 @@ async def test_a_step_without_a_poll_that_begins_anew_begins_without_a_time(
     store = a_store(redis_client, namespace)
     await store.polls.commit(await at(store, 100))
     anew = await at(store, None, expected="v1", version="v2")
-    begins = replace(anew.step.state, polled_at_ms=0, entry_by_asset={})
-    step = replace(anew, lease=None, step=replace(anew.step, state=begins))
+    begins = anew.step.state._replace(polled_at_ms=0, entry_by_asset={})
+    step = anew._replace(lease=None, step=anew.step._replace(state=begins))
     assert (await store.polls.commit(step)).reply is Reply.DONE
     assert await state(store) == begins
 

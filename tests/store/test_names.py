@@ -1,7 +1,6 @@
 """What assets are called, once per provider: noted before a state relies on it, kept, healed where lost."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -232,7 +231,7 @@ async def test_more_names_than_one_command_takes(processes: Iterator[Process]) -
 async def test_names_that_changed_are_noted_in_the_state_alone(processes: Iterator[Process]) -> None:
     one = next(processes)
     state = holding(ETH)
-    renamed = replace(state, entry_by_asset={"0": state.entry_by_asset["0"]._replace(asset=WETH)})
+    renamed = state._replace(entry_by_asset={"0": state.entry_by_asset["0"]._replace(asset=WETH)})
     await one.names.dump(PROVIDER, state)
     assert await one.names.load(PROVIDER, await one.names.dump(PROVIDER, renamed)) == renamed
     assert await one.table() == {"0": b'["ETH","Ether",18]'}

@@ -1,7 +1,6 @@
 """Settling: what becomes of a queue's head after an attempt, exactly once, by whoever holds the queue."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -374,8 +373,8 @@ async def test_an_attempt_of_a_head_with_the_same_beginning_is_another_one(
     redis_client: Redis, namespace: str, settle: Settle
 ) -> None:
     longer = a_delivery(1, previous=None)
-    same = replace(longer, sequence=10)
-    store, lease = await a_queue(redis_client, namespace, replace(longer, sequence=101))
+    same = longer._replace(sequence=10)
+    store, lease = await a_queue(redis_client, namespace, longer._replace(sequence=101))
     await refused(store, settle, lease, same, Reply.MOVED_ON)
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,14 +55,14 @@ def as_called(state: AccountState, names: Table) -> AccountState:
         else entry
         for asset_id, entry in state.entry_by_asset.items()
     }
-    return replace(state, entry_by_asset=entries)
+    return state._replace(entry_by_asset=entries)
 
 
 def amounts_of(state: AccountState) -> AccountState:
     entries = {
         asset_id: entry._replace(asset=Asset(asset_id)) for asset_id, entry in state.entry_by_asset.items()
     }
-    return replace(state, entry_by_asset=entries)
+    return state._replace(entry_by_asset=entries)
 
 
 def never_misread(text: bytes, names: Table) -> None:
@@ -104,11 +103,11 @@ def test_version_time_and_height_stand_at_their_place(
     assert text[:17].decode() == f"{state.version:17}"
     assert int(text[17:31]) == state.polled_at_ms
     touched = text[:17] + b"%014d" % polled_at_ms + text[31:]
-    assert load_state(touched, {}) == replace(load_state(text, {}), polled_at_ms=polled_at_ms)
+    assert load_state(touched, {}) == load_state(text, {})._replace(polled_at_ms=polled_at_ms)
     if state.height is not None:
         stamp = stamp_of(polled_at_ms, height).encode()
         touched = text[:17] + stamp + text[17 + len(stamp) :]
-        after = replace(load_state(text, {}), polled_at_ms=polled_at_ms, height=height)
+        after = load_state(text, {})._replace(polled_at_ms=polled_at_ms, height=height)
         assert load_state(touched, {}) == after
 
 
@@ -117,7 +116,7 @@ def test_a_state_without_a_height_is_the_bytes_that_it_was_before_there_were_any
     text = dump_state(state, ETHER)
     assert text.partition(b"\n")[0] == HEAD.partition(b"\n")[0]
     assert load_state(text, ETHER).height is None
-    high = dump_state(replace(state, height=19_000_000), ETHER)
+    high = dump_state(state._replace(height=19_000_000), ETHER)
     assert high.partition(b" 1\n")[0].endswith(b" 00000000000019000000")
     assert len(high) == len(text) + 21
 
@@ -125,7 +124,7 @@ def test_a_state_without_a_height_is_the_bytes_that_it_was_before_there_were_any
 def test_a_height_that_does_not_fit_in_is_not_written() -> None:
     for height in (-1, 10**20):
         with pytest.raises(ValueError, match="20"):
-            dump_state(replace(of_asset(), height=height), ETHER)
+            dump_state(of_asset()._replace(height=height), ETHER)
 
 
 def test_a_quiet_account_takes_a_line_and_a_short_object() -> None:
@@ -173,7 +172,7 @@ def test_what_is_pending_confirmation_and_suspect_is_kept_to_the_digit() -> None
 
 def test_a_state_is_the_same_bytes_in_every_process() -> None:
     names = [f"below {number}" for number in range(50)]
-    text = dump_state(replace(of_asset(), crossed=frozenset(names)), {})
+    text = dump_state(of_asset()._replace(crossed=frozenset(names)), {})
     assert json.loads(text.partition(b"\n")[2])[-1] == sorted(names)
 
 
@@ -215,7 +214,7 @@ def test_decimals_that_are_lost_stay_so_until_they_are_said_again() -> None:
 )
 def test_nothing_is_written_that_could_not_be_read(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="16 characters"):
-        dump_state(replace(of_asset(), **fields), ETHER)
+        dump_state(of_asset()._replace(**fields), ETHER)
 
 
 @tried(40)
@@ -405,8 +404,7 @@ async def test_an_account_of_ten_assets_takes_700_bytes_at_most(redis_client: Re
     store = a_store(redis_client, namespace)
     balance = a_balance("1234.567890123456789", "12.5")
     assets = [Asset(str(n), f"TOK{n}", f"Token {n}", 18) for n in range(10)]
-    state = replace(
-        of_asset(),
+    state = of_asset()._replace(
         source="0" * 32,
         entry_by_asset={asset.id: Entry(asset, balance, balance) for asset in assets},
         sequence=1_795_175_125_000,

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,7 +42,7 @@ def never_misread(damaged: dict[str, bytes]) -> None:
 def test_a_state_is_read_back_as_it_was_written_but_for_what_0_1_knew_nothing_of(
     state: AccountState, previous: dict[str, int]
 ) -> None:
-    assert load_hash(fields(state, previous)) == (replace(state, emptiness=None, height=None), previous)
+    assert load_hash(fields(state, previous)) == (state._replace(emptiness=None, height=None), previous)
 
 
 def test_what_is_pending_confirmation_and_suspect_is_kept_to_the_digit() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -292,7 +291,7 @@ async def test_each_queue_is_begun_with_its_own_deliveries_and_failures(
 ) -> None:
     store = a_store(redis_client, namespace)
     waiting = {
-        account: [replace(one, content=b"{%d" % one.sequence) for one in some_deliveries(*numbers)]
+        account: [one._replace(content=b"{%d" % one.sequence) for one in some_deliveries(*numbers)]
         for account, numbers in zip(MANY, ((1, 2, 3), (11, 12, 13)), strict=False)
     }
     for account, deliveries in waiting.items():

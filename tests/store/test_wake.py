@@ -1,6 +1,5 @@
 """A wake is never lost: whatever workers do, a poll begins after it; and no more than one a second."""
 
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -151,7 +150,7 @@ async def test_an_account_whose_polls_have_a_height_is_polled_once_a_second_too(
     store = await enrolled(redis_client, namespace)
     now = await store.now_ms()
     first = a_commit(await claimed(store), due_in_ms=LATER_MS, polled_at_ms=now - SECOND_MS)
-    at_7 = replace(first, step=replace(first.step, state=replace(first.step.state, height=7)))
+    at_7 = first._replace(step=first.step._replace(state=first.step.state._replace(height=7)))
     assert (await store.polls.commit(at_7)).reply is Reply.DONE
     await store.roster.wake([ACCOUNT])
     lease = await claimed(store)

@@ -7,7 +7,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -229,7 +229,7 @@ def a_commit(
     places = {reference: place for place, reference in enumerate(by_reference)}
     state = a_state(balances, version=version, sequence=sequence)
     step = Step(
-        state=state if polled_at_ms is None else replace(state, polled_at_ms=polled_at_ms),
+        state=state if polled_at_ms is None else state._replace(polled_at_ms=polled_at_ms),
         follows=follows,
         events=tuple(by_reference.values()),
         queued={

@@ -95,8 +95,7 @@ class Emptiness(NamedTuple):
 _RESET = "reset by "
 
 
-@dataclass(frozen=True, slots=True)
-class AccountState:
+class AccountState(NamedTuple):
     """Everything that is known of an account.
 
     `source` says where it was read: another source is another account, and "" says nowhere yet. `version`

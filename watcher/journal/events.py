@@ -6,7 +6,6 @@ Pure: time comes in. Refuses to know which subscriptions want it (`interest` doe
 import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -47,8 +46,7 @@ class Draft(NamedTuple):
     only_for: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened, ready to be sent. `json` is its body but for the subscription's part."""
 
     id: str
@@ -156,8 +154,7 @@ def amounts_of(balance: Balance, conversions: Conversions) -> dict[str, str | No
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """The duty to get one event to one subscription. `content` is its JSON up to `subscription`; `previous`
     is the sequence of the delivery before it in its queue, None for the first one ever.
     """

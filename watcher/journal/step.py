@@ -4,7 +4,7 @@ Pure: time and the new version come in. Refuses to write anything: `store.polls`
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import orjson
 
@@ -15,8 +15,7 @@ from watcher.journal.notices import baseline, crossings, recovered, stale
 from watcher.snapshot import Snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """One successful poll: whose it is, what it says, and when (server ms)."""
 
     account: str
@@ -26,8 +25,7 @@ class Reading:
     observed_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """Everything that one commit writes, and what there is to say about it in the log.
 
     `follows` is the account's sequence before it. `queued` says by subscription which of the `events` it
@@ -119,8 +117,8 @@ def go_stale(
     first = max(state.sequence + 1, now_ms)
     drafts = [stale(origin.observed_from_ms, error_class, reason)]
     events = events_of(drafts, origin, first_sequence=first, now_ms=now_ms)
-    after = replace(
-        state, version=version, sequence=events[-1].sequence, stale_since_ms=origin.observed_from_ms
+    after = state._replace(
+        version=version, sequence=events[-1].sequence, stale_since_ms=origin.observed_from_ms
     )
     queued = _queued(events, origin.account or "", interest)
     return Step(after, state.sequence, events, queued, (), Advance(is_baseline=False, is_news=True))

@@ -7,7 +7,6 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from types import MappingProxyType
@@ -257,12 +256,12 @@ class ProviderClient:
         if not unnamed or not snapshot.absent_is_zero:
             return snapshot
         if not self.lists_assets:
-            return replace(snapshot, zeros=tuple(self._zero(Asset(asset_id(text))) for text in unnamed))
+            return snapshot._replace(zeros=tuple(self._zero(Asset(asset_id(text))) for text in unnamed))
         unknown = {text for text in unnamed if not self._catalogue.find(text)}
         await self._catalogue.look_up(unknown)
         found = [asset for text in unnamed if (asset := self._catalogue.find(text))]
         is_open = any(not self._catalogue.find(text) for text in unknown - self._catalogue.unlisted)
-        return replace(snapshot, zeros=tuple(map(self._zero, found)), is_open=is_open)
+        return snapshot._replace(zeros=tuple(map(self._zero, found)), is_open=is_open)
 
     def _zero(self, asset: Asset) -> Row:
         pendings = ("pending_deposit", "pending_withdrawal")

@@ -13,7 +13,6 @@ import json
 import re
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
-from dataclasses import replace
 from functools import lru_cache
 from itertools import compress
 from operator import is_, ne
@@ -200,7 +199,7 @@ class Memo:
             hashes.append(now)
             first += len(parts)
         self._forms, self._hashes, self._rows, self._rest = forms, hashes, rows, 0
-        return replace(self._empty, row_by_asset=rows)
+        return self._empty._replace(row_by_asset=rows)
 
     def learn(
         self,
@@ -227,7 +226,7 @@ class Memo:
             self._hashes = [array("q", map(hash, its)) for its in parts]
             self._about, self._owner = (provider, account, catalogue), owner
             self._watched = None if snapshot.watched is None else frozenset(snapshot.watched)
-            self._empty = replace(snapshot, row_by_asset={})
+            self._empty = snapshot._replace(row_by_asset={})
 
 
 def _is_each_a_row(

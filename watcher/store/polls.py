@@ -6,7 +6,6 @@ deliveries: they pass through as bytes.
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from watcher.journal.account import AccountState
@@ -58,8 +57,7 @@ class Failing(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """One atomic step forward of one account: by a successful poll under its lease; or by no poll (None),
     which leaves the account's schedule, the time of its last poll and its failures as they are. Of the queues
     that it fills, those of the subscriptions `to_lease` are leased to the worker if they were empty."""

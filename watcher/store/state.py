@@ -20,7 +20,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
@@ -96,7 +96,7 @@ class Kept:
         """The state as it is now."""
         if (self.polled_at_ms, self.height) == (self.state.polled_at_ms, self.state.height):
             return self.state
-        return replace(self.state, polled_at_ms=self.polled_at_ms, height=self.height)
+        return self.state._replace(polled_at_ms=self.polled_at_ms, height=self.height)
 
     @property
     def bytes_held(self) -> int:
