@@ -211,6 +211,7 @@ def some_settings(
 async def take(browser: Browser, port: int, path: Path, *, width: int, height: int, scheme: str) -> None:
     await browser.open(f"http://127.0.0.1:{port}/", width=width, height=height, scheme=scheme)
     await browser.until("document.querySelectorAll('.balance').length > 5")
+    await browser.call("Emulation.setScrollbarsHidden", hidden=True)
     picture = await browser.picture(path.suffix[1:])
     await asyncio.to_thread(path.write_bytes, picture)
 

@@ -485,7 +485,7 @@ async def test_in_a_browser_nothing_is_called_well_or_done_that_was_not_looked_a
             [a_snapshot(ETH=str(number)) for number in range(1, 62)], at_ms=now_ms - 60 * MINUTE_MS
         )
         await browser.value("look()")
-        await browser.until("document.querySelectorAll('.event').length === 10")
+        await browser.until("document.querySelectorAll('.event').length === 6")
         await browser.value("document.getElementById('all-events').click()")
         await browser.until("document.querySelectorAll('.event').length === 50")
         fates = await browser.value("[...document.querySelectorAll('.chips')].map((one) => one.textContent)")

@@ -8,7 +8,10 @@ import pytest
 
 from tests.observe.browser import AXE, PROGRAM, Browser, a_browser
 from tests.observe.pictures import BACKING_OFF, a_days_page, held, many_accounts
+from tests.support.stores import pause
 from watcher.observe.page import look
+from watcher.store.keys import Keys
+from watcher.store.queues import Breakers
 
 pytestmark = [
     pytest.mark.slow,
@@ -237,8 +240,16 @@ async def test_an_exact_amount_and_its_course_are_a_key_away(monkeypatch: pytest
 async def test_an_inspection_of_its_accessibility_finds_nothing(scheme: str, width: int) -> None:
     assert AXE
     axe = await asyncio.to_thread(AXE.read_text, "utf-8")
-    async with a_days_page() as (port, _), a_browser() as browser:
+    async with a_days_page() as (port, worker), a_browser() as browser:
+        assert worker.opened
+        keys = Keys(worker.settings.redis.namespace)
+        await pause(Breakers(worker.opened.schedule.pipe, keys), "ops", "status 410")
         await opened(browser, port, width=width, height=900, scheme=scheme)
+        assert await browser.value(NOTES) == [
+            "paused since",
+            "what to do",
+            ["watcher subscriptions resume ops"],
+        ]
         await browser.call("Runtime.evaluate", expression=axe)
         for opens in ("#nothing", ".event summary", ".balance button"):
             await browser.value(f"document.querySelector({opens!r})?.click()")
@@ -247,6 +258,13 @@ async def test_an_inspection_of_its_accessibility_finds_nothing(scheme: str, wid
             assert passes > 10
 
 
+NOTES = """
+(() => {
+  const notes = document.querySelector('#subscriptions li .notes'), [why, todo] = notes.children;
+  return [why.textContent.slice(0, 12), todo.textContent.slice(0, 10),
+    [...notes.querySelectorAll('code')].map((one) => one.textContent)];
+})()
+"""
 INSPECT = """
 axe.run(document).then(({ violations, passes }) => [violations.map((one) =>
   [one.id, one.nodes.length, one.nodes[0].html.slice(0, 200), one.nodes[0].failureSummary]), passes.length])
