@@ -77,7 +77,7 @@ async def try_server(file: Settings) -> AsyncIterator[Tried]:
             if not todo and found.persistence == "none":
                 todo = "set appendonly yes on the server"
             elif not todo and trip_ms > _SLOW_MS:
-                todo = "use a server that is nearer"
+                todo = "use a server that is closer"
             yield Tried("redis", name, "warning" if todo else "ok", text + found.sentence, todo or None)
             may = await _may(store, name)
             yield may
@@ -93,8 +93,8 @@ async def try_server(file: Settings) -> AsyncIterator[Tried]:
             gone = sorted(scheduled.keys() - known)
             if gone:
                 names = ", ".join(gone[:_MOST_NAMES]) + (", …" if len(gone) > _MOST_NAMES else "")
-                text = f"polled now, and not in this file: {many(len(gone), 'account')} ({names})"
-                todo = "if it was cut short, put the rest back; a worker that reads it so removes them"
+                text = f"polled now, but not in this file: {many(len(gone), 'account')} ({names})"
+                todo = "if the file was cut short, restore it: a worker that reads it as it is removes them"
                 yield Tried("accounts", name, "warning", text, todo)
     except StoreError as error:
         yield Tried(
@@ -145,7 +145,7 @@ _TODO: dict[ErrorClass, str] = {
     "configuration": "look at how [[accounts]] {account} is addressed, and at base_url in [providers.{name}]",
     "rate": "lower requests_per_second in [providers.{name}], or wait: others use the same key",
     "transient": "try again; if it stays so, look at base_url in [providers.{name}]",
-    "malformed": "look whether base_url in [providers.{name}] leads to this provider, past any proxy",
+    "malformed": "check whether base_url in [providers.{name}] leads to this provider, and not to a proxy",
     "gone": "look at base_url in [providers.{name}], and whether this machine can reach it",
 }
 _DECLARED = "; then save an answer: watcher check --recipe FILE --answer ANSWER.json shows what is read in it"
@@ -157,10 +157,10 @@ async def try_provider(
     """Say what came of one poll, and, if there was an answer, how far the clocks are apart."""
     name = settings.name
     if account is None and has_api:
-        yield Tried("provider", name, "ok", "not tried, as no account of the file names it")
+        yield Tried("provider", name, "ok", "not tried: no account of the file uses it")
         return
     if account is None:
-        yield Tried("provider", name, "warning", "not polled", "no account names it: add one, or remove it")
+        yield Tried("provider", name, "warning", "not polled", "no account uses it: add one, or remove it")
         return
     async with ProviderClient(provider_class(settings.kind)(settings), settings) as client:
         started = time.monotonic()
@@ -216,7 +216,7 @@ async def try_subscriber(
         todo = "if this address is yours, add it to [egress] allow; no byte was sent there"
         return Tried("subscription", name, "failed", f"{origin}: {reached.error}", todo)
     if reached.error:
-        todo = "look whether it listens at that port, and at the firewalls between"
+        todo = "check whether it listens at that port, and the firewalls in between"
         if "resolve" in reached.error:
             todo = "look at the host name in its url, and at the DNS of this machine"
         return Tried("subscription", name, "failed", f"{origin}: {reached.error}", reached.fix or todo)
@@ -280,7 +280,13 @@ async def _within(trial: Trial, slots: asyncio.Semaphore, done: Callable[[], Non
         except TimeoutError:
             text = f"no end within {trial.limit_s:g} s"
             lines.append(
-                Tried(trial.kind, trial.name, "failed", text, "find out whether it, or the way there, hangs")
+                Tried(
+                    trial.kind,
+                    trial.name,
+                    "failed",
+                    text,
+                    "find out whether it hangs, or the network on the way",
+                )
             )
     done()
     return lines

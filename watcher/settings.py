@@ -146,7 +146,9 @@ class RedisSettings(Section):
     )
     namespace: Name = Field("watcher", description="prefix of every key")
     data_dir: Path = Field(Path(".watcher"), description="embedded only: where its state survives a restart")
-    max_memory: Size = Field("1GB", description="embedded only: what its server may take; see REDIS.md")
+    max_memory: Size = Field(
+        "1GB", description="embedded only: how much memory its server may use; see REDIS.md"
+    )
 
     @field_validator("data_dir", mode="before")
     @classmethod
@@ -206,7 +208,8 @@ class ProviderSettings(Section):
     kind: str = Field(description="a kind that is code, or a recipe; defaults to the name")
     base_url: BaseUrl = Field(description="scheme and host of the API")
     ca: Certificates | None = Field(
-        None, description="a PEM file: what may vouch for the host, instead of what the system trusts"
+        None,
+        description="a PEM file: the certificate authorities to trust for this host, instead of the system's",
     )
     requests_per_second: float = Field(4, ge=0.001, le=10_000, description="over all workers together")
     timeout: Duration = Field(
@@ -250,7 +253,7 @@ class ThresholdSettings(Section):
     below: Amount | None = Field(None, description="emit an event when the balance falls below it")
     above: Amount | None = Field(None, description="emit an event when the balance rises above it")
     clear: Amount | None = Field(
-        None, description="armed again once the balance is back here; default: the bound itself"
+        None, description="it may be crossed again once the balance is back here; default: the bound itself"
     )
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ class Flaw(NamedTuple):
 CANNOT_CONNECT = "cannot connect"
 HUNG_UP = Flaw(
     "TLS failed: it hung up during the handshake",
-    "look whether its port speaks TLS 1.2 or 1.3, and whether it wants a client certificate",
+    "check whether its port speaks TLS 1.2 or 1.3, and whether it wants a client certificate",
 )
 _NO_TLS = Flaw("TLS failed: its port does not speak TLS", "write http://, or the port where it speaks TLS")
 _SPEAKS_TLS = Flaw("its answer is not HTTP: its port speaks TLS", "write https://")
@@ -38,9 +38,11 @@ _REFUSED = Flaw(
     "TLS failed: it refuses the handshake",
     "it may want a client certificate, of which watcher has none, or only ciphers that are no longer safe",
 )
-_OTHER_NAME = Flaw("TLS failed: it serves no such name", "look at the host name, and at its certificates")
+_OTHER_NAME = Flaw(
+    "TLS failed: it has no certificate for this name", "look at the host name, and at its certificates"
+)
 _WEAK = Flaw("TLS failed: its key or its signature is too weak", "have it use a stronger certificate")
-_UNKNOWN = Flaw("TLS failed", "look whether its port speaks TLS 1.2 or 1.3")
+_UNKNOWN = Flaw("TLS failed", "check whether its port speaks TLS 1.2 or 1.3")
 
 _BY_REASON = (
     ("ALERT_CERTIFICATE_REQUIRED", _WANTS_OURS),

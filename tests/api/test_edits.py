@@ -117,7 +117,7 @@ async def test_edits_are_guarded_by_tags(rig: Rig) -> None:
         assert await put("2m", if_match=f"W/{tag}") == 412, "weak tags never match"
         assert await put("2m", if_match=f'"1", {tag}') == 200
         late = await answer("3m", if_match=tag)
-        assert (late.status, late.data["detail"]) == (412, "account bob is there in another version")
+        assert (late.status, late.data["detail"]) == (412, "account bob has another version")
         assert await put("3m", if_match="*") == 200
         for odd in ("1", '"1', '"1" "2"', "**", ""):
             assert await put("4m", if_match=odd) == 400, odd

@@ -442,7 +442,7 @@ def test_a_ping_and_a_resend_reach_what_came_through_the_api(place: Place) -> No
     (said,) = (gone := place.run("ping", "here", "--json")).objects
     assert (gone.code, said["ok"], said["status"]) == (1, False, None)
     assert said["error"].startswith("cannot connect")
-    assert "look whether the receiver listens" in said["todo"]
+    assert "check whether the receiver listens" in said["todo"]
     done = place.run("resend", "--since", "2d", "--subscription", "here", "--dry-run")
     assert (done.code, "here: " in done.out) == (0, True)
     assert "no subscription is called 'her'; did you mean 'here'?" in place.run("ping", "her").err

@@ -55,7 +55,7 @@ def test_what_disagrees_is_told_with_what_to_do_and_exits_with_1(
     done = run()
     assert done.code == 1
     told = done.lines
-    assert told[0] == f"{namespace}:notes: nothing of watcher's has such a name"
+    assert told[0] == f"{namespace}:notes: watcher writes no key of this name"
     assert told[1].startswith(f"    if no other program needs it: UNLINK {namespace}:notes;")
     index = f"{namespace}:{{{SHARD}}}:due:queues"
     assert f"    no worker looks at it; to make them look: ZADD {index} 0 ops" in told

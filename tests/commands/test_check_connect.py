@@ -159,7 +159,7 @@ async def test_accounts_that_are_polled_and_that_the_file_does_not_name_are_a_wa
     settings = a_file(redis_server_url, namespace, ["treasury"])
     (told,) = [line async for line in try_server(settings) if line.kind == "accounts"]
     assert told.verdict == "warning"
-    assert told.text.startswith("polled now, and not in this file: 10 accounts (shop-0, shop-1, ")
+    assert told.text.startswith("polled now, but not in this file: 10 accounts (shop-0, shop-1, ")
     assert told.text.endswith("shop-7, …)")
     whole = a_file(redis_server_url, namespace, names)
     assert [line.kind async for line in try_server(whole)] == ["redis", "rights"]
@@ -208,7 +208,7 @@ async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_
     said = {line["kind"]: f"{line['text']} | {line['todo']}" for line in tried}
     assert "cannot be reached; is it running?" in said["redis"]
     assert "look at the key in [providers.loopring]" in said["provider"]
-    assert "cannot connect: connection refused | look whether it listens" in said["subscription"]
+    assert "cannot connect: connection refused | check whether it listens" in said["subscription"]
     for secret in (PASSWORD, TOKEN, SECRET, "wr0ng-key"):
         assert secret not in printed
 
@@ -228,7 +228,7 @@ async def test_where_the_settings_describe_the_answers_their_paths_are_looked_at
     assert "finds nothing" in described.text
     for tried, is_described in ((described, True), (coded, False)):
         todo = tried.todo or ""
-        assert todo.startswith("look whether base_url in [providers.")
+        assert todo.startswith("check whether base_url in [providers.")
         assert ("--recipe" in todo) is is_described
 
 

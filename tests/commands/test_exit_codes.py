@@ -282,7 +282,7 @@ UNUSABLE: dict[str, tuple[Server, int, str]] = {
     "wrong password": (another_password, 78, "refuses the credentials in redis.url"),
     "no password": (no_password, 78, "asks for credentials"),
     "a password too many": (a_password_too_many, 78, "take the credentials out of redis.url"),
-    "wrong database": (no_such_database, 78, "no database of that number"),
+    "wrong database": (no_such_database, 78, "no database of this number"),
     "cluster node": (a_node_of_a_cluster, 78, "name it by redis+cluster://"),
     "sentinel": (a_sentinel, 78, "is a Sentinel"),
     "no sentinel": (no_sentinel, 78, "is no Sentinel"),

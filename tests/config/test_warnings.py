@@ -126,9 +126,9 @@ format = "slack"
     [
         ("https://hooks.slack.com/services/T/B/x", "slack", []),
         ("https://chat.example.com/hooks/x", "slack", []),
-        ("https://discord.com/api/webhooks/1/x", "slack", ["url: leads to Discord, and format is slack"]),
+        ("https://discord.com/api/webhooks/1/x", "slack", ["url: leads to Discord, but format is slack"]),
         ("https://prod-1.westus.logic.azure.com/workflows/x", "teams", []),
-        ("https://hooks.slack.com/services/T/B/x", "teams", ["url: leads to Slack, and format is teams"]),
+        ("https://hooks.slack.com/services/T/B/x", "teams", ["url: leads to Slack, but format is teams"]),
     ],
 )
 def test_a_format_is_held_against_the_service_that_the_url_leads_to(

@@ -234,5 +234,5 @@ async def test_a_delivery_that_cannot_be_read_is_given_up_and_holds_up_nobody(
         await subscriber.until(lambda: len(subscriber.taken) == 2)
     (letter,) = await one.letters.dead_letters("ops", 10, lambda _letter: True)
     assert (letter.account, letter.delivery) == ("treasury", None)
-    assert letter.reason == "what is stored of it cannot be read"
+    assert letter.reason == "its stored event cannot be read"
     assert "bug" not in [line["event"] for line in logged]

@@ -170,7 +170,7 @@ async def test_a_ping_that_does_not_arrive_says_why(
     ended = await CommandLine(settings, tmp_path / "watcher.toml", capsys)("ping", "ops")
     assert ended.code == 1
     assert said in ended.out
-    assert "what to do: look" in ended.out
+    assert re.search(r"what to do: (look|check) ", ended.out)
     assert not (tmp_path / ".watcher").exists()
 
 
@@ -196,8 +196,12 @@ def test_advice_is_for_what_an_attempt_really_says() -> None:
     assert remedy(Attempt(Answer.NO_ANSWER, 0, error="something new"), is_signed=True).startswith(
         "look at the receiver"
     )
-    assert remedy(Attempt(Answer.REJECTED, 0, status=101), is_signed=True) == "it is no webhook receiver"
-    for status, begin in ((429, "it takes no more"), (500, "the service itself"), (418, "look at the subs")):
+    assert remedy(Attempt(Answer.REJECTED, 0, status=101), is_signed=True) == "it is not a webhook receiver"
+    for status, begin in (
+        (429, "it accepts no more"),
+        (500, "the service itself"),
+        (418, "look at the subs"),
+    ):
         refused = Attempt(Answer.REJECTED, 0, status=status)
         assert remedy(refused, is_signed=False).startswith(begin)
 

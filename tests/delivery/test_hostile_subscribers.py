@@ -30,7 +30,7 @@ from watcher.delivery.webhook import ANSWER_LIMIT, WebhookSink
 
 NO_ANSWER = f"no answer within {SHORT_S} s"
 NOT_HTTP = "its answer is not HTTP"
-NO_END = "its answer has no end"
+NO_END = "its answer does not end"
 SLACK_MS = 1000  # of a machine that does other things as well
 
 LARGE = pytest.mark.filterwarnings("ignore:Sending a large body")  # larger than any event: buffers overflow

@@ -127,7 +127,7 @@ def test_a_template_writes_the_sentence() -> None:
 
 @pytest.mark.parametrize("template", ["{account", "account}", "{account!r}", "{account:>9}", "{0:{account}}"])
 def test_what_is_more_than_a_slot_is_no_template(template: str) -> None:
-    with pytest.raises(ValueError, match="alone"):
+    with pytest.raises(ValueError, match=r"alone|single brace"):
         list(slots_in(template))
     assert not set(slots_in("{} {0} {account.name} {account[0]}")) & set(SLOTS)
 
@@ -135,7 +135,7 @@ def test_what_is_more_than_a_slot_is_no_template(template: str) -> None:
 def test_what_is_stored_damaged_is_said_to_be() -> None:
     for content in (b"", b'{"id":', b'{"data":{}', b'{"type":1,"data":{"account":7}', b"[1", b"\xff"):
         said = sentence(Delivery("evt_9", "total.increased", 1, content, "ops"), "{account}")
-        assert said == "event evt_9 (total.increased): what is stored of it cannot be read"
+        assert said == "event evt_9 (total.increased): its stored event cannot be read"
 
 
 def test_a_text_from_outside_is_one_bounded_line_without_what_is_not_seen() -> None:

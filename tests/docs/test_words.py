@@ -41,8 +41,6 @@ ALLOWED = {
     "letters, digits": "characters",
     "letters and digits": "characters",
     "a letter": "a character",
-    "tells rows of one asset apart": "to distinguish",
-    "tells the last page": "to recognise",
     "ACCOUNT held": "its balances",
     "the account held": "its balances",
     "standing by": "a worker that waits for its layout",

@@ -140,7 +140,7 @@ async def test_a_queue_that_is_tried_again_is_listed_and_as_it_should_be_and_a_d
         ({"state": "paused", "reason": "status 410"}, "it says that this URL is gone for good: set the new"),
         ({"state": "paused", "reason": "channel_not_found; invite it"}, "then `watcher subscriptions resume"),
         ({"state": "failing", "reason": "status 401"}, "compare the secret on both sides; `watcher verify` "),
-        ({"state": "failing", "reason": "cannot connect: refused"}, "look whether the receiver listens at"),
+        ({"state": "failing", "reason": "cannot connect: refused"}, "check whether the receiver listens at"),
         ({"state": "failing", "reason": "something new"}, "look at the receiver, and at what is in front"),
         ({"state": "backing off", "reason": "status 429"}, "it asks for fewer requests: set requests_per_"),
         ({"state": "delayed", "reason": "status 503"}, "look into the receiver's log: it failed while"),

@@ -148,7 +148,7 @@ async def test_pages_without_an_end_are_refused_and_not_asked_for_ever() -> None
     turns = Turns()
     async with Stage() as stage, paged(stage, turns) as client:
         stage.reply = page(1, "again")
-        with pytest.raises(Rejected, match="more to ask after 3 rounds"):
+        with pytest.raises(Rejected, match="more to ask for after 3 rounds"):
             await client.ask(ACCOUNT)
     assert turns.sent == 3
 

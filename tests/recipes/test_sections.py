@@ -84,7 +84,7 @@ def test_mistakes_point_at_what_the_user_wrote(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_lists_kinds_and_recipes_and_says_what_may_be_meant(tmp_path: Path) -> None:
     (mistake,) = mistakes_of(tmp_path, '[providers.x]\nkind = "strip"\n' + ACCOUNT)
-    assert mistake.startswith("2: providers.x.kind: unknown kind, known are ")
+    assert mistake.startswith("2: providers.x.kind: unknown kind; the kinds are ")
     assert all(kind in mistake for kind in kinds())
     assert mistake.endswith("-- did you mean 'stripe'?")
 

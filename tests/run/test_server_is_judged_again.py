@@ -152,4 +152,4 @@ async def test_a_restart_without_its_append_only_file_is_one_line_and_a_metric(
             )
     assert [line["persistence"] for line in of(lines, "store.guarantee")] == ["everysec", "none"]
     (weak,) = of(lines, "store.weak")
-    assert "promises less than it did" in weak["reason"]
+    assert "guarantees less than before" in weak["reason"]

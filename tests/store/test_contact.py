@@ -101,13 +101,13 @@ async def test_a_web_server_is_told_from_redis() -> None:
     ("scheme", "serve", "words"),
     [
         ("redis", say_nothing, "does not answer in time"),
-        ("redis", hang_up, "closes the connection without an answer; is it Redis, and does it work?"),
+        ("redis", hang_up, "closes the connection without an answer; is it a working Redis?"),
         (
             "rediss",
             say_nothing,
-            "completes no TLS handshake; is it the TLS port of a working Redis?",
+            "does not complete the TLS handshake; is it the TLS port of a working Redis?",
         ),
-        ("rediss", hang_up, "completes no TLS handshake; is it the TLS port of a working Redis?"),
+        ("rediss", hang_up, "does not complete the TLS handshake; is it the TLS port of a working Redis?"),
     ],
 )
 async def test_what_says_nothing_is_not_blamed_for_more(
@@ -139,7 +139,7 @@ async def test_a_server_that_is_not_there_is_said_to_be_gone_and_a_name_to_be_un
 
 async def test_a_database_that_the_server_has_not_is_a_mistake_of_the_configuration(server: Path) -> None:
     async with ReplyingServer(upstream=server) as front:
-        assert "no database of that number" in str(await refusal(f"{front.url}/99"))
+        assert "no database of this number" in str(await refusal(f"{front.url}/99"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -194,7 +194,7 @@ def a_tls_server(certificate: Path, port: int, *flags: str) -> tuple[str, ...]:
         (
             ("--tls-auth-clients", "no", "--tls-protocols", "TLSv1.1", "--tls-ciphers", "DEFAULT@SECLEVEL=0"),
             "",
-            "speaks no version of TLS that this machine does",
+            "speaks no version of TLS that this machine speaks",
         ),
     ],
 )
@@ -219,9 +219,9 @@ def test_a_certificate_that_cannot_be_used_is_found_before_the_first_connection(
     other = a_certificate_file(tmp_path)
     for options, words in (
         (f"ssl_ca_certs={junk}", "ssl_ca_certs names holds no certificate"),
-        (f"ssl_certfile={junk}", "ssl_certfile and ssl_keyfile are no certificate and the key to it"),
-        (f"ssl_certfile={certificate}&ssl_keyfile={other}", "are no certificate and the key to it"),
-        (f"ssl_keyfile={other}", "ssl_keyfile is nothing without ssl_certfile"),
+        (f"ssl_certfile={junk}", "ssl_certfile and ssl_keyfile are not a certificate and its key"),
+        (f"ssl_certfile={certificate}&ssl_keyfile={other}", "are not a certificate and its key"),
+        (f"ssl_keyfile={other}", "ssl_keyfile needs ssl_certfile"),
     ):
         with pytest.raises(ConfigurationRefused, match=words):
             check_address(f"rediss://{HERE}?{options}")

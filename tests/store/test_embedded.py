@@ -223,12 +223,12 @@ async def test_a_server_that_cannot_load_its_data_is_reported_with_its_log(data_
         await count(server.url)
     manifest = data_dir / "appendonlydir" / "appendonly.aof.manifest"
     manifest.write_text("damaged")
-    said = r"stops right after its start; see .*server\.log: The AOF manifest.*or begin anew.*: mv "
+    said = r"stops right after its start; see .*server\.log: The AOF manifest.*or start again.*: mv "
     with pytest.raises(StoreUnreachable, match=said):
         await Embedded(data_dir).__aenter__()
     assert manifest.read_text() == "damaged"
     manifest.unlink()
-    with pytest.raises(StoreUnreachable, match=r"manifest is gone, without which a server starts empty"):
+    with pytest.raises(StoreUnreachable, match=r"manifest is gone: without it, a server would ignore"):
         await Embedded(data_dir).__aenter__()
 
 

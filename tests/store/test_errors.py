@@ -132,7 +132,7 @@ async def test_an_error_that_nobody_knows_is_trouble_of_the_store(reply: str) ->
             "forbids its user",
         ),
         ("DENIED Redis is running in protected mode because", ConfigurationRefused, "set a password there"),
-        ("ERR DB index is out of range", ConfigurationRefused, "no database of that number"),
+        ("ERR DB index is out of range", ConfigurationRefused, "no database of this number"),
         ("ERR SELECT is not allowed in cluster mode", ConfigurationRefused, r"name it by redis\+cluster://"),
         ("MOVED 3999 127.0.0.1:6381", ConfigurationRefused, r"name it by redis\+cluster://"),
         ("ASK 3999 :6381", ConfigurationRefused, r"name it by redis\+cluster://"),

@@ -266,7 +266,7 @@ def test_what_the_server_promises_is_said_when_it_changes_and_once_more_where_it
         "none",
         "everysec",
     ]
-    assert "promises less than it did" in lines[2]["reason"]
+    assert "guarantees less than before" in lines[2]["reason"]
 
 
 async def test_a_refusal_of_the_server_is_said_once_and_answers_do_not_end_it(

@@ -202,7 +202,7 @@ kind = "metakeep"
 base_url = "{sandbox.metakeep_url}"
 api_key = "sandbox"
 
-# No module knows this API: the file says what to ask, and where the amounts stand in the answers.
+# No module knows this API: the file says what to ask, and where the amounts are in the answers.
 {section(sandbox.bank_url)}
 [[accounts]]
 name = "treasury"

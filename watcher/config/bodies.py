@@ -44,7 +44,7 @@ def read_table(body: bytes, *, named: str | None) -> Table:
     if below:
         raise BodyRefused([flaw("", "nested too deeply")])
     if named is not None and table.setdefault("name", named) != named:
-        raise BodyRefused([flaw("/name", "is another name than the one in the path")])
+        raise BodyRefused([flaw("/name", "is not the name in the path")])
     return table
 
 

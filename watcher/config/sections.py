@@ -149,7 +149,7 @@ def read_providers(document: Entry, environment: Environment, findings: Findings
         providers.class_by_name[name] = provider
         if isinstance(kind, str) and not provider:
             is_given = "kind" in entry.table
-            reason = "unknown kind, known are" if is_given else "is missing, and the name is none of"
+            reason = "unknown kind; the kinds are" if is_given else "is missing, and the name is none of"
             known = f"{', '.join(PLACE_BY_KIND)}, and the recipes {', '.join(recipes.names())}"
             findings.mistake(entry.finding(("kind",), f"{reason} {known}{did_you_mean(kind, kinds())}"))
         # Only a kind knows its own address: what is no mistake in any kind is none in an unknown one.

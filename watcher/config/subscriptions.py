@@ -135,7 +135,7 @@ def _check_format(entry: Entry, findings: Findings) -> None:
         if format_ == owner and key not in entry.table:
             findings.mistake(entry.finding((key,), f"is missing: {format_} needs it"))
         elif format_ != owner and format_ in FORMATS and key in entry.table:
-            findings.mistake(entry.finding((key,), f"belongs to format {owner}, and format is {format_}"))
+            findings.mistake(entry.finding((key,), f"belongs to format {owner}, but format is {format_}"))
     url, end = entry.table.get("url"), _URL_ENDS.get(str(format_), "")
     if isinstance(url, str) and not url.partition("?")[0].endswith(end):
         findings.mistake(entry.finding(("url",), f"must end in {end} for format {format_}"))
@@ -150,7 +150,7 @@ def _check_format(entry: Entry, findings: Findings) -> None:
         elif entry.table["secrets"] == []:
             findings.mistake(entry.finding(("secrets",), "must not be empty"))
         if template is not None:
-            reason = "is for messages to people, and format is standard: events are sent as they are"
+            reason = "is for messages to people, but format is standard: events are sent as they are"
             findings.mistake(entry.finding(("template",), reason))
     elif entry.table.get("secrets"):
         findings.warn(entry.finding(("secrets",), "are not used: a message for people is not signed"))
@@ -168,7 +168,7 @@ def _template_flaw(template: str) -> str | None:
     unknown = next((slot for slot in slots if slot not in SLOTS), None)
     if unknown is None:
         return None
-    return f"no slot of this name, known are {', '.join(SLOTS)}{did_you_mean(unknown, SLOTS)}"
+    return f"unknown slot; the slots are {', '.join(SLOTS)}{did_you_mean(unknown, SLOTS)}"
 
 
 def _url_flaw(url: str, policy: Policy) -> str | None:

@@ -91,7 +91,7 @@ def _warn_of_format(entry: Entry, findings: Findings) -> None:
         text = f"leads to {service}, which does not understand signed events: set format = {taken!r}"
         findings.warn(entry.finding(("url",), text.replace("'", '"')))
     elif format_ in FORMATS and format_ != taken:
-        findings.warn(entry.finding(("url",), f"leads to {service}, and format is {format_}"))
+        findings.warn(entry.finding(("url",), f"leads to {service}, but format is {format_}"))
     if format_ == "pagerduty" and not entry.table.get("events"):
         text = f"are every change, and each opens an alert: name {', '.join(_ALARMS)}, for example"
         findings.warn(entry.finding(("events",), text))

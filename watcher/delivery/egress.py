@@ -109,7 +109,7 @@ class Policy:
         """
         if isinstance(address, IPv6Address):
             if address.scope_id:
-                return "address with a zone"
+                return "an address with a zone"
             address = address.ipv4_mapped or address
         if any(address in network for network in self.allow):
             return None
@@ -135,7 +135,7 @@ def check_url(text: str, policy: Policy) -> URL:
     if " " in text or not text.isprintable():
         raise RefusedUrl("holds a space or an invisible character: write it percent-encoded")
     if "\\" in text:
-        raise RefusedUrl("holds a backslash: where the host ends would be a matter of opinion")
+        raise RefusedUrl("holds a backslash, so that programs disagree where the host ends")
     if "#" in text:
         raise RefusedUrl("holds a fragment (#…), which is never sent")
     try:
@@ -150,7 +150,7 @@ def check_url(text: str, policy: Policy) -> URL:
     if "@" in written.raw_authority:
         raise RefusedUrl("holds a user or a password: use headers for credentials")
     if "%" in written.raw_authority:
-        raise RefusedUrl("holds a percent sign in its host: no encoding and no zones there")
+        raise RefusedUrl("holds a percent sign in its host, where neither encoding nor a zone is accepted")
     if not _AUTHORITY.match(written.raw_authority):
         raise RefusedUrl("needs a host after the scheme, and perhaps a port")
     port = url.explicit_port
@@ -187,6 +187,6 @@ def _check_host(host: str, policy: Policy, *, is_ascii: bool) -> None:
         raise RefusedUrl("its host ends in a number but is not an address: write it as four decimal numbers")
     if len(labels) == 1:
         raise RefusedUrl(
-            "its host is a single word, which means something else on every machine: write its full name, "
-            "or its address"
+            "its host is a single word, which may mean another host on each machine: write its full "
+            "name, or its address"
         )

@@ -311,7 +311,7 @@ class DeliveryWork(Generic[T_target]):
     async def _bury(self, target: T_target, lease: Lease, entry: bytes) -> int:
         """Remove a head that cannot be read, which would hold up its queue for ever. Returns the deadline as
         `_deliver` does."""
-        name, queues, why = target.name, self._queues, "what is stored of it cannot be read"
+        name, queues, why = target.name, self._queues, "its stored event cannot be read"
         until = queues.until(lease, LEASE_MS)
         _, deadline = await self._write(
             target, lease, lambda: queues.dead(name, lease, entry, until=until, reason=why)

@@ -55,7 +55,7 @@ class Replay:
             if not isinstance(content, Emitted):
                 return None
             if not _ID.match(content.id):
-                raise Damaged("its id is none of ours")
+                raise Damaged("its id is not one of watcher's")
             sequence = check_count(content.sequence)
             data = record.content["data"]
             fields = data["asset"]

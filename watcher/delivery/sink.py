@@ -147,21 +147,21 @@ _BY_STATUS = {
     401: "compare the secret on both sides; `watcher verify` says which step of a verification fails",
     403: "compare the secret on both sides, and the `headers` of the subscription with what it expects",
     404: "look at the path of the subscription's url",
-    405: "look at the path of the subscription's url: it takes no POST",
+    405: "look at the path of the subscription's url: it accepts no POST",
     410: "it says that this URL is gone for good: set the new url, or remove the subscription",
-    413: "it refuses the size of the body: events are smaller than 20 kB, allow as much",
+    413: "it refuses the size of the body: allow 20 kB, which no event exceeds",
     429: "it asks for fewer requests: set requests_per_second of the subscription",
 }
 _BY_ERROR = (
     ("resolve", "look at the host name of the subscription's url, and at the DNS of this machine"),
-    ("no connection within", "look whether the receiver listens at that port, and at the firewalls between"),
-    ("cannot connect", "look whether the receiver listens at that port, and at the firewalls between"),
-    ("no answer within", "answer first and work later: 20 seconds is all there is"),
+    ("no connection within", "check whether the receiver listens at that port, and the firewalls in between"),
+    ("cannot connect", "check whether the receiver listens at that port, and the firewalls in between"),
+    ("no answer within", "answer first and work later: an attempt ends after 20 seconds"),
 )
 _ANY_ERROR = "look at the receiver, and at what is in front of it; a port with TLS needs https://"
 _ANY_MESSAGE = "look at the subscription's url and format, and at what the service says"
 _MESSAGE_BY_STATUS = {
-    429: "it takes no more for now: ping again in a minute; a worker waits as long as it says",
+    429: "it accepts no more for now: ping again in a minute; a worker waits as long as it asks",
 }
 _SERVICE_FAILS = "the service itself fails: ping again in a minute; a worker tries again on its schedule"
 _BAD_REQUEST, _ANY_FAILURE = 400, 500
@@ -185,7 +185,9 @@ def remedy(attempt: Attempt, *, is_signed: bool) -> str:
     if not is_signed:
         any_message = _SERVICE_FAILS if attempt.status >= _ANY_FAILURE else _ANY_MESSAGE
         return _MESSAGE_BY_STATUS.get(attempt.status, any_message)
-    return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")
+    return _BY_STATUS.get(attempt.status) or _BY_KIND.get(
+        attempt.status // 100, "it is not a webhook receiver"
+    )
 
 
 _STATUS = re.compile(r"status ([0-9]{3})")

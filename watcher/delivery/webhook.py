@@ -55,7 +55,7 @@ _ANSWERS = {
 """Statuses that mean something else than FAILED: of a gateway, of the whole receiver, or of the one event."""
 
 
-_REDIRECTED = "redirects are not followed: write the place where it leads into the subscription's url"
+_REDIRECTED = "redirects are not followed: write the URL that it redirects to into the subscription's url"
 
 
 def answer_of(status: int) -> Answer:
@@ -218,7 +218,7 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (Unresolved, UNRESOLVED),
     (NoHostName, "its name is not a host name"),
     (NoConnection, CANNOT_CONNECT),
-    (wire.TooLong, "its answer has no end"),
+    (wire.TooLong, "its answer does not end"),
     (wire.Reset, "it reset the connection"),
     (wire.Disconnected, "it closed the connection without an answer"),
     (wire.NotHttp, "its answer is not HTTP"),

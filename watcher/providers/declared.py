@@ -1,4 +1,4 @@
-"""Any JSON API, described in the file: what to ask, and where the amounts stand in the answers.
+"""Any JSON API, described in the file: what to ask, and where the amounts are in the answers.
 
 Refuses to guess: a path that finds nothing, an amount that is not one, a page that is not asked for, an error
 that the answer speaks of reject the poll. No amount is a float at any time.
@@ -156,13 +156,13 @@ OfText = Annotated[str, Field(min_length=1, max_length=_LONGEST_VALUE)]
 class Next(Section):
     """How the pages of one ask follow one another."""
 
-    cursor: PathIn | None = Field(None, description="path to what asks for the next page")
+    cursor: PathIn | None = Field(None, description="path to the cursor of the next page")
     page: int | None = Field(None, ge=0, le=1, description="the number of the first page")
     url: PathIn | None = Field(None, description="path to the URL of the next page")
     query: str | None = Field(None, min_length=1, description="the parameter that takes the cursor or number")
     json_: str | None = Field(None, min_length=1, alias="json", description="the same, a name in the body")
     step: int = Field(1, ge=1, le=10_000, description="from one number to the next")
-    more: PathIn | None = Field(None, description="path to what says that there is another page")
+    more: PathIn | None = Field(None, description="path to the value that says that there is another page")
     most: int = Field(20, ge=2, le=100, description="pages, at most; a longer listing is rejected")
 
     @model_validator(mode="after")
@@ -177,7 +177,7 @@ class Next(Section):
         elif given == ["url"] and places:
             flaws.append(((), "a url brings its own parameters: leave query and json out"))
         if given == ["page"] and not self.more:
-            flaws.append(((), "more: is missing: nothing else tells the last page"))
+            flaws.append(((), "more: is missing: without it, the last page cannot be recognised"))
         _refuse(type(self).__name__, flaws)
         return self
 
@@ -249,16 +249,16 @@ class Part(Section):
     symbol: PathIn | None = Field(None, description="path to the symbol of the asset")
     name: PathIn | None = Field(None, description="path to the name of the asset")
     unique: PathIn | None = Field(
-        None, description="path to what tells rows of one asset apart, which are then added up"
+        None, description="path to a value that differs between rows of one asset, which are then added up"
     )
     unit: Literal["whole", "smallest"] = Field(
         "whole", description="decimal numbers, or integers with decimals"
     )
     decimals: Decimals | None = Field(None, description="a number, a path, or a table by asset")
-    total: Terms | None = Field(None, description="settled funds, what is locked included")
+    total: Terms | None = Field(None, description="settled funds, including what is locked")
     locked: Terms | None = Field(None, description="the part of it that cannot be spent")
-    pending_deposit: Terms | None = Field(None, description="what is on its way in")
-    pending_withdrawal: Terms | None = Field(None, description="what is on its way out")
+    pending_deposit: Terms | None = Field(None, description="a pending deposit")
+    pending_withdrawal: Terms | None = Field(None, description="a pending withdrawal")
     pending: Terms | None = Field(None, description="both in one: above zero in, below zero out")
     default: Amount | None = Field(None, description="the amount where an object lacks the name")
     height: PathIn | None = Field(None, description="path to the height in its answer")
@@ -281,13 +281,13 @@ class HttpSettings(ProviderSettings):
         {}, description="what stands for {name} in the asks and is not shown"
     )
     ask: tuple[Ask, ...] = Field(min_length=1, max_length=32, description="the requests of one poll")
-    read: tuple[Part, ...] = Field(min_length=1, max_length=32, description="where the amounts stand")
-    error: PathIn | None = Field(None, description="path to what makes an answer an error")
+    read: tuple[Part, ...] = Field(min_length=1, max_length=32, description="where the amounts are")
+    error: PathIn | None = Field(None, description="path to a value that makes an answer an error")
     error_classes: dict[str, ErrorClass] = Field(
         {}, description="by how the error begins, why the poll is rejected"
     )
-    more: PathIn | None = Field(None, description="path to what says that an answer is not all")
-    absent_is_zero: bool = Field(False, description="whether what a listing does not name is zero")
+    more: PathIn | None = Field(None, description="path to a value that says that an answer is not complete")
+    absent_is_zero: bool = Field(False, description="whether an asset that a listing does not name is zero")
     decimals: Annotated[Mapping[str, int], PlainValidator(_places_by_asset)] = Field(
         {}, description="by asset, or `*`, where a part says none"
     )

@@ -46,12 +46,12 @@ def body_of(answer: Answer) -> bytes:
     if encoding == "identity":
         return packed
     if encoding not in ("gzip", "x-gzip"):
-        raise Rejected("malformed", "the answer is packed in a way that was not asked for")
+        raise Rejected("malformed", "the answer is compressed in a way that was not asked for")
     stream = zlib.decompressobj(_GZIP)
     try:
         body = stream.decompress(packed, LIMIT + 1)
     except zlib.error:
-        raise Rejected("malformed", "the answer is not gzip, as it says") from None
+        raise Rejected("malformed", "the answer is not gzip, although it says so") from None
     if len(body) > LIMIT:
         raise _too_large()
     if not stream.eof or stream.unused_data:
@@ -186,7 +186,7 @@ class ProviderClient:
             _refuse_too_much(bodies)
             answers += map(self._parse, asked)
         if self._provider.requests(account, answers):
-            raise Rejected("malformed", f"there is more to ask after {self.most_rounds} rounds")
+            raise Rejected("malformed", f"there is more to ask for after {self.most_rounds} rounds")
         return bodies
 
     async def _ask_at_turns(self, requests: Sequence[Request]) -> tuple[bytes, ...]:
@@ -344,7 +344,7 @@ def refuse_flaw(snapshot: Snapshot) -> None:
     """Refuse what no provider can mean: only a total may be negative, and a height has bounds. Raises
     Rejected."""
     if snapshot.height is not None and not 0 <= snapshot.height < HIGHEST:
-        raise Rejected("malformed", "a height that no chain has")
+        raise Rejected("malformed", "a height that no chain can have")
     for asset, row in snapshot.row_by_asset.items():
         if not row.balance.is_sound:
             raise Rejected("malformed", f"asset {spoken(asset)}: only a total may be negative")
@@ -369,7 +369,7 @@ _ERROR_CLASS_BY_STATUS: Mapping[int, tuple[ErrorClass, str]] = {
     **dict.fromkeys(_REDIRECTS, ("configuration", "a redirect, which is not followed: see base_url")),
 }
 _ERROR_CLASS_BY_HUNDRED: Mapping[int, tuple[ErrorClass, str]] = {
-    4: ("configuration", "a request that the provider does not take"),
+    4: ("configuration", "a request that the provider does not accept"),
     5: ("transient", "an error at the provider"),
 }
 
@@ -386,13 +386,13 @@ _BROKEN_OFF: tuple[tuple[type[NoAnswer], ErrorClass, str], ...] = (
     (TooLong, "malformed", _TOO_LARGE),
     (NotHttp, "malformed", "the answer is not HTTP"),
     (TimedOut, "transient", "no whole answer in time"),
-    (NoAnswer, "transient", "the answer broke off"),
+    (NoAnswer, "transient", "the answer is incomplete"),
 )
 
 
 def by_status(status: int) -> Rejected:
     """Say what an HTTP status other than 200 means where the provider's own words say nothing."""
-    other: tuple[ErrorClass, str] = ("malformed", "an answer that says nothing of balances")
+    other: tuple[ErrorClass, str] = ("malformed", "an answer without balances")
     error_class, reason = _ERROR_CLASS_BY_STATUS.get(status) or _ERROR_CLASS_BY_HUNDRED.get(
         status // 100, other
     )

@@ -137,7 +137,7 @@ class Judge:
 
     def judge(self, record: Record, now_ms: int) -> Known:
         if self.defines(record.kind, record.name):
-            return Known(record, "shadowed", reason="the configuration file has this name, and wins")
+            return Known(record, "shadowed", reason="the configuration file defines this name, and wins")
         filters = _filters(record) if record.kind == "subscription" else None
         if self.keyring is None:
             return Known(record, "locked", reason=NO_KEY, filters=filters)
@@ -154,7 +154,7 @@ class Judge:
         except RefusedUrl as error:
             reason = str(error)
         except (ValueError, KeyError, TypeError) as error:  # pydantic's message may hold the value
-            reason = f"its content is not valid here ({type(error).__name__})"
+            reason = f"this worker cannot use its content ({type(error).__name__})"
         return Known(record, "unfit", reason=reason, filters=filters)
 
     def _account(self, record: Record, content: Mapping[str, Any]) -> Known:

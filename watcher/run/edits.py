@@ -149,7 +149,7 @@ class Editor:
         place_by_name: dict[str, int] = {}
         for place, table in enumerate(tables):
             if (first := place_by_name.setdefault(str(table.get("name")), place)) != place:
-                found[place] = BodyRefused([flaw("/name", f"is the name of item {first + 1}, too")])
+                found[place] = BodyRefused([flaw("/name", f"has the name of item {first + 1}, too")])
         taken: dict[Source, str] = {}
         for _ in range(_TRIES):
             places = [place for place in range(len(tables)) if place not in found]
@@ -368,10 +368,10 @@ class Editor:
 
     def _check(self, kind: Kind, name: str, record: Record | None, match: Match) -> None:
         if self._in_force.defines(kind, name):
-            why = "is defined by the configuration file, which wins: change it there"
+            why = "is defined in the configuration file: change it there"
             raise EditRefused("read_only", f"{kind} {name} {why}")
         if not match(record.edited if record else None):
-            there = "is there already" if match(None) else "is there in another version"
+            there = "is there already" if match(None) else "has another version"
             found = there if record else "is not there"
             raise EditRefused("precondition", f"{kind} {name} {found}")
 

@@ -51,7 +51,7 @@ class TooMany(Exception):
 
     def __init__(self, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
-        super().__init__("a host is pinged ten times a minute at most")
+        super().__init__("a host is pinged at most ten times a minute")
 
 
 class _Tried(NamedTuple):

@@ -125,7 +125,7 @@ def _host(place: str) -> tuple[str, int | None]:
             found[2].encode("idna")
         except UnicodeError:  # it would fail at its look-up, as `redis..svc` does, where a variable was empty
             raise ConfigurationRefused(
-                "redis.url names a host that is no name: each part between dots has 1 to 63 characters"
+                "the host in redis.url is not a name: each part between dots has 1 to 63 characters"
             ) from None
     return (found[1] or found[2]).lower(), int(found[3] or 0) or None
 
@@ -201,7 +201,7 @@ def _check_files(ssl_ca_certs: str | None, ssl_certfile: str | None, ssl_keyfile
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ssl_keyfile and not ssl_certfile:
-        raise ConfigurationRefused("redis.url: ssl_keyfile is nothing without ssl_certfile")
+        raise ConfigurationRefused("redis.url: ssl_keyfile needs ssl_certfile")
     try:
         if ssl_ca_certs:
             context.load_verify_locations(ssl_ca_certs)
@@ -214,7 +214,7 @@ def _check_files(ssl_ca_certs: str | None, ssl_certfile: str | None, ssl_keyfile
             context.load_cert_chain(ssl_certfile, ssl_keyfile, _no_password)
     except OSError:
         raise ConfigurationRefused(
-            "redis.url: ssl_certfile and ssl_keyfile are no certificate and the key to it (PEM, without a "
+            "redis.url: ssl_certfile and ssl_keyfile are not a certificate and its key (PEM, without a "
             "password), or may not be read"
         ) from None
 

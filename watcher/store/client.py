@@ -34,7 +34,7 @@ raise."""
 _HOPS = 5
 """Redirections that a call follows. After that, its caller tries again later."""
 
-_NO_OWNER = "no node of the Cluster has the slot of some keys; it heals by itself"
+_NO_OWNER = "no node of the Cluster has the slot of some keys; this ends by itself"
 
 Address = tuple[str, int]
 
@@ -217,7 +217,7 @@ class ClusterPipe(Pipe):
             except StoreUnreachable:
                 self._owner_by_slot = []  # another node may have its slots now
                 raise
-        raise StoreUnreachable("the Cluster sends from node to node; it heals by itself")
+        raise StoreUnreachable("the nodes of the Cluster redirect to each other; this ends by itself")
 
     async def _follow(self, owner: Address, call: Call) -> Any:
         """Send a call, and where its slot is just being moved, to the node that is given it."""

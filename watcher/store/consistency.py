@@ -168,11 +168,11 @@ class Inventory:
             )
             self._find("unscheduled", key, text, advice)
         if due and not entries:
-            text = "it is scheduled, and nothing waits in it"
+            text = "it is scheduled, but nothing waits in it"
             self._find("empty", key, text, f"it does no harm; to end it: ZREM {schedule} {account}")
         if tried and not entries:
             tries = keys.tries(shard, subscription)
-            text = "failed attempts are noted of it, and nothing waits in it"
+            text = "failed attempts of it are noted, but nothing waits in it"
             self._find("retry", key, text, f"it only shows in status; to end it: HDEL {tries} {account}")
         newest = 0
         for place, entry in enumerate(entries, 1):
@@ -194,11 +194,11 @@ class Inventory:
         """Take how many deliveries wait for a subscription, and how many are noted."""
         if (noted or b"0") == b"%d" % count:
             return
-        key, text = self._keys.backlogs(self._shard), "what is noted is no count"
+        key, text = self._keys.backlogs(self._shard), "the note is not a number"
         if not noted or noted.isdigit():
             more = int(noted or 0) - count  # the difference stays the same while workers go on
             text = f"it says {abs(more):,} too {'many' if more > 0 else 'few'}"
-        advice = f"a worker that runs corrects it; else: HSET {key} {subscription} {count}"
+        advice = f"a running worker corrects it; otherwise: HSET {key} {subscription} {count}"
         self._find("backlog", f"{key} {subscription}", text, advice)
 
     def due(self, kind: str, name: str, first: bytes, indexed: bytes, *, not_after_ms: float = 0) -> None:
@@ -213,7 +213,7 @@ class Inventory:
         text = f"its first is due at {_text(first)}, the index says {says}"
         advice = f"no worker looks at it; to make them look: ZADD {index} 0 {name}"
         if is_polls:
-            advice = f"a worker that runs corrects it within seconds; else: ZADD {index} 0 {name}"
+            advice = f"a running worker corrects it within seconds; otherwise: ZADD {index} 0 {name}"
         self._find("index", f"{kind} of {name}", text, advice)
 
     def of_directory(
@@ -233,7 +233,7 @@ class Inventory:
         (self.accounts if kind == "account" else self.subscriptions).add(name)
         about, removed = f"{key} {name}", self._keys.removed(self._shard)
         if version is None:
-            advice = f"workers pass it over: put the {kind} again, or HDEL {key} {name}"
+            advice = f"workers skip it: put the {kind} again, or HDEL {key} {name}"
             self._find("record", about, "it cannot be read", advice)
         elif shard_of(name) != self._shard:
             text = f"it belongs to shard {shard_of(name)}"
@@ -244,7 +244,7 @@ class Inventory:
                 "record", about, text, f"no worker follows it before its restart: put the {kind} again"
             )
         elif kind == "account" and is_removed:
-            text = "it is to be forgotten, as if it had left the configuration"
+            text = "it is marked to be forgotten, as if it had left the configuration"
             self._find("record", about, text, f"its state will be lost; to keep it: ZREM {removed} {name}")
         elif kind == "account" and not is_polled:
             text = "it is on no schedule of polls"
@@ -306,13 +306,13 @@ class Inventory:
         return ", ".join(f"{holder} {count}" for holder, count in counts.items() if count > 0)
 
     def _unreadable(self, what: str) -> None:
-        self._find("unreadable", what, "it cannot be read", "it is passed over; please report it")
+        self._find("unreadable", what, "it cannot be read", "workers skip it; please report it")
 
     def _size(self, part: str, there: int, noted: bytes) -> None:
         if (noted or b"0") == b"%d" % there or not self._is_whole:
             return
         key, more = self._keys.sizes(self._shard), 0
-        text, advice = "what is noted is no size", f"HSET {key} {part} {there}"
+        text, advice = "the note is not a size", f"HSET {key} {part} {there}"
         if not noted or noted.isdigit():
             more = int(noted or 0) - there
             # The difference, which stays the same while workers go on.
@@ -326,7 +326,9 @@ class Inventory:
 
 
 _STAYS = "it stays in memory for good: please report it"
-_LOST = "what waits of it becomes a dead letter without a body; its subscriber should compare its balances"
+_LOST = (
+    "its deliveries that wait become dead letters without a body; the subscriber should compare its balances"
+)
 
 
 class Named(NamedTuple):
@@ -360,7 +362,7 @@ def strange(namespace: str, keys: Collection[str]) -> Iterator[Flaw]:
                 "unknown", None, key, text, f"no worker looks there; if it is not needed: UNLINK {key}"
             )
         elif not match:
-            text = "nothing of watcher's has such a name"
+            text = "watcher writes no key of this name"
             advice = f"if no other program needs it: UNLINK {key}; else give watcher a namespace of its own"
             yield Flaw("unknown", None, key, text, advice)
 

@@ -153,7 +153,7 @@ class Embedded:
                     break
                 await asyncio.sleep(_TICK_S)
             else:
-                raise StoreUnreachable(self._complaint("is being stopped by another worker, for too long"))
+                raise StoreUnreachable(self._complaint("has been stopping for too long, for another worker"))
             self._shortcut = _shortcut_to(self.data_dir)
             await self.ensure()
             begun.pop_all()
@@ -253,8 +253,8 @@ def _shortcut_to(data_dir: Path) -> Path | None:
         shortcut = Path(tempfile.mkdtemp(prefix="watcher-")) / "d"
     except OSError:
         raise ConfigurationRefused(
-            f"redis.data_dir {data_dir} is too long for a unix socket, and no temporary directory is there "
-            "for a short way to it: choose a shorter one, or let the worker's user write to /tmp"
+            f"redis.data_dir {data_dir} is too long for a unix socket, and there is no temporary "
+            "directory for a shorter path to it: choose a shorter one, or let the worker's user write to /tmp"
         ) from None
     if not _fits(shortcut):
         shortcut.parent.rmdir()
@@ -337,7 +337,7 @@ def _make_private(data_dir: Path) -> None:
     if _MARKER in names and (owner := (data_dir / _MARKER).stat().st_uid) != os.geteuid():
         # Root may enter, but the owner could not use what root starts and leaves there.
         raise ConfigurationRefused(
-            f"{data_dir} belongs to another user (uid {owner}); do this as that one: sudo -u '#{owner}' ..."
+            f"{data_dir} belongs to another user (uid {owner}); run this as that user: sudo -u '#{owner}' ..."
         )
     try:
         data_dir.chmod(0o700)
@@ -366,7 +366,7 @@ def start(engine: Engine, data_dir: Path, lock: int, max_memory: str) -> None:
     manifest, files = data_dir / _MANIFEST, (data_dir / _MANIFEST).parent.glob("*.aof")
     if not manifest.exists() and any(file.stat().st_size for file in files):
         raise StoreUnreachable(
-            f"{manifest} is gone, without which a server starts empty beside the state that is there; "
+            f"{manifest} is gone: without it, a server would ignore the state that is there and start empty; "
             f"{_instead(data_dir)}"
         )
     # Blocked in this thread: the processes that it starts inherit that, whatever they handle.
@@ -462,8 +462,8 @@ def _command_end(data: "bytes | mmap.mmap", at: int) -> int:
 def _instead(data_dir: Path) -> str:
     where = shlex.quote(str(data_dir))
     return (
-        f"restore {data_dir} from a backup, or begin anew, with a baseline of each account and without what "
-        f"waited to be delivered: mv {where} {where}.damaged"
+        f"restore {data_dir} from a backup, or start again, with a new baseline of each account and without "
+        f"the deliveries that waited: mv {where} {where}.damaged"
     )
 
 

@@ -33,7 +33,7 @@ _RIGHTS: _Words = (
     "forbids its user a command or key that watcher needs; allow them as deploy/users.acl does",
 )
 _NODE: _Words = (PartOfCluster, "is part of a Cluster: name it by redis+cluster://")
-_SLOTS: _Words = (StoreRefuses, "moves or misses some of the slots of its Cluster; it heals by itself")
+_SLOTS: _Words = (StoreRefuses, "moves or misses some of the slots of its Cluster; this ends by itself")
 _NO_NODE: _Words = (ConfigurationRefused, "is not part of a Cluster: name it by redis://")
 
 _BY_CODE: Mapping[str, _Words] = {
@@ -49,15 +49,15 @@ _BY_CODE: Mapping[str, _Words] = {
     "NOREPLICAS": (StoreRefuses, "refuses writes (NOREPLICAS): too few of its replicas are connected"),
     "MASTERDOWN": (
         StoreRefuses,
-        "is a replica that has lost its primary (MASTERDOWN), and answers when it has found it again; point "
+        "is a replica that has lost its primary (MASTERDOWN), and answers once that is back; point "
         "redis.url at the primary",
     ),
     "BUSY": (
         StoreRefuses,
-        "is busy with a script that does not end (BUSY), and none of watcher's takes so long; end it by "
+        "is busy with a script that does not end (BUSY), which is none of watcher's; end it by "
         "SCRIPT KILL, or FUNCTION KILL",
     ),
-    "LOADING": (StoreUnreachable, "is still loading its data; it will answer when it is done"),
+    "LOADING": (StoreUnreachable, "is still loading its data, and will answer after that"),
     "CLUSTERDOWN": _SLOTS,
     "TRYAGAIN": _SLOTS,
     "MOVED": _NODE,
@@ -71,7 +71,7 @@ _BY_CODE: Mapping[str, _Words] = {
     ),
     "DENIED": (
         ConfigurationRefused,
-        "is in protected mode and takes connections of its own machine only: set a password there",
+        "is in protected mode, and accepts connections from its own machine only: set a password there",
     ),
 }
 _FIRST = ("LOADING", "ASK", "WRONGPASS", "NOAUTH", "DENIED")
@@ -83,7 +83,7 @@ _BY_PHRASE: Mapping[str, _Words] = {
     "max number of clients": (
         StoreRefuses,
         "has no connection left (max number of clients reached): raise its maxclients, or see by CLIENT LIST "
-        "which clients hold them",
+        "which clients use them",
     ),
     "user executing the script can't": _RIGHTS,
     "ACL failure in script": _RIGHTS,
@@ -99,7 +99,7 @@ _BY_PHRASE: Mapping[str, _Words] = {
     "cluster support disabled": _NO_NODE,
     "DB index": (
         ConfigurationRefused,
-        "has no database of that number: it comes last in redis.url, or as ?db=",
+        "has no database of this number; redis.url names it at its end, or in ?db=",
     ),
 }
 
@@ -161,7 +161,7 @@ def of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
 
 
 _CLIENT_CERTIFICATE = "name one in redis.url by ?ssl_certfile=/path/client.pem&ssl_keyfile=/path/client.key"
-_OLD_TLS = "speaks no version of TLS that this machine does: let it speak TLS 1.2 or 1.3"
+_OLD_TLS = "speaks no version of TLS that this machine speaks: let it speak TLS 1.2 or 1.3"
 _NO_TLS = "does not speak TLS; use redis://, or its TLS port"
 _BY_TLS: Mapping[str, str] = {
     "mismatch, certificate is not valid for": (
@@ -174,7 +174,7 @@ _BY_TLS: Mapping[str, str] = {
         "by ?ssl_ca_certs=/path/ca.pem, or trust any certificate by ?ssl_cert_reqs=none"
     ),
     "CERTIFICATE_REQUIRED": f"wants a client certificate: {_CLIENT_CERTIFICATE}",
-    "INSUFFICIENT_SECURITY": "shares no safe cipher with this machine: let it speak TLS 1.2 or 1.3",
+    "INSUFFICIENT_SECURITY": "has no safe cipher in common with this machine: let it speak TLS 1.2 or 1.3",
     "HANDSHAKE_FAILURE": (
         f"breaks off the TLS handshake: it wants a client certificate ({_CLIENT_CERTIFICATE}), or has no "
         "cipher in common with this machine"
@@ -192,7 +192,7 @@ _BY_TLS: Mapping[str, str] = {
     **dict.fromkeys(
         ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"), _NO_TLS
     ),
-    "UNRECOGNIZED_NAME": "serves no such name with TLS; look at the host name in redis.url",
+    "UNRECOGNIZED_NAME": "has no certificate for this name; look at the host name in redis.url",
     "TOO_SMALL": "has a certificate with a key that is too weak",
     "TOO_WEAK": "has a certificate whose key or signature is too weak",
 }

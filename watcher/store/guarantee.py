@@ -32,12 +32,12 @@ _PROMISES: Mapping[Persistence, str] = {
     "as a whole, and the next polls emit those changes again",
     "no": "a crash of Redis loses nothing; a power loss takes back what its system had not yet written, and "
     "the next polls emit those changes again",
-    "aof": "it keeps an append-only file, and does not say how much a crash or a power loss takes back",
+    "aof": "it has an append-only file, but does not say how much a crash or a power loss takes back",
     "snapshots": "a crash of Redis takes everything back to its last snapshot as a whole, and the next polls "
     "emit the changes since then again",
     "none": "a restart of Redis loses all state: pending deliveries are gone and every account starts with a "
     "new baseline; for more, set appendonly yes",
-    "hidden": "it does not say what outlives a restart; without an append-only file all state is lost",
+    "hidden": "it does not say what survives a restart; without an append-only file all state is lost",
 }
 _POLICIES = frozenset({"noeviction"}) | {
     f"{keys}-{order}" for keys in ("allkeys", "volatile") for order in ("lru", "lfu", "random", "ttl", "lrm")
@@ -209,7 +209,7 @@ def _warnings(info: Mapping[str, Any], eviction: str, is_verified: bool) -> list
         "Redis may evict keys that expire (maxmemory-policy {eviction}); set maxmemory-policy noeviction": (
             eviction.startswith("volatile-")
         ),
-        "Redis is still loading its data; nothing happens until it is done": bool(info.get("loading")),
+        "Redis is still loading its data; work begins after that": bool(info.get("loading")),
         "Redis refuses writes: its memory is full; raise its maxmemory": (
             0
             < _count(info, "maxmemory")

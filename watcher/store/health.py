@@ -148,7 +148,7 @@ class StoreHealth:
         known = before.warnings if before else ()
         warnings = [warning for warning in found.warnings if warning not in known]
         if before and found.is_weaker_than(before):
-            warnings.append(f"it promises less than it did: {found.sentence}")
+            warnings.append(f"it guarantees less than before: {found.sentence}")
         for warning in warnings:
             log.warning("store.weak", server=found.server, reason=warning)
 

@@ -105,8 +105,7 @@ async def read_meta(pipe: Pipe, keys: Keys, *names: str) -> list[bytes | None]:
             found: list[bytes | None] = await pipe.command("HMGET", keys.meta(), *names)
     except BadState:
         raise ConfigurationRefused(
-            f"what lies under {keys.meta()} is none of watcher's: delete it, and all accounts are enrolled "
-            "anew"
+            f"what lies under {keys.meta()} is not watcher's: delete it, and all accounts are enrolled again"
         ) from None
     return found
 
@@ -145,7 +144,7 @@ class Layout:
             raise ConfigurationRefused(
                 f"the state under {self._keys.meta()} was laid out by another version of watcher (schema "
                 f"{_number(noted.schema)}, {_number(shards)} shards; this one has {LAYOUT}, {SHARDS}): run "
-                "that version, or set redis.namespace to start anew"
+                "that version, or set another redis.namespace to start again"
             )
         if to is None:
             return Numbers(at, at, wanted, turn=turn, noted=noted)

@@ -78,7 +78,8 @@ async def _why(error: StoreError, url: str) -> StoreError:
             return ConfigurationRefused(f"Redis at {at} does not speak TLS; use redis://, or its TLS port")
         if len(found) == 1 and not await _speaks_tls(host, port):
             return StoreUnreachable(
-                f"what listens at {at} completes no TLS handshake; is it the TLS port of a working Redis?"
+                f"what listens at {at} does not complete the TLS handshake; is it the TLS port of a working "
+                "Redis?"
             )
         return error
     if await _speaks_tls(host, port):
@@ -88,7 +89,7 @@ async def _why(error: StoreError, url: str) -> StoreError:
     is_cut_off = isinstance(error.__cause__, NoConnection) and error.__cause__.status_code is None
     if len(found) == 1 and is_cut_off:
         return StoreUnreachable(
-            f"what listens at {at} closes the connection without an answer; is it Redis, and does it work?"
+            f"what listens at {at} closes the connection without an answer; is it a working Redis?"
         )
     return error
 

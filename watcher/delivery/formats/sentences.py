@@ -49,7 +49,7 @@ def slots_in(template: str) -> Iterator[str]:
     try:
         parts = [*Formatter().parse(template)]
     except ValueError:
-        raise ValueError("a brace stands alone: write {{ or }} for one that is text") from None
+        raise ValueError("has a single brace: write {{ or }} for a brace in the text") from None
     for _, slot, spec, conversion in parts:
         if spec or conversion:
             raise ValueError(f"write {{{slot}}} alone: a slot takes no ':' and no '!'")
@@ -62,7 +62,7 @@ def sentence(delivery: Delivery, template: str | None = None, *, width: int = WI
     try:
         slots = _slots(orjson.loads(delivery.body), width)
     except (ValueError, LookupError, TypeError, AttributeError):  # its stored event is damaged
-        return f"event {delivery.event_id} ({delivery.type}): what is stored of it cannot be read"
+        return f"event {delivery.event_id} ({delivery.type}): its stored event cannot be read"
     return template.format_map(slots) if template is not None else slots["sentence"]
 
 
