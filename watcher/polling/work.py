@@ -239,7 +239,7 @@ class ProviderPolls(InUse):
 
     async def begin(self, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
         """Take turns for what was claimed. If Redis gives none, give the leases back."""
-        costs = [self.poller.cost(self.accounts.get(lease.member)) for lease in leases]
+        costs = [self._cost(lease.member) for lease in leases]
         try:
             turn = await self._take_turns(sum(costs)) if leases else None
         except StoreError as error:
@@ -251,6 +251,11 @@ class ProviderPolls(InUse):
             later_s = cost * self.poller.spacing_s
             turn = turn and Turn(turn.at + later_s, turn.until + later_s)
         return begun
+
+    def _cost(self, name: str) -> int:
+        """Return how many requests a poll begins with: the same for all accounts of nearly every provider."""
+        account = self.accounts.get(name)
+        return self.poller.most_requests if account and len(self._by_cost) == 1 else self.poller.cost(account)
 
     async def _poll(self, lease: Lease, turn: Turn | None) -> bool:
         """Poll one account at its turn, or give it back."""

@@ -169,7 +169,10 @@ class ProviderClient:
 
         The same bytes as at the last successful poll mean the same snapshot, and need not be read.
         """
-        bodies = await self._ask_at_turns(self._provider.requests(account))
+        first, *more = self._provider.requests(account)
+        bodies = await self._ask_at_turns([first, *more]) if more else (await self._fetch(first),)
+        if self.most_rounds == 1 and not more:
+            return bodies
         _refuse_too_much(bodies)
         if self.most_rounds == 1:
             return bodies
@@ -193,14 +196,11 @@ class ProviderClient:
         """Send the first requests of a poll, each at its reserved turn, without waiting for the answer to the
         one before.
         """
-        first, *more = requests
-        if not more:
-            return (await self._fetch(first),)
         try:
             async with asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(self._fetch(request, wait_s=number * self.spacing_s))
-                    for number, request in enumerate([first, *more])
+                    for number, request in enumerate(requests)
                 ]
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
