@@ -169,11 +169,12 @@ class ProviderClient:
 
         The same bytes as at the last successful poll mean the same snapshot, and need not be read.
         """
-        first, *more = self._provider.requests(account)
-        bodies = await self._ask_at_turns([first, *more]) if more else (await self._fetch(first),)
-        if self.most_rounds == 1 and not more:
-            return bodies
-        _refuse_too_much(bodies)
+        requests = self._provider.requests(account)
+        if len(requests) > 1:
+            bodies = await self._ask_at_turns(requests)
+            _refuse_too_much(bodies)
+        else:
+            bodies = (await self._fetch(requests[0]),)
         if self.most_rounds == 1:
             return bodies
         answers = [*map(self._parse, bodies)]
