@@ -57,7 +57,7 @@ def test_an_account_that_is_reset_is_polled_at_once_and_begins_with_a_baseline(
     done = run("accounts", "reset", "treasury", "--yes")
     assert (done.code, done.out) == (
         0,
-        "treasury: 3 assets forgotten; its next successful poll is a baseline, and it is polled now\n",
+        "treasury: 3 assets forgotten; its next successful poll is a baseline, and it is due now\n",
     )
     assert write(waits_ms) <= 0
     assert "not read yet" in run("balances", "treasury").out

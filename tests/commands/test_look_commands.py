@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.builders import a_balance, a_row, a_snapshot
+from tests.support.builders import a_balance, a_row, a_snapshot, a_subscription
 from tests.support.events_schema import assert_valid
 from tests.support.rig import ALICE, TREASURY, Rig, a_rig
 from tests.support.stores import fail, pause
 from tests.support.stories import (
+    NOW_MS,
     STORY,
     Books,
     Ended,
@@ -36,7 +37,9 @@ from tests.support.stories import (
     steps,
 )
 from watcher.commands._table import backlog_text
-from watcher.journal.events import iso
+from watcher.journal.events import Origin, iso
+from watcher.journal.interest import Interest
+from watcher.journal.step import go_stale
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.embedded import Embedded
 from watcher.store.keys import shard_of
@@ -106,6 +109,18 @@ def test_an_audit_finds_what_is_missing_and_exits_with_1(run: Run, write: Write)
     assert [finding["asset"] for finding in done.objects[1]["findings"]] == [None, "ETH"]
     assert "alice    DIFFERS  ETH: the state has published total 2 instead of 1\n" in run("audit", "a*").out
     assert run("audit", "treasury").code == 0
+
+
+def test_an_audit_says_that_a_log_was_trimmed_only_where_it_was(run: Run, write: Write) -> None:
+    async def never_read(books: Books) -> None:
+        await books.enroll("bob")
+        origin = Origin("bob", "loopring", 0, NOW_MS, NOW_MS)
+        ops = Interest({"ops": a_subscription(events=("*",))})
+        how: dict[str, Any] = {"interest": ops, "version": f"{1:016x}", "now_ms": NOW_MS}
+        await books.commit(go_stale(None, origin, "gone", "no connection", **how), "bob")
+
+    write(never_read)
+    assert "beginning with its first: no balance is known yet" in run("audit", "bob").out
 
 
 def test_an_audit_of_a_state_that_cannot_be_read_says_so(run: Run, write: Write) -> None:

@@ -12,7 +12,7 @@ from watcher.store.keys import shard_of
 from watcher.store.members import Presence, Workers
 
 PROVIDER = "loopring"
-NO_WORKER = "watcher: no worker is there: the first that starts polls what is due"
+NO_WORKER = "watcher: no worker runs: what is due is polled once one is started"
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ async def test_whatever_a_subscription_waits_for_goes_out_within_a_second_of_its
             resumed_at = {}
             for name, one in subscribers.items():
                 one.status, one.headers = 200, {}
-                assert "what waits goes out now" in (await run("subscriptions", "resume", name)).out
+                assert "what waits is due now" in (await run("subscriptions", "resume", name)).out
                 resumed_at[name] = time.monotonic()
             for one in subscribers.values():
                 await one.until(lambda one=one: len(one.taken) == len(ACCOUNTS), within_s=40)  # type: ignore[misc]

@@ -295,7 +295,7 @@ def parse_since(text: str | None) -> datetime | timedelta | None:
         try:
             return parse_duration(text)
         except ValueError:
-            message = "write how long ago, as in 1h or 2d, or a time, as in 2026-11-20T14:00Z"
+            message = "write how long ago, as in 1h or 2d (a year at most), or a time: 2026-11-20T14:00Z"
             raise click.BadParameter(message, param_hint="--since") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

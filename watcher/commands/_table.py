@@ -168,6 +168,16 @@ def say_next(text: str) -> None:
         click.echo(f"next: {text}", err=True)
 
 
+async def say_if_idle(store: "OpenStore", what: str) -> None:
+    """Say on stderr that no worker runs, where that is so, and what waits for one."""
+    from watcher.store.members import Workers
+    from watcher.store.reader import Reader
+
+    now_ms = await Reader(store.pipe, store.keys).now_ms()
+    if not any(one.is_there(now_ms) for one in await Workers(store.pipe, store.keys).read()):
+        click.echo(f"watcher: no worker runs: {what} once one is started", err=True)
+
+
 def age_text(ms: int) -> str:
     """Write how long something lasts, in its two largest units: `45s`, `3m 20s`, `2d 4h`."""
     seconds = max(0, ms) // 1000

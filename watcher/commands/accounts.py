@@ -19,7 +19,7 @@ from watcher.commands._shared import (
     names_of,
     sure_option,
 )
-from watcher.commands._table import Column, Display, display_options, opened, say_json, say_next
+from watcher.commands._table import Column, Display, display_options, opened, say_if_idle, say_json, say_next
 from watcher.printable import many
 from watcher.snapshot import spoken
 
@@ -202,7 +202,8 @@ async def reset_command(*, look: "Look", is_sure: bool, name: str) -> None:
             if is_last:
                 raise _NotReset(f"{name}: its state changes all the time; try again")
         await Roster(store.pipe, store.keys).make_due(provider, [name], now_ms=schedule.now_ms())
-    click.echo(f"{name}: {what} forgotten; its next successful poll is a baseline, and it is polled now")
+        click.echo(f"{name}: {what} forgotten; its next successful poll is a baseline, and it is due now")
+        await say_if_idle(store, "it is polled")
     say_next(f"watcher events --account {name} --type baseline --follow")
 
 

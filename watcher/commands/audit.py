@@ -124,7 +124,8 @@ def _rows(
     is taken as given."""
     if not verdict.findings:
         cut = "with its balances then, taken as given" if is_part else "where the log was trimmed"
-        begin = "with its baseline" if verdict.from_baseline else cut
+        first = "with its first: no balance is known yet" if verdict.is_first else cut
+        begin = "with its baseline" if verdict.from_baseline else first
         since = display.time(verdict.since or "")
         proof = f"{many(verdict.records, 'record')} since {since}, beginning {begin}"
         nothing = "no record of it since then: nothing to prove" if is_part else "no record of it is kept"

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from watcher.store.opening import OpenStore
 
 _COLUMNS = (
-    Column("time", "whole", rank=1),
+    Column("time", "whole", rank=2),
     Column("account"),
-    Column("type", "whole", rank=2),
-    Column("amount", "amount"),
+    Column("type", "whole"),
+    Column("amount", "amount", rank=1),
     Column("asset"),
     Column("moved", rank=6, least=24),
     Column("sequence", "number", rank=5),

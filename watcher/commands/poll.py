@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from watcher.commands._shared import Unknown, in_a_loop, look_options, names_in, names_of
-from watcher.commands._table import age_text, say_json, say_next
+from watcher.commands._table import age_text, say_if_idle, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -87,15 +87,13 @@ async def command(*, look: "Look", provider: str | None, is_json: bool, accounts
 
 async def _explain(store: "OpenStore", woken: "Sequence[Woken]") -> None:
     """Say on stderr what else the polls may have to wait for."""
-    from watcher.store.members import Workers
     from watcher.store.polls import Polls
     from watcher.store.reader import Reader
     from watcher.store.schedule import Schedule
 
     reader, polls = Reader(store.pipe, store.keys), Polls(Schedule(store.pipe), store.keys)
-    now_ms = await reader.now_ms()
-    if woken and not any(one.is_there(now_ms) for one in await Workers(store.pipe, store.keys).read()):
-        click.echo("watcher: no worker is there: the first that starts polls what is due", err=True)
+    if woken:
+        await say_if_idle(store, "what is due is polled")
     for provider in sorted({one.provider for one in woken if one.waits_for == "turn"}):
         if (wait_ms := await polls.next_turn_ms(provider)) > _SOON_MS:
             held = (

@@ -14,7 +14,7 @@ from watcher.commands._shared import (
     since_ms,
     since_option,
 )
-from watcher.commands._table import Progress, opened, say_json, say_next
+from watcher.commands._table import Progress, opened, say_if_idle, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ async def command(
         with Progress("counting" if is_preview else "queuing", steps_of(selection, wanted)) as progress:
             found = await send_again(store.pipe, store.keys, wanted, selection, done=progress.done)
         breakers = await Breakers(store.pipe, store.keys).read()
+        if not is_preview and any(resent.deliveries for resent in found):
+            await say_if_idle(store, "they go out")
     paused = {name for name, breaker in breakers.items() if breaker.paused_at_ms}
     for resent in found:
         is_paused = resent.subscription in paused

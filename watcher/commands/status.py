@@ -268,8 +268,8 @@ def _provider_text(line: _Line, time: Callable[[str], str]) -> Iterator[str]:
 
     failing = f", {line['failing']:,} failing" if line["failing"] else ""
     used, needed, most = (line[f"{name}_per_second"] for name in ("used", "needed", "requests"))
-    made = "" if used is None else f", makes {used:.3g}{' requests/s' if needed is None else ''}"
-    rate = made if needed is None else f"; needs {needed:.3g} requests/s, {most:g} allowed{made}"
+    made = "" if used is None else f", makes {_per_second(used) if needed is None else f'{used:.3g}'}"
+    rate = made if needed is None else f"; needs {_per_second(needed)}, {most:g} allowed{made}"
     name = printable(line["provider"])
     yield _entry("provider", f"{name}: {many(line['accounts'], 'account')} scheduled{failing}{rate}")
     for found in line["errors"][:_MOST_ERRORS]:
@@ -282,6 +282,11 @@ def _provider_text(line: _Line, time: Callable[[str], str]) -> Iterator[str]:
     if line["late_s"]:
         late = age_text(1000 * line["late_s"])
         yield _entry("", f"  the next poll is {late} late: does a worker run, and keep up?", Waits)
+
+
+def _per_second(rate: float) -> str:
+    text = f"{rate:.3g}"
+    return f"{text} request{'' if text == '1' else 's'}/s"
 
 
 def _severity(line: _Line) -> int:

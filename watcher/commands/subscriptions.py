@@ -22,6 +22,7 @@ from watcher.commands._table import (
     display_options,
     opened,
     rest_texts,
+    say_if_idle,
     say_json,
     say_next,
 )
@@ -152,8 +153,9 @@ async def _switch(look: "Look", action: str, name: str) -> None:
             say_next(f"watcher subscriptions resume {name}")
             return
         has_changed = await resume_by_hand(breakers, Queues(Schedule(store.pipe), store.keys), name)
-    said = "resumed" if has_changed else "was neither paused nor failing"
-    click.echo(f"{name}: {said}; what waits goes out now")
+        said = "resumed" if has_changed else "was neither paused nor failing"
+        click.echo(f"{name}: {said}; what waits is due now")
+        await say_if_idle(store, "what waits goes out")
     say_next(f"watcher deliveries --subscription {name}")
 
 

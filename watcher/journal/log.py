@@ -200,11 +200,13 @@ class Finding(NamedTuple):
 @dataclass(slots=True)
 class Verdict:
     """What a replay found. `since` is the time of the first record kept (ISO 8601); `from_baseline` says
-    that it begins with one, so that nothing of the account is taken on trust."""
+    that it begins with one, so that nothing of the account is taken on trust; `is_first`, that nothing was
+    recorded before."""
 
     records: int = 0
     since: str | None = None
     from_baseline: bool = False
+    is_first: bool = False
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -233,7 +235,8 @@ class Audit:
         except Damaged as damage:
             self._find(str(damage), record)
             return
-        self.verdict.since = self.verdict.since or iso(entry.at_ms)
+        if self.verdict.since is None:
+            self.verdict.since, self.verdict.is_first = iso(entry.at_ms), record.follows == 0
         if self._commits.begins_anew(record.follows, entry):
             self._end_by_asset.clear()
             self._ids.clear()  # the same balances make the same `account.baseline`
