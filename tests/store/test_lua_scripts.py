@@ -24,8 +24,8 @@ PROVIDED = {
     *("redis", "KEYS", "ARGV", "string", "table", "math", "ipairs", "tonumber", "tostring", "type", "unpack"),
     "pcall",
 }
-READS = {"HGET", "HLEN", "HMGET", "TIME", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZSCORE"} | {
-    *("alone_in", "length_of", "waiting_in")  # of queues
+READS = {"EXISTS", "HGET", "HLEN", "HMGET", "TIME", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZSCORE"} | {
+    *("alone_in", "empty_in", "length_of", "waiting_in")  # of queues
 }
 LISTS = {"list", "queue"}
 """What names a key where a script gathers several of a kind."""
@@ -196,7 +196,7 @@ def test_a_script_uses_the_parts_that_it_calls(name: str) -> None:
 
 
 def test_the_functions_of_parts_that_touch_keys_are_found() -> None:
-    of_queues = {"alone_in", "append", "length_of", "take_oldest", "waiting_in"}
+    of_queues = {"alone_in", "append", "empty_in", "length_of", "take_oldest", "waiting_in"}
     others = {
         "hold",
         "drop",

@@ -72,10 +72,9 @@ while KEYS[key] do
     key, at = key + 2, at + 3 + deliveries
   end
 end
-for i, alone in ipairs(alone_in(lists)) do
-  local list = lists[i]
-  queue_of[i].alone = alone
-  queue_of[i].was_empty = not alone and redis.call('LLEN', list) == 0
+local alone = alone_in(lists)
+for i, is_empty in ipairs(empty_in(lists, alone)) do
+  queue_of[i].alone, queue_of[i].was_empty = alone[i], is_empty
 end
 for _, one in ipairs(filled) do one.times = redis.call('ZMSCORE', KEYS[one.at], unpack(one.accounts)) end
 local waiting_before = names[1] and redis.call('HMGET', backlogs, unpack(names)) or {}
@@ -171,7 +170,7 @@ for i, step in ipairs(steps) do
         waiting[k] = event.reference .. ' ' .. previous
         event.count = event.count + 1
         event.queued[event.count] = queue.subscription .. ' ' .. previous
-        previous = string.match(event.reference, '%d+$')
+        previous = string.match(event.reference, ' (%d+)$')
         is_ours = is_ours and not stored_before[event.place]
       end
       last[#last + 1] = queue.subscription

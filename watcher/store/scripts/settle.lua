@@ -34,7 +34,8 @@ end
 
 -- As in commit: a key of another type fails all steps before the first of them takes a head away.
 local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
-local tries = redis.call('HLEN', all_tries) > 0 and redis.call('HMGET', all_tries, unpack(accounts)) or {}
+local has_failed_lately = redis.call('EXISTS', all_tries, results) > 0
+local tries = has_failed_lately and redis.call('HMGET', all_tries, unpack(accounts)) or {}
 local waiting = redis.call('HGET', backlogs, subscription)
 if may_wait then redis.call('ZCARD', due_subscriptions) end
 if may_remember then
@@ -44,7 +45,7 @@ end
 if may_bury then check_types(dead, bodies, sizes, given_up, backlogs) end
 -- While all is well nothing is counted: results begin with a failure. What was counted may be lost: keys of another
 -- type are made anew, so that they hold up no delivery.
-local noted = redis.pcall('ZCARD', results)
+local noted = has_failed_lately and redis.pcall('ZCARD', results) or 0
 if type(noted) == 'table' then
   redis.call('DEL', results)
   noted = 0

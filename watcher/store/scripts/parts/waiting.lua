@@ -10,6 +10,16 @@ local function alone_in(lists) -- by place: the delivery that waits alone there,
   return found
 end
 
+local function empty_in(lists, alone) -- by place: whether nothing waits there; `alone` is what alone_in found
+  local left, found = 0, {}
+  for i = 1, #lists, 1000 do
+    left = left + redis.call('EXISTS', unpack(lists, i, math.min(i + 999, #lists)))
+  end
+  for i = 1, #lists do left = left - (alone[i] and 1 or 0) end
+  for i = 1, #lists do found[i] = not alone[i] and (left == 0 or redis.call('LLEN', lists[i]) == 0) end
+  return found
+end
+
 local function length_of(list)
   return redis.call('MGET', list)[1] and 1 or redis.call('LLEN', list)
 end
