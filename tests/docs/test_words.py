@@ -41,8 +41,6 @@ ALLOWED = {
     "letters, digits": "characters",
     "letters and digits": "characters",
     "a letter": "a character",
-    "ACCOUNT held": "its balances",
-    "the account held": "its balances",
     "standing by": "a worker that waits for its layout",
 }
 """Uses that the field has, too."""

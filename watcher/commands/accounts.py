@@ -33,7 +33,7 @@ _POLLS_BETWEEN = 10
 
 @click.group("accounts", cls=ListFirst, short_help="List accounts, remove one, or let it begin anew.")
 def command() -> None:
-    """List the accounts of the configuration and of the API, show or remove one, or let it begin anew.
+    """List the accounts of the configuration and of the API; show, remove or reset one.
 
     \b
     Examples:
@@ -83,8 +83,9 @@ async def list_command(*, look: "Look", display: Display, is_json: bool) -> None
 @click.argument("name", shell_complete=names_of("accounts"))
 @in_a_loop
 async def show_command(*, look: "Look", is_json: bool, name: str) -> None:
-    """Print the account NAME as a section of the configuration. For one that came through the API this takes
-    the key of [api].
+    """Print the account NAME as a section of the configuration.
+
+    An account that came through the API can only be printed with the key of [api].
 
     \b
     Examples:
@@ -154,10 +155,10 @@ async def remove(look: "Look", kind: "Kind", name: str, *, is_sure: bool, questi
 @click.argument("name", shell_complete=names_of("accounts"))
 @in_a_loop
 async def reset_command(*, look: "Look", is_sure: bool, name: str) -> None:
-    """Forget what was accepted of the account NAME: what its next successful poll says is a baseline.
+    """Forget the balances of the account NAME: its next successful poll is a new baseline.
 
-    For a chain that was replaced, or a node that was set back, on purpose. What moved in between is never
-    emitted. Workers may go on meanwhile: what waits is delivered, sequences rise on, and the account is
+    For a chain that was replaced, or a node that was set back, on purpose. Changes in between are never
+    emitted. Workers may go on meanwhile: what waits is delivered, sequences go on rising, and the account is
     polled at once.
 
     \b

@@ -72,11 +72,12 @@ async def command(
 ) -> int:
     """Replay the event log and compare it with the state: of every account, or of ACCOUNT (a name or glob).
 
-    Every effect has to lead from its baseline, or from the oldest record kept, to what is published now. With
-    --since, only later records are read, and the balances before the first one are taken as given.
+    The effects of all events must lead from the account's baseline, or from the oldest record kept, to the
+    balances published now. With --since, only later records are read, and the balances before the first one
+    are taken as given.
 
-    With --store: whether each event's body is there as long as anything refers to it, each queue in its
-    schedule, each schedule in the index, and every key one of watcher's. Workers may go on meanwhile.
+    With --store it checks that each event's body is there while anything refers to it, that each queue is in
+    its schedule and each schedule in the index, and that every key is watcher's. Workers may go on meanwhile.
 
     \b
     Examples:

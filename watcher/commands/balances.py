@@ -62,9 +62,9 @@ async def command(
 ) -> None:
     """Show the last accepted balances: of every account, or of ACCOUNT (a name or glob).
 
-    What is pending confirmation waits for its other half for a few successful polls; what is suspect waits
-    for a second opinion, or for a minute where a full listing suddenly names nothing. Both are emitted then,
-    or turn out to be nothing.
+    A change that is pending confirmation waits a few successful polls for its other half. A suspect change
+    waits for a second poll; if a full listing suddenly names nothing, it waits for a minute. After that the
+    change is emitted, or dropped if the polls do not confirm it.
 
     \b
     Examples:

@@ -21,7 +21,7 @@ _MOST_NAMES = 5
 
 @click.command("check", short_help="Find every mistake in the configuration.")
 @config_option
-@click.option("--show", "is_shown", is_flag=True, help="Print what is in effect, with secrets as ***.")
+@click.option("--show", "is_shown", is_flag=True, help="Print the settings in effect, with secrets as ***.")
 @click.option("--connect", "is_trying", is_flag=True, help="Try Redis, providers and subscribers too.")
 @click.option("--recipe", metavar="FILE|NAME", help="Instead: read answers by a recipe, or by such a file.")
 @click.option(
@@ -47,11 +47,11 @@ def command(
     Prints a summary, or all mistakes.
 
     With --connect it also tries Redis and the rights there, polls one account of each provider, compares the
-    clocks, and goes as far as the TLS of each subscriber: nothing is written, nothing is sent. A Redis whose
-    certificate is self-signed needs ?ssl_ca_certs=/path/ca.pem in redis.url.
+    clocks, and connects to each subscriber, up to the TLS handshake: nothing is written, nothing is sent. A
+    Redis with a self-signed certificate needs ?ssl_ca_certs=/path/ca.pem in redis.url.
 
-    With --recipe it prints what answers say of the first account of that file, asset by asset, and what
-    events a second poll's answers would make. Without --answer: what is asked for.
+    With --recipe and --answer it prints the balances that the answers give for the first account of that
+    file, and, with the answers of a second poll, the events. Without --answer it prints the requests.
 
     \b
     Examples:

@@ -104,9 +104,11 @@ class _Wanted(NamedTuple):
 @click.command("deliveries", short_help="What waits, what was given up, what was tried.")
 @look_options
 @click.option(
-    "--waiting", "kind", flag_value="waiting", default=True, help="What is still owed. The default."
+    "--waiting", "kind", flag_value="waiting", default=True, help="Deliveries that wait. The default."
 )
-@click.option("--dead", "kind", flag_value="dead", help="Dead letters: given up, kept, resendable.")
+@click.option(
+    "--dead", "kind", flag_value="dead", help="Dead letters: given up, kept, and can be sent again."
+)
 @click.option("--attempts", "kind", flag_value="attempts", help="Attempts that failed, and what followed.")
 @click.option(
     "--subscription", metavar="GLOB", help="Subscription names.", shell_complete=names_of("subscriptions")
@@ -132,14 +134,15 @@ async def command(
     action: str,
     event_id: str | None,
 ) -> int:
-    """Show what waits for each subscription, queue by queue; what was given up; what was tried.
+    """Show the deliveries that wait, queue by queue; or dead letters; or attempts.
 
-    Of what waits, the first N are shown, the queue that is due first above; one that is being worked on is
-    due when its lease ends. Of the rest the latest N are shown, oldest first. An attempt that delivered at
-    once is not remembered: the log has it. With --since only what was queued, given up or tried since then.
+    Of waiting deliveries the first N are shown, the queue that is due first on top; a queue that is being
+    worked on is due when its lease ends. Of dead letters and attempts the latest N are shown, oldest first.
+    An attempt that delivered at once is only in the log. With --since, only what was queued, given up or
+    tried since then is shown.
 
-    ACTION is list (the default) or give-up EVENT_ID: the event that its queue waits for becomes a dead
-    letter, which can be sent again, and what is behind it goes out at once. An attempt that is under way ends
+    ACTION is list (the default) or give-up EVENT_ID. Giving up makes an event at the head of its queue a dead
+    letter, which can be sent again; what is behind it is sent at once. An attempt that is under way ends
     first. If the event waits for several subscriptions, name one.
 
     \b

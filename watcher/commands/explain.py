@@ -38,7 +38,9 @@ class _Unread(Exception):
 @click.argument("before", metavar="BEFORE.json", type=click.File("rb"))
 @click.argument("after", metavar="AFTER.json", type=click.File("rb"))
 @click.option(
-    "--kind", type=click.Choice(["loopring", "metakeep"]), help="The provider; otherwise seen by the shape."
+    "--kind",
+    type=click.Choice(["loopring", "metakeep"]),
+    help="The provider; otherwise recognised by the shape of the answers.",
 )
 @click.option(
     "--withdrawals",

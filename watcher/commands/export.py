@@ -59,7 +59,7 @@ class Exported(NamedTuple):
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="The folder for the files; it is made where it is missing.",
+    help="The folder for the files; it is created if it is missing.",
 )
 @click.option(
     "--secrets",
@@ -70,12 +70,12 @@ class Exported(NamedTuple):
 @json_option
 @in_a_loop
 async def command(*, look: "Look", folder: Path, has_secrets: bool, is_json: bool) -> int:
-    """Write the accounts and subscriptions that came through the API into files: the way back after a loss of
-    Redis, and to a version without the API.
+    """Write the accounts and subscriptions that came through the API into files.
 
-    DIR gets subscriptions.toml (for watcher.toml), accounts.jsonl (for accounts_file) and, with --secrets,
-    state.jsonl (tokens, and what is verified). Without --secrets a variable stands for each secret, and those
-    to be set are printed. This takes the key of [api].
+    With these files you can go on after a loss of Redis, or with a version without the API. DIR gets
+    subscriptions.toml (for watcher.toml), accounts.jsonl (for accounts_file) and, with --secrets, state.jsonl
+    (tokens, and what is verified). Without --secrets, a variable stands for each secret, and the command
+    lists these variables. It needs the key of [api].
 
     \b
     Examples:

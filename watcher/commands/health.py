@@ -37,8 +37,8 @@ _AHEAD_S = 5.0
 def command(*, path: Path | None, max_age: str, url: str | None, token_name: str | None) -> int:
     """Say whether a worker lives, and if not, why.
 
-    With --file, by how long ago its heartbeat file was touched; else by asking /livez. A worker whose Redis
-    is down lives; one with a loop that is stuck does not.
+    With --file it looks at the age of the worker's heartbeat file; without, it asks /livez. A worker counts
+    as alive while its Redis is down, but not while one of its loops is stuck.
 
     \b
     Examples:

@@ -86,10 +86,10 @@ async def command(
     field: str,
     account: str,
 ) -> None:
-    """Show what ACCOUNT held over time: a line for each change that was emitted, and for each start.
+    """Show the balances of ACCOUNT over time: a line for each change that was emitted, and for each baseline.
 
     Read from the event log, which keeps the latest records that fit into an eighth of Redis' memory. A line
-    says what the account held from that time on.
+    shows the balances from that time on.
 
     \b
     Examples:

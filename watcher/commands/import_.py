@@ -71,7 +71,9 @@ class Given:
 
 @click.command("import", short_help="Write exported accounts and subscriptions into Redis.")
 @config_option
-@click.option("--dry-run", "is_preview", is_flag=True, help="Only say what is wrong with them, if anything.")
+@click.option(
+    "--dry-run", "is_preview", is_flag=True, help="Only say what is wrong with the files, if anything."
+)
 @json_option
 @click.argument(
     "files",
@@ -84,13 +86,13 @@ class Given:
 async def command(
     *, config_path: Path | None, is_preview: bool, is_json: bool, files: tuple[Path, ...]
 ) -> int:
-    """Write the accounts and subscriptions in FILES, as `watcher export` writes them, into Redis, as if they
-    had come through the API: workers that run take them over within two seconds.
+    """Write the accounts and subscriptions in FILES into Redis, as if they had come through the API.
 
-    Files of .toml hold [[subscriptions]] and [[accounts]], those of .jsonl one account a line. They are
-    checked as the API checks, and where anything is wrong nothing is written. What is there already, and the
-    same, stays as it is, so that this can be repeated. A subscription whose state.jsonl is given keeps its
-    tokens and needs no ping; any other waits until its URL has answered one. This takes the key of [api].
+    FILES are those of `watcher export`: .toml with [[subscriptions]] and [[accounts]], .jsonl with an account
+    on each line. They are checked as the API checks them; if anything is wrong, nothing is written. What is
+    already there and the same stays as it is, so the command can be repeated. Running workers follow within
+    two seconds. A subscription whose state.jsonl is given keeps its tokens and needs no ping; any other waits
+    until its URL has answered one. It needs the key of [api].
 
     \b
     Examples:

@@ -33,7 +33,8 @@ _FROM, _MANY, _SENT = (
 @click.option(
     "--provider",
     metavar="NAME",
-    help="Balances of what: a name that `watcher recipes` lists, or evm, exchange, http, loopring, metakeep.",
+    help="Where balances come from: a name that `watcher recipes` lists, or evm, exchange, http, loopring, "
+    "metakeep.",
     shell_complete=lambda _, __, text: [name for name in sources() if name.startswith(text)],
 )
 @click.option(
@@ -46,9 +47,9 @@ _FROM, _MANY, _SENT = (
 def command(*, path: Path, provider: str | None, to: str | None, is_forced: bool) -> None:
     """Write a commented configuration to PATH (watcher.toml), and say what to do next.
 
-    On a terminal it asks for what --provider and --to do not say. The commands to go on with are on stdout; a
-    signing secret in them is fresh and written nowhere: keep it where you keep secrets, and give it to the
-    receiver too.
+    On a terminal it asks for what --provider and --to leave open. It prints the next commands on stdout. They
+    contain a new signing secret, which is stored nowhere else: keep it with your secrets, and give it to the
+    receiver.
 
     \b
     Examples:

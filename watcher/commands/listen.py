@@ -38,17 +38,23 @@ _ORDER = {
 @click.command("listen", short_help="Receive webhooks, verify and print them.")
 @click.option("--host", default=_LOOPBACK, show_default=True, help="The address to listen at.")
 @click.option(
-    "--port", default=8788, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
+    "--port",
+    default=8788,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="The port to listen at; 0 is any free one.",
 )
 @secret_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per attempt.")
-@click.option("--forward-to", metavar="URL", help="POST what is genuine there too, and answer as it answers.")
+@click.option(
+    "--forward-to", metavar="URL", help="Also POST verified requests to this URL, and answer as it answers."
+)
 @click.option(
     "--save",
     "folder",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write each request, as it arrived, into a file there, for `watcher verify`.",
+    help="Write each request, as it arrived, to a file in this folder, for `watcher verify`.",
 )
 @click.option("--fail", metavar="STATUS:N", help="Answer the first N attempts of each event with STATUS.")
 @click.option("--delay", default="0s", help="Wait so long before each answer, as in 2s.")

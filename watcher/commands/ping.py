@@ -42,13 +42,14 @@ def _types(_context: click.Context | None, _parameter: click.Parameter | None, b
 @click.argument("name", metavar="SUBSCRIPTION", shell_complete=names_of("subscriptions"))
 @in_a_loop
 async def command(*, config_path: Path | None, type_: str, is_json: bool, name: str) -> int:
-    """Send one sample to SUBSCRIPTION, whatever events it asks for, and say what came of it.
+    """Send one sample event to SUBSCRIPTION, whatever events it asks for, and show the result.
 
-    It is signed, or a message for people, as the subscription's format says; one to PagerDuty opens an alert.
+    It is signed, or a message for people, depending on the subscription's format; at PagerDuty it opens an
+    alert.
 
-    It goes out from here and at once: no worker need run, no Redis, unless SUBSCRIPTION came through the API,
-    and a pause does not matter. It changes nothing: what is unverified stays so. A sample of
-    another type than `subscription.ping` is about an account called `sample`, and its data says
+    It is sent at once by this command, also to a paused subscription: neither a worker nor Redis is needed,
+    unless SUBSCRIPTION came through the API. It changes nothing: an unverified URL stays unverified. A sample
+    of another type than `subscription.ping` is about an account called `sample`, and its data contain
     `"sample": true`.
 
     \b

@@ -31,11 +31,11 @@ _UNSCHEDULED = "no worker has it on its schedule yet; its first poll follows as 
 @click.argument("accounts", nargs=-1, metavar="[ACCOUNT]...", shell_complete=names_of("accounts"))
 @in_a_loop
 async def command(*, look: "Look", provider: str | None, is_json: bool, accounts: tuple[str, ...]) -> int:
-    """Make accounts due now, whatever their interval: a poll of each begins after this, within a tenth of a
-    second where a worker is free.
+    """Make workers poll accounts now, whatever their interval: within a tenth of a second, if a worker is
+    free.
 
     However often it is called, an account is polled once a second at most, and the rate limit of its provider
-    holds. What waits for a retry goes on waiting.
+    holds. An account that waits for a retry goes on waiting.
 
     \b
     Examples:

@@ -35,7 +35,7 @@ _MOST_NAMES = 8
     "--dead", "is_dead", is_flag=True, help="All dead letters of the subscription, or those since WHEN."
 )
 @since_option
-@click.option("--dry-run", "is_preview", is_flag=True, help="Only say what would go out again.")
+@click.option("--dry-run", "is_preview", is_flag=True, help="Only count what would be sent again.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per subscription.")
 @click.argument("event_id", required=False)
 @in_a_loop
@@ -49,12 +49,12 @@ async def command(
     is_json: bool,
     event_id: str | None,
 ) -> int:
-    """Send again: the event EVENT_ID, dead letters (--dead), or what the log holds (--since).
+    """Send again: the event EVENT_ID, dead letters (--dead), or the events of the log (--since).
 
-    An event goes to the subscriptions that gave it up, or else to all that want it. Without --dead, --since
-    sends again all that the subscription wants, from the event log. Everything goes to the end of its queue,
-    with the same id, and is delivered by the workers, in order per account. What still waits there is not
-    queued a second time.
+    An event is sent to the subscriptions that gave it up; if there are none, to all that want it. --since
+    without --dead sends everything again that the subscription wants, from the event log. Everything is put
+    at the end of its queue, with the same id, and delivered by the workers, in order per account. What still
+    waits there is not queued a second time.
 
     \b
     Examples:

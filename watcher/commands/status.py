@@ -63,9 +63,9 @@ _Line = dict[str, Any]
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line, with its `kind`.")
 @in_a_loop
 async def command(*, look: "Look", display: Display, is_json: bool) -> None:
-    """Show the state of everything: Redis and what it promises, workers, providers, accounts, subscriptions.
+    """Show the state of everything: Redis and its guarantees, workers, providers, accounts, subscriptions.
 
-    Reads Redis alone: no worker need run. With --json, only accounts with problems have a line.
+    Reads only Redis: no worker has to run. With --json, only accounts with problems have a line.
 
     \b
     Examples:

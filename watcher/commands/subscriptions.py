@@ -68,12 +68,12 @@ async def command(
 
     ACTION is list (the default), or show, pause, resume or remove NAME.
 
-    A paused subscription is sent nothing and loses nothing: its events are kept, and go out in order when it
-    is resumed. Workers that run notice within a second or two. Resuming also forgets earlier failures, and
-    lets what waits for a retry be tried at once.
+    A paused subscription is sent nothing and loses nothing: its events are kept, and are sent in order when
+    it is resumed. Running workers notice within a second or two. Resuming also forgets earlier failures: what
+    waits for a retry is tried at once.
 
-    Show prints a subscription as a section of the configuration, without its secrets. Remove takes away one
-    that came through the API, and what waits for it.
+    Show prints a subscription as a section of the configuration, without its secrets. Remove deletes one that
+    came through the API, with everything that waits for it.
 
     \b
     Examples:

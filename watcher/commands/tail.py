@@ -45,9 +45,9 @@ def command(
 ) -> None:
     """Show structured log lines to people, with filters.
 
-    Reads FILEs or standard input, and takes off what platforms put before or around a line: prefixes, the
-    JSON of journald, docker, Loki and Google Cloud, and log.prefix. Lines that are not watcher's own pass on
-    as they are, unless --event, --account or --subscription is given.
+    Reads FILEs or standard input, and removes what platforms put before or around a line: prefixes, the JSON
+    of journald, docker, Loki and Google Cloud, and log.prefix. Lines that are not watcher's are printed as
+    they are, unless --event, --account or --subscription is given.
 
     \b
     Examples:
