@@ -1,9 +1,12 @@
 """What an event says, and that it says the same whoever computes it."""
 
 import json
+from base64 import b32encode
 from fnmatch import fnmatch
+from hashlib import sha256
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -12,7 +15,7 @@ from tests.support.builders import a_balance, a_row, a_snapshot, a_state, a_subs
 from tests.support.events_schema import assert_valid
 from tests.support.stories import deliveries_of
 from watcher.journal.account import AccountState, Rules
-from watcher.journal.events import Delivery, load_delivery
+from watcher.journal.events import Delivery, Draft, Origin, events_of, load_delivery
 from watcher.journal.interest import Interest
 from watcher.journal.step import Reading, Step, diff
 from watcher.settings import SubscriptionSettings
@@ -33,6 +36,17 @@ def a_step(
 
 def bodies(step: Step, *, previous: int | None = None) -> list[dict[str, Any]]:
     return [json.loads(delivery.body) for delivery in deliveries_of(step, previous=previous)]
+
+
+@given(st.integers(0, 10**14), st.text(max_size=5))
+def test_an_id_is_120_bits_of_the_digest_of_what_is_told_in_small_base_32(
+    sequence: int, account: str
+) -> None:
+    draft = Draft("total.increased", Asset("ETH"), "5", {}, ("1", None))
+    (event,) = events_of([draft], Origin(account, "p", sequence, 0, 0), first_sequence=1, now_ms=1)
+    said = ["p", account, sequence, "total.increased", "ETH", "1", None]
+    digest = sha256(orjson.dumps(said)).digest()
+    assert event.id == f"evt_{b32encode(digest[:15]).decode().lower()}"
 
 
 def test_an_event_says_what_the_contract_shows() -> None:

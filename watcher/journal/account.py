@@ -148,13 +148,11 @@ class AccountState(NamedTuple):
     def is_at_rest(self, *, needs_decimals: bool) -> bool:
         """Say whether the same answer again would change nothing. `needs_decimals`: not so where they are not
         known yet."""
-        return not (self.emptiness or self.stale_since_ms) and not any(
-            entry.confirmation_polls
-            or entry.suspect
-            or entry.asset.decimals == LOST
-            or (needs_decimals and entry.asset.decimals is None)
-            for entry in self.entry_by_asset.values()
-        )
+        unknown = (LOST, None) if needs_decimals else (LOST,)
+        for asset, _, _, confirmation_polls, suspect in self.entry_by_asset.values():
+            if confirmation_polls or suspect or asset.decimals in unknown:
+                return False
+        return not (self.emptiness or self.stale_since_ms)
 
 
 @dataclass(frozen=True, slots=True)

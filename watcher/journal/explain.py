@@ -124,12 +124,13 @@ def in_atoms(balance: Balance, convert: Callable[[str], int] = to_atoms) -> Vect
 
 def in_text(vector: Vector, like: Balance, convert: Callable[[int], str] = to_text) -> Balance:
     """Turn a state or an effect into text; a pending of nothing is null where `like` has null."""
-    total, locked, deposit, withdrawal = vector
+    total, locked, deposit, withdrawal = map(convert, vector)
+    _, _, like_deposit, like_withdrawal = like
     return Balance(
-        convert(total),
-        convert(locked),
-        None if like.pending_deposit is None and not deposit else convert(deposit),
-        None if like.pending_withdrawal is None and not withdrawal else convert(withdrawal),
+        total,
+        locked,
+        None if like_deposit is None and deposit == "0" else deposit,
+        None if like_withdrawal is None and withdrawal == "0" else withdrawal,
     )
 
 

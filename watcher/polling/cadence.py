@@ -45,10 +45,10 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
     wait = account.interval
     if state.emptiness:
         return min(wait, _EMPTY_AGAIN).total_seconds()
-    for entry in state.entry_by_asset.values():
-        if entry.suspect:
+    for _, _, seen, confirmation_polls, suspect in state.entry_by_asset.values():
+        if suspect:
             return SECOND_OPINION.total_seconds()
-        if entry.confirmation_polls or not _NO_PENDING.issuperset(entry.seen[2:]):
+        if confirmation_polls or not _NO_PENDING.issuperset(seen[2:]):
             wait = min(account.interval, account.pending_interval)
     return wait.total_seconds()
 

@@ -360,11 +360,13 @@ class PollReport:
         elif reply is Reply.MOVED_ON:
             log.info("poll.discarded", **names, reason="another worker was faster")
         elif step:
-            counts = {
-                "changes": len(step.events),
-                "pending_confirmation": len(step.advance.pending_confirmation),
-            }
-            log.info("poll.finished", **names, unchanged=False, **counts)
+            log.info(
+                "poll.finished",
+                **names,
+                unchanged=False,
+                changes=len(step.events),
+                pending_confirmation=len(step.advance.pending_confirmation),
+            )
         elif rejected:
             log.info("poll.finished", **names, unchanged=True)
         else:
@@ -420,7 +422,10 @@ class PollReport:
         for asset_id, reason in suspect.items() if not emptiness else ():
             log.info("asset.suspect", account=account.name, asset=asset_id, reason=reason)
         self._counters.changes += len(step.events)
-        subscriptions = Counter(place for places in step.queued.values() for place in places)
+        subscriptions = [0] * len(step.events)
+        for places in step.queued.values():
+            for place in places:
+                subscriptions[place] += 1
         for place, event in enumerate(step.events):
             self._counters.by_change[account.provider, event.type] += 1
             log.info(

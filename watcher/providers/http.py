@@ -135,6 +135,7 @@ class ProviderClient:
         self._clock = clock
         self.dated: tuple[str, datetime] | None = None
         """The `Date` of the last answer that had one, and our time when it came."""
+        self._by_row = provider if isinstance(provider, ByRow) and provider.is_by_row else None
         self.lists_assets = provider.catalogue_request() is not None
         """Whether the provider has a list of assets, from which decimals may become known later."""
 
@@ -223,7 +224,7 @@ class ProviderClient:
         """
         provider = self._provider
         listed = self._catalogue.asset_by_id if self.lists_assets else _NOTHING
-        by_row = provider if memo and isinstance(provider, ByRow) and provider.is_by_row else None
+        by_row = self._by_row if memo else None
         if memo and by_row and (again := memo.read(by_row, account, bodies, listed)):
             return again
         answers = [self._parse(body) for body in bodies]

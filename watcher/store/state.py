@@ -126,7 +126,8 @@ class Within(dict[str, T]):
 
     def keep(self, account: str, kept: T, size: int) -> None:
         """Keep this value of an account, which takes so many bytes."""
-        self.take(account)
+        if account in self:
+            self.take(account)
         self[account], self._bytes_by_account[account] = kept, size
         self.bytes_held += size
         while self.bytes_held > self._most_bytes:
