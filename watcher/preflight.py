@@ -1,7 +1,7 @@
 """Tries everything that a configuration leads to: the server, providers, subscribers; side by side.
 
-The way to a subscriber is gone as far as its TLS: name, address, connection, certificate. Every address
-passes the egress guard. Refuses to send a subscriber a request: nothing is said inside the connection.
+A subscriber is tried up to its TLS: name, address, connection, certificate. Every address passes the egress
+policy. Refuses to send a subscriber a request: nothing is sent inside the connection.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ Kind = Literal["redis", "rights", "directory", "accounts", "provider", "clock", 
 
 
 class Tried(NamedTuple):
-    """One line of `check --connect`. `todo` is for a human to act on, where the verdict is not ok."""
+    """One line of `check --connect`. `todo` is for a person to act on, if the verdict is not ok."""
 
     kind: Kind
     name: str
@@ -51,7 +51,8 @@ class Tried(NamedTuple):
 _ACL = "allow them as deploy/users.acl does"
 _MOST_NAMES = 8
 _SLOW_MS = 100
-"""A commit waits for one round trip; at so much, a worker commits a few hundred polls a second at best."""
+"""A commit waits for one round trip: with such a long one, a worker commits a few hundred polls a second at
+best."""
 
 
 async def try_server(file: Settings) -> AsyncIterator[Tried]:
@@ -103,7 +104,7 @@ async def try_server(file: Settings) -> AsyncIterator[Tried]:
 
 
 def _opened(file: Settings, name: str, records: Sequence[Record]) -> Tried:
-    """Say whether the file's keys open what came through the API."""
+    """Say whether the file's keys decrypt what came through the API."""
     reasons = Counter[str]()
     if file.api:
         keyring = Keyring([key.get_secret_value() for key in file.api.secret_key], file.redis.namespace)
@@ -154,7 +155,7 @@ _DECLARED = "; then save an answer: watcher check --recipe FILE --answer ANSWER.
 async def try_provider(
     settings: ProviderSettings, account: AccountSettings | None, *, has_api: bool = False
 ) -> AsyncIterator[Tried]:
-    """Say what came of one poll, and, if there was an answer, how far the clocks are apart."""
+    """Return the result of one poll, and, if there was an answer, how far the clocks are apart."""
     name = settings.name
     if account is None and has_api:
         yield Tried("provider", name, "ok", "not tried: no account of the file uses it")
@@ -187,7 +188,8 @@ async def try_provider(
 
 
 def clock(name: str, date: str, here: datetime) -> Tried:
-    """Compare our time with the `Date` of an answer: whole seconds, and as old as its way here was long."""
+    """Compare our time with the `Date` of an answer: it has whole seconds, and is as old as its way here was
+    long."""
     try:
         there = parsedate_to_datetime(date)
     except ValueError:
@@ -297,7 +299,7 @@ async def _alone(subscription: SubscriptionSettings, policy: Policy) -> AsyncIte
 
 
 _STEP_S = 6.0
-"""To connect, and then again for TLS: so it is known which of the two hangs, before the time for all is
+"""To connect, and again for TLS: so it is known which of the two hangs before the time for everything is
 over."""
 
 _OBJECTION_S = 0.3
@@ -306,7 +308,7 @@ ended."""
 
 
 class Reached(NamedTuple):
-    """How far it went: `error` and `fix` as those of an attempt. `ends_at` is when its certificate does."""
+    """How far it went: `error` and `fix` as in an attempt. `ends_at` is when its certificate ends."""
 
     error: str | None = None
     fix: str = ""

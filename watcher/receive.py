@@ -12,7 +12,7 @@
 
 Five things a receiver should know:
 
-- Give `verify` the bytes of the body as they came. Parsed and written again they are other bytes.
+- Give `verify` the bytes of the body as they came. A body that was parsed and written again differs.
 - Amounts are decimal text. `Decimal(event["data"]["amount"])` is exact, but sums round to 28 digits
   unless the context is wider, and a balance may have 78 digits before its point and 78 behind it:
 
@@ -20,7 +20,7 @@ Five things a receiver should know:
           balance += Decimal(event["data"]["effect"]["total"])
 
 - An event may come twice, with the same id. Record the id in the transaction that records what the event
-  did, and keep ids as long as anything may come again: the default retries take more than three days, and
+  did, and keep ids as long as anything may come again: the default retries take nearly three days, and
   `watcher resend` repeats an id at any age. Five minutes, the tolerance for clocks, is not enough.
 - Where the sender's Redis was set back, an id that you know may come with a higher sequence, and what you
   took may come again as part of another event. `follow` tells that from a gap if it sees repeats too
@@ -57,16 +57,16 @@ from urllib.parse import quote
 
 Body = bytes | bytearray | memoryview
 Headers = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
-"""As frameworks give them: a mapping of any kind, a WSGI environ, pairs of text or (ASGI) bytes."""
+"""In any shape that frameworks use: a mapping of any kind, a WSGI environ, pairs of text or (ASGI) bytes."""
 
 Event = dict[str, Any]
-"""The parsed body. Numbers with a point are Decimals, should there be any: floats are not exact."""
+"""The parsed body. Numbers with a point would be Decimals: floats are not exact."""
 
 Order = Literal["gap", "late", "restart", "rewound"]
-"""What is odd about a sequence, within one subscription and account:
-gap: events queued before this one did not arrive here (yet); late: a later one arrived before;
-restart: the sender says that nothing was queued before this one; rewound: the sender's store was set back,
-and it has forgotten what it queued last. Only a gap says that something is missing."""
+"""What is odd about a sequence, within one subscription and account: gap: events queued before this one have
+not arrived here (yet); late: a later one arrived before; restart: the sender says that nothing was queued
+before this one; rewound: the sender's Redis was set back, and it has forgotten what it queued last. Only a
+gap means that something is missing."""
 
 TOLERANCE_S = 300
 """How far the sender's clock and the receiver's may be apart, either way."""
@@ -78,7 +78,7 @@ _SIGNATURE = re.compile(r"(?:(v1),([A-Za-z0-9+/]{43}=)|(v1a),([A-Za-z0-9+/]{86}=
 _MAX_SIGNATURES = 32  # watcher sends ten at most; ed25519 costs 100 µs each, and any client may send a header
 
 _MAX_SIGNATURE_HEADER = 8192
-"""Characters looked at; what is longer is nothing that watcher sent."""
+"""Characters that are read; watcher sends no longer header."""
 _HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 _NAMES = {name_sent: name for name in _HEADERS for name_sent in (name, f"http_{name.replace('-', '_')}")}
 
@@ -87,7 +87,7 @@ _Key = tuple[str, Callable[[bytes, str], bool]]  # version, and whether content 
 
 
 class Step(StrEnum):
-    """What `verify` looks at, in its order, named for how it fails."""
+    """What `verify` checks, in this order, named for how it fails."""
 
     MISSING_HEADER = "missing header"
     MALFORMED_ID = "malformed id"
@@ -101,10 +101,8 @@ class Step(StrEnum):
 
 
 class InvalidWebhook(Exception):
-    """A request not to act upon. `step` says why; the message adds detail and holds nothing from outside.
-
-    `event` is that of a DUPLICATE, which is genuine: `follow` wants to know its sequence.
-    """
+    """A request that you must not act upon. `step` says why; the message adds detail and holds nothing from
+    outside. `event` is that of a DUPLICATE, which is genuine: give it to `follow`."""
 
     def __init__(self, step: Step, detail: str, event: Event | None = None) -> None:
         super().__init__(f"{step}: {detail}")
@@ -114,7 +112,8 @@ class InvalidWebhook(Exception):
 
     @property
     def status(self) -> int:
-        """What to answer: 400, but 200 to a duplicate, or the sender would try it again for days."""
+        """The status to answer with: 400, but 200 to a duplicate, which would otherwise be sent again for
+        days."""
         return 200 if self.step is Step.DUPLICATE else 400
 
 
@@ -169,7 +168,7 @@ def verify(
 
 
 def queue_of(event: Event) -> tuple[str, str] | None:
-    """Name the subscription and the account whose sequence `event` has; None if it is about no account."""
+    """Return the subscription and the account whose sequence `event` has; None if it is about no account."""
     subscription, account = _at(event, "subscription", "name"), _at(event, "data", "account", "name")
     if not isinstance(account, str) or not account:
         return None
@@ -177,11 +176,11 @@ def queue_of(event: Event) -> tuple[str, str] | None:
 
 
 def follow(event: Event, last: int | None, *, is_repeat: bool = False) -> tuple[int | None, Order | None]:
-    """Say which sequence to remember for the event's queue (`queue_of`), and what is odd about the event.
+    """Return which sequence to remember for the event's queue (`queue_of`), and what is odd about the event.
 
-    `last` is what was remembered there before, None at first. Call this with every event that is taken, with
-    those whose id was known before as well (`is_repeat`): they may have a sequence that is new, and the next
-    event refers to it. An event that is about no account, such as a ping, changes nothing.
+    `last` is what was remembered there before, None at first. Call this with every event that you take, and
+    with those whose id you knew (`is_repeat`): they may have a new sequence, and the next event refers to it.
+    An event about no account, such as a ping, changes nothing.
     """
     sequence = _number(event, "data", "sequence")
     previous = _number(event, "subscription", "previous_sequence")
@@ -204,11 +203,11 @@ Balance = dict[str, str | None]
 
 @dataclass(slots=True)
 class Account:
-    """What a receiver has of one account.
+    """What a receiver knows of one account.
 
     `sequence`: up to there nothing is missing; None: nothing is known yet. `balances` by the asset's id;
-    `is_whole` says that all assets are among them. `waiting`, by sequence: events that came before one that
-    is missing; they may be forgotten, as they can be pulled.
+    `is_whole` says that they are all of its assets. `waiting`, by sequence: events that came before one that
+    is missing; they may be forgotten, because they can be pulled.
     """
 
     sequence: int | None = None
@@ -218,11 +217,11 @@ class Account:
 
 
 class Taken(NamedTuple):
-    """An event to act upon, once; or, where `event` is None, a balance that moved by events that are gone.
+    """An event to act upon, once; or, if `event` is None, a balance that was moved by events that are gone.
 
-    `moved`: by field, what the balance of `asset` is more than it was here. It is what is to be credited: the
-    event's effect, unless the sender's store was set back, or a filter kept other events away. `fits` says
-    whether its `before` is what was here.
+    `moved`: by field, how much the balance of `asset` has changed here. Credit this: it is the event's
+    effect, unless the sender's Redis was set back, or a filter left out other events. `fits` says whether the
+    event's `before` was the balance here.
     """
 
     event: Event | None
@@ -243,8 +242,8 @@ class PullRefused(Exception):
 class Journal:
     """All events of one subscription, in order, however they came; and the balances that they led to.
 
-    `kept` is what `changes` said so far; without it the journal begins with the sender's balances. `seen(id)`
-    says whether an event was acted upon before. One thread at a time may call it.
+    `kept` is what `changes` returned so far; without it, the journal begins with the sender's balances.
+    `seen(id)` says whether an event was acted upon before. Only one thread at a time may call it.
     """
 
     def __init__(
@@ -261,8 +260,8 @@ class Journal:
         self._asked: dict[str, int] | None = None
 
     def take(self, event: Event) -> list[Taken]:
-        """Take an event that came; returns what is to be acted upon now, in order: nothing where one before
-        it is missing, or where it was taken before."""
+        """Take an event that came. Returns what is to be acted upon now, in order: nothing if an earlier
+        event is missing, or if it was taken before."""
         queue, sequence = queue_of(event), _number(event, "data", "sequence")
         if queue is None or sequence is None:
             return [Taken(event, "", None, {}, True)]
@@ -274,8 +273,8 @@ class Journal:
         return self._advance(queue[1])
 
     def changes(self) -> dict[str, Any]:
-        """Say what to keep, as JSON and by account, of what has changed since the last call: in the
-        transaction that records what the events did. Under "" lies how far all were read."""
+        """Return what to keep, as JSON by account, of what has changed since the last call. Write it in the
+        transaction that records what the events did. The key "" holds how far all accounts were read."""
         changed, self._changed = self._changed, set()
         return {
             name: {
@@ -290,17 +289,17 @@ class Journal:
 
     @property
     def missing(self) -> dict[str, int]:
-        """By account, the sequence behind which something is missing."""
+        """By account, the sequence after which something is missing."""
         return {name: account.sequence or 0 for name, account in self.accounts.items() if account.waiting}
 
     def catch_up(self) -> None:
-        """Ask for all that came since this was last answered, of accounts that are not known yet, too: at the
-        start, and now and then, as no gap shows that the last event of an account is missing."""
+        """Ask for everything that came since the last answer to this, also of unknown accounts: at the start,
+        and every few minutes, because no gap shows that the last event of an account is missing."""
         self._path = "/balances" if self.cursor is None else f"/events?limit=1000&after={self.cursor}"
         self._account = self._begins_at = self._asked = None
 
     def ask(self) -> str | None:
-        """Say what to GET next, below `/v1/subscriptions/NAME`; None where nothing is missing."""
+        """Return what to GET next, below `/v1/subscriptions/NAME`; None if nothing is missing."""
         if self._path is None and (missing := self.missing):
             self._account = next(iter(missing))
             account = quote(self._account, safe="")
@@ -310,8 +309,8 @@ class Journal:
         return self._path
 
     def answer(self, status: int, body: Body) -> list[Taken]:
-        """Take the answer to what `ask` said, and its status; returns as `take` does. Raises PullRefused, and
-        InvalidWebhook for a body that is not JSON."""
+        """Take the answer to what `ask` returned, and its status. Returns what `take` returns. Raises
+        PullRefused, and InvalidWebhook for a body that is not JSON."""
         asked, self._asked = self._asked or {}, None
         if status == 410:  # the events are gone: what they did is in the balances
             self._path, self._account, self._begins_at = "/balances", None, None
@@ -331,7 +330,7 @@ class Journal:
             taken += self.take(event)
         self._path = f"{self._path.partition('&after=')[0]}&after={page['next']}"
         if not page["more"]:
-            # What is still missing before what waited then is nowhere: the sender's log is damaged, say.
+            # What is still missing is nowhere: the sender's log may be damaged.
             for name, sequence in asked.items():
                 if self._account in (None, name):
                     taken += self._advance(name, up_to=sequence)
@@ -342,7 +341,7 @@ class Journal:
         return taken
 
     def _begin(self, item: Event) -> list[Taken]:
-        """Go on from an account's balances, where they are newer than what is here."""
+        """Go on from an account's balances, if they are newer than those here."""
         name, sequence = _at(item, "account", "name"), _number(item, "sequence")
         assert isinstance(name, str), "an item of balances names its account"
         account = self.accounts.setdefault(name, Account())
@@ -361,8 +360,8 @@ class Journal:
         return taken + self._advance(name)
 
     def _advance(self, name: str, *, up_to: int = 0) -> list[Taken]:
-        """Take of an account what waits and is in order; and whatever is missing before it, `up_to` a
-        sequence."""
+        """Take the waiting events of an account that are in order; and, `up_to` a sequence, also those after
+        a gap."""
         account, taken = self.accounts[name], list[Taken]()
         for sequence in sorted(account.waiting):
             event = account.waiting[sequence]
@@ -380,7 +379,7 @@ class Journal:
 
 _FIELDS = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 _MOST_WAITING = 1000
-"""Of one account: what comes beyond is pulled with what is missing before it."""
+"""Of one account: further events are pulled together with what is missing before them."""
 
 
 def _take(account: Account, name: str, event: Event) -> Taken:
@@ -402,13 +401,13 @@ def _take(account: Account, name: str, event: Event) -> Taken:
 
 
 def _moved(held: Balance | None, now: Balance) -> dict[str, Decimal]:
-    """Subtract exactly; what is not known counts as nothing."""
+    """Subtract exactly; what is unknown counts as nothing."""
     with localcontext(prec=200):
         return {name: Decimal(now[name] or 0) - Decimal((held or {}).get(name) or 0) for name in _FIELDS}
 
 
 def check_secrets(secrets: str | bytes | Sequence[str | bytes]) -> None:
-    """Check at start-up what `verify` will be given. Raises UnusableSecret."""
+    """Check at the start what `verify` will be given. Raises UnusableSecret."""
     _keys(secrets)
 
 
@@ -478,11 +477,8 @@ def _public_key(key: bytes) -> _Key:
 
 
 def _read_headers(headers: Headers) -> tuple[str, str, list[_Signature]]:
-    """Read our headers, whatever shape a framework gives them.
-
-    Of the signatures those are kept that are well-formed and of a version known here: the sender may speak
-    later ones besides.
-    """
+    """Read our headers, in any shape that a framework gives them. Of the signatures, those are kept that are
+    well-formed and of a known version: the sender may add later versions."""
     pairs = headers.items() if isinstance(headers, Mapping) or hasattr(headers, "items") else headers
     values_by_name: dict[str, list[object]] = {name: [] for name in _HEADERS}
     try:

@@ -1,4 +1,4 @@
-"""A receiver for trying things: takes webhooks over HTTP, verifies them, notices repeats and gaps."""
+"""A receiver for trials: takes webhooks over HTTP, verifies them, and notices repeats and gaps."""
 
 import asyncio
 import time
@@ -21,7 +21,8 @@ _KEEP = 100_000  # ids and queues remembered: names come from outside, and a rep
 
 
 class Sequences:
-    """Remembers the last sequence of each (subscription, account), and says what is odd about the next."""
+    """Remembers the last sequence of each (subscription, account), and says what is odd about the next
+    one."""
 
     def __init__(self) -> None:
         self._last_by_queue: dict[tuple[str, str], int] = {}
@@ -65,11 +66,11 @@ class Fail(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """One attempt that arrived, and what was made of it.
+    """One attempt that arrived, and its result.
 
-    `event` is None where the request was refused, and `problem` says why. `attempt` counts from 1, as seen
-    here. An event is taken when it was answered with 2xx; `is_repeat` says that it had been before.
-    `forwarded` says what came of handing it on, in a few words; `captured` where it was written down.
+    `event` is None if the request was refused, and `problem` says why. `attempt` counts from 1, as seen here.
+    An event is taken when it was answered with 2xx; `is_repeat`: it had been taken before. `forwarded` is the
+    result of passing it on, in a few words; `captured` is the file that it was written to.
     """
 
     event: Event | None
@@ -97,10 +98,10 @@ class _History:
 class Receiver:
     """An HTTP server that takes events at every path while it is entered (`async with`).
 
-    Without `secrets` nothing is verified. `notice` is called with each attempt before it is answered. With
-    `forward_to` what is not refused is POSTed there as it came, and answered as it was answered there.
-    `capture` gets each request as it arrives, and says where it wrote it down.
-    `events` are those taken, each once, in their order of arrival; `keep` bounds them and `receipts`.
+    Without `secrets`, nothing is verified. `notice` is called with each attempt before it is answered. With
+    `forward_to`, what is not refused is POSTed there as it came, and answered with that answer. `capture`
+    gets each request as it arrives, and returns where it wrote it. `events` are those taken, each once, in
+    the order of arrival; `keep` limits them and `receipts`.
     """
 
     secrets: Sequence[str] = ()

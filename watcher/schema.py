@@ -1,7 +1,7 @@
-"""The shape of every event that is POSTed, as pydantic models: the contract, not what the sender uses.
+"""The shape of every event that is POSTed, as pydantic models: the contract, which the sender does not use.
 
-Open for additions: a receiver must take what it does not know. Refuses any other spelling of an
-amount, a time or an id than the one that is sent.
+Open for additions: a receiver must accept what it does not know. Refuses any other form of an amount, a time
+or an id than the one that is sent.
 """
 
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ Time = Annotated[
         description="UTC, with milliseconds",
     ),
 ]
-Pending = Annotated[Amount | None, Field(description="null where the provider does not say, which is not 0")]
+Pending = Annotated[Amount | None, Field(description="null if the provider does not say, which is not 0")]
 
 
 class Part(BaseModel):
@@ -37,7 +37,7 @@ class Account(Part):
 
 
 class Asset(Part):
-    id: str = Field(description="what alone identifies it; 0x… in lower case")
+    id: str = Field(description="identifies the asset; 0x… in lower case")
     symbol: str | None = Field(description="from the provider: show it, never compare it")
     name: str | None = Field(description="from the provider: show it, never compare it")
     decimals: int | None = Field(description="null: amounts are in the provider's own unit")
@@ -53,7 +53,8 @@ class Effect(Part):
 
 
 class Balance(Part):
-    """What the events so far say. Below zero for a moment where half of a movement is not emitted yet."""
+    """The balances after the events so far. A field may be below zero while only half of a movement is
+    emitted."""
 
     total: Amount = Field(
         description="settled funds, `locked` included, pendings excluded; below zero where the account is "
@@ -66,7 +67,7 @@ class Balance(Part):
 
 
 class Observed(Part):
-    """The two successful polls that it happened between."""
+    """The two successful polls between which it happened."""
 
     from_: Time = Field(alias="from")
     to: Time
@@ -92,7 +93,7 @@ class Said(Part):
 
 class AboutAccount(Said):
     account: Account
-    asset: Asset | None = Field(description="null where it is about the whole account")
+    asset: Asset | None = Field(description="null if the event is about the whole account")
 
 
 class AboutSubscription(Said):
@@ -103,7 +104,7 @@ class AboutSubscription(Said):
 class Change(AboutAccount):
     asset: Asset
     amount: Amount = Field(description="how much moved, above 0")
-    before: Balance = Field(description="where the event of this asset before this one ended")
+    before: Balance = Field(description="the `after` of the previous event of this asset")
     after: Balance
 
 
@@ -130,14 +131,16 @@ class Stale(AboutAccount):
 
 
 class Recovered(AboutAccount):
-    since: Time = Field(description="as the account.stale before it said")
+    since: Time = Field(description="the same as in the account.stale before it")
 
 
 class Threshold(Part):
     field: str = Field(description="which part of the balance is watched")
     below: Amount | None
     above: Amount | None
-    clear: Amount | None = Field(description="where the threshold is armed again; null: at its bound")
+    clear: Amount | None = Field(
+        description="the threshold may be crossed again once the balance is back here; null: at its bound"
+    )
     value: Amount = Field(description="what the provider says now")
 
 
@@ -164,7 +167,7 @@ class Event(Part):
         description="the same on every attempt and in every replay; equals the header webhook-id",
     )
     type: str
-    timestamp: Time = Field(description="when it was committed")
+    timestamp: Time = Field(description="when the event was committed")
     data: Any
     subscription: Subscription
 
@@ -226,13 +229,13 @@ _HEADERS = {
     "webhook-timestamp": "Unix seconds of this attempt",
     "webhook-signature": "separated by spaces, one per secret: `v1,` and base64 of HMAC-SHA256, or `v1a,` "
     "and base64 of ed25519, over `{webhook-id}.{webhook-timestamp}.{body}`",
-    "watcher-attempt": "the number of this attempt, from 1",
+    "watcher-attempt": "the number of this attempt on the retry schedule, from 1",
 }
 _RESPONSES = {
     "2XX": "Taken. Nothing else is success; redirects are not followed.",
     "410": "Send nothing more: the subscription is paused.",
-    "429": "Slow down: `Retry-After` (seconds or a date) holds the whole subscription, as 502 to 504 do.",
-    "default": "Tried again later, in order, and at last given up as a dead letter.",
+    "429": "Slow down: nothing is sent to the subscription for `Retry-After` (seconds or a date).",
+    "default": "Tried again later, in order; after the last attempt the event becomes a dead letter.",
 }
 
 
@@ -259,8 +262,8 @@ def openapi() -> dict[str, Any]:
         "info": {
             "title": "watcher events",
             "version": __version__,
-            "description": "What watcher POSTs to subscribers, signed as Standard Webhooks. Take fields that "
-            "are not listed here, and types that you do not know: there will be more.",
+            "description": "What watcher POSTs to subscribers, signed as Standard Webhooks. Ignore fields "
+            "and types that are not listed here: later versions may add some.",
         },
         "webhooks": webhooks,
         "components": {

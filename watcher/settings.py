@@ -1,7 +1,7 @@
 """The shapes of the configuration: frozen models that are validated once and passed down as plain values.
 
-Refuses to read a file or the environment: `watcher.config` does. A provider's module adds the shape of
-its own section by subclassing ProviderSettings and AccountSettings.
+Refuses to read a file or the environment: `watcher.config` does. A provider's module adds the shape of its
+own section by subclassing ProviderSettings and AccountSettings.
 """
 
 import re
@@ -53,7 +53,8 @@ CHANGE_EVENTS = (
     "total.increased",
     "total.decreased",
 )
-"""What a balance can do, as in the table of RECEIVING.md: sent to every subscription that names no others."""
+"""The changes of a balance, as in the table of RECEIVING.md: sent to every subscription that names no
+others."""
 
 SERVICE_EVENTS = (
     "account.baseline",
@@ -63,7 +64,7 @@ SERVICE_EVENTS = (
     "subscription.paused",
     "subscription.ping",
 )
-"""Events that move nothing, for subscriptions that name their type."""
+"""Events without a change, for subscriptions that name their type."""
 
 Format = Literal["standard", "slack", "discord", "teams", "telegram", "ntfy", "pagerduty"]
 
@@ -76,7 +77,7 @@ PER_SECOND_BY_FORMAT: Mapping[Format, float | None] = {
     "ntfy": 0.2,  # of one sender at ntfy.sh; a server of one's own takes more
     "pagerduty": 2,  # of one integration: 120 a minute
 }
-"""How many messages a second a service takes, as it says: `requests_per_second`, unless that is set."""
+"""How many messages a second a service takes, by its documentation: the default of `requests_per_second`."""
 
 FORMATS = tuple(PER_SECOND_BY_FORMAT)
 
@@ -84,10 +85,10 @@ DEFAULT_RETRIES = (
     *("0s", "250ms", "500ms", "1s", "2s", "5s", "10s", "30s"),
     *("2m", "5m", "30m", "2h", "5h", "10h", "24h", "24h"),
 )
-"""When each attempt follows the one before it; then the delivery becomes a dead letter."""
+"""The wait before each attempt; after the last one, the delivery becomes a dead letter."""
 
 MAX_BACKLOG = 100_000
-"""Deliveries that may wait for a subscription that does not say how many."""
+"""Deliveries that may wait for a subscription, unless it says another number."""
 
 
 class Section(BaseModel):
@@ -110,7 +111,8 @@ class Section(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _has_one_of(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """Look at what was given, right or wrong: it is said beside all other mistakes, in the same run."""
+        """Check what was given, right or wrong: this is reported beside all other mistakes, in the same
+        run."""
         if not (cls.one_of and isinstance(given, dict)):
             return validate(given)
         is_flawed = sum(given.get(key) is not None for key in cls.one_of) != 1
@@ -242,7 +244,8 @@ class AccountSettings(Section):
 
 
 class ThresholdSettings(Section):
-    """When to emit that a balance went too low or too high. `clear` keeps one that hovers quiet."""
+    """When to emit that a balance is too low or too high. `clear` keeps a balance that hovers from crossing
+    often."""
 
     one_of = ("below", "above")
 
@@ -319,7 +322,7 @@ class SubscriptionSettings(Section):
 
     @property
     def leads_to(self) -> str:
-        """Where events go, as a secret: their URL, and what does not stand in the URL of a format."""
+        """Where events go, as a secret: the URL, and the fields of a format that are part of the address."""
         key = self.routing_key.get_secret_value() if self.routing_key else None
         beside = () if self.format == "standard" else (self.format, self.chat, key)
         return " ".join(filter(None, (self.url.get_secret_value(), *beside)))
@@ -369,11 +372,9 @@ def secrets_in(value: Any, *path: str | int) -> Iterator[tuple[tuple[str | int, 
 
 
 def secrets_of(settings: Settings) -> Iterator[str]:
-    """Every text of a configuration that must not be shown: keys, signing secrets, URLs.
-
-    Also in the form in which a key is sent, and parts of what is sent: a path may be repeated without its
-    host, a token without the word before it, a password without its user.
-    """
+    """Every text of a configuration that must not be shown: keys, signing secrets, URLs. Also a key in the
+    form in which it is sent, and parts of what is sent: a path may be repeated without its host, a token
+    without the word before it, a password without its user."""
     redis = settings.redis.url.get_secret_value()
     if "://" in redis:  # "embedded" is a word as any other
         # By hand: which addresses of IPv6 urlsplit takes depends on the Python.

@@ -1,4 +1,4 @@
-"""An account or a subscription that comes as JSON becomes settings, or everything that is wrong with it.
+"""Turns an account or a subscription that comes as JSON into settings, or into all its mistakes.
 
 The models and the words are those of a file. Refuses to look anything up: `${NAME}` is text here, and no file
 is read.
@@ -20,7 +20,7 @@ Table = dict[str, Any]
 
 
 class BodyRefused(ValueError):
-    """A body cannot be used. `findings` say all that is wrong with it: the key of each is a JSON pointer."""
+    """A body cannot be used. `findings` are all its mistakes; the key of each is a JSON pointer."""
 
     def __init__(self, findings: Collection[Finding]) -> None:
         super().__init__("; ".join(map(str, findings)))
@@ -28,9 +28,8 @@ class BodyRefused(ValueError):
 
 
 def read_table(body: bytes, *, named: str | None) -> Table:
-    """Read a body as one JSON object, with `named` as its name: it may say that name, and no other. None: it
-    has to say a name. Raises BodyRefused.
-    """
+    """Read a body as one JSON object with the name `named`: it may contain that name, and no other. None: it
+    must contain a name. Raises BodyRefused."""
     try:
         table = json_object(body.decode())
     except UnicodeDecodeError as error:
@@ -51,8 +50,8 @@ def read_table(body: bytes, *, named: str | None) -> Table:
 def account_of(
     table: Mapping[str, Any], providers: Providers, holder: Callable[[Source], str | None]
 ) -> tuple[AccountSettings, Source | None]:
-    """Read an account, and what is asked about for it. `holder` names the account that a source belongs to.
-    Raises BodyRefused."""
+    """Read an account, and its source. `holder` returns the account that polls a source. Raises
+    BodyRefused."""
     entry, findings = _entry(table), Findings()
     account, source = read_account(entry, providers, findings)
     other = holder(source) if source else None
@@ -64,7 +63,7 @@ def account_of(
 
 
 def subscription_of(table: Mapping[str, Any], policy: Policy, names: Collection[str]) -> SubscriptionSettings:
-    """Read a subscription; `names` are those that `alerts_to` may be among. Raises BodyRefused."""
+    """Read a subscription; `names` are those that `alerts_to` may refer to. Raises BodyRefused."""
     entry, findings = _entry(table), Findings()
     subscription = read_subscription(entry, policy, findings)
     refuse_alerts(entry, names, findings)
@@ -87,5 +86,5 @@ def section_of(model: type[SectionT], table: Mapping[str, Any]) -> SectionT:
 
 
 def flaw(key: str, text: str) -> Finding:
-    """Say something of a body, at a JSON pointer."""
+    """Make a finding about a body, at a JSON pointer."""
     return Finding("", None, key, text)

@@ -1,4 +1,4 @@
-"""Find the configuration and read it, environment included, keeping where everything was written."""
+"""Finds the configuration and reads it, with the environment, and keeps where everything is written."""
 
 import io
 import json
@@ -25,7 +25,7 @@ from watcher.config.findings import (
 from watcher.environment import EmptyFile, Environment, NotSet, NotText, decoded, utf_16_flaw
 from watcher.providers.strict_json import GivenTwice, once_each
 
-# One that is never closed goes to the end: else each of a thousand would look there for its brace.
+# An unclosed one goes to the end: otherwise each of a thousand would search up to there for its brace.
 _REFERENCE = re.compile(
     r"\$\$\{|\$\{(?:(?:file:(?!-)([^}]*)|([A-Za-z_][A-Za-z0-9_]{0,127})(:-([^}]*))?)(\}|\Z))?", re.ASCII
 )
@@ -127,7 +127,7 @@ def find(path: Path | None, environment: Environment) -> Path:
 
 
 def read_toml(path: Path, environment: Environment, findings: Findings) -> Entry:
-    """Read a file as one table, with the environment put in. Raises ConfigRefused where it is no TOML."""
+    """Read a file as one table, with the environment put in. Raises ConfigRefused if it is not TOML."""
     text = read_text(path)
     try:
         tree = tomllib.loads(text)
@@ -146,10 +146,8 @@ def read_toml(path: Path, environment: Environment, findings: Findings) -> Entry
 def read_lines(
     document: Entry, key: str, environment: Environment, findings: Findings
 ) -> Iterator[Entry | str | None]:
-    """Read the file that `key` names, with one JSON object per line; nothing where there is no such key.
-
-    A line that cannot be read gives the name in it, or None; so does a file.
-    """
+    """Read the file that `key` names, with one JSON object per line; nothing if there is no such key. A line
+    that cannot be read yields its name, or None; so does a file."""
     name = document.table.get(key)
     if name is None:
         return
@@ -159,7 +157,7 @@ def read_lines(
         return
     is_empty = True
     try:
-        # Bytes that are not UTF-8 come as surrogates, so that the line is known that they stand on.
+        # Bytes that are not UTF-8 come as surrogates, so that their line is known.
         with (
             (Path(document.file).parent / name).open("rb") as file,
             io.TextIOWrapper(file, "utf-8", "surrogateescape") as lines,
@@ -189,7 +187,7 @@ def read_lines(
 
 
 class _Lines:
-    """Looks for positions when the first mistake asks: most files have none."""
+    """Finds positions when the first mistake asks for one: most files have none."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -219,7 +217,7 @@ def read_text(path: Path) -> str:
 
 
 class NoObject(ValueError):
-    """A text is not one JSON object. `key` leads to what is wrong, where that is known."""
+    """A text is not one JSON object. `key` leads to the mistake, if that is known."""
 
     def __init__(self, reason: str, key: Key = ()) -> None:
         super().__init__(reason)
@@ -259,7 +257,8 @@ def _line(text: str, name: str, number: int, findings: Findings) -> Entry | str 
 
 
 def interpolated(entry: Entry, environment: Environment, findings: Findings) -> Entry:
-    """Put the environment into every text of a table; what has no value is a mistake, and stays as it is."""
+    """Put the environment into every text of a table. A text without a value is a mistake, and stays as it
+    is."""
 
     def refuse(key: Key, reason: str) -> None:
         findings.mistake(entry.finding(key, reason))
@@ -294,10 +293,8 @@ _VITAL_LINE = re.compile(r"[ \t]*(?:redis\b|url\b|namespace\b|data_dir\b)")
 def read_partly(
     path: Path, environment: Environment, findings: Findings
 ) -> tuple[Entry | None, Sequence[Finding]]:
-    """Read a file, or every table that is TOML by itself, and say why that is not all.
-
-    Gives None for the file where it cannot be read, or where [redis] is there and cannot.
-    """
+    """Read a file, or every table that is TOML by itself, and return why that is not all. The file is None if
+    it cannot be read, or if [redis] is there and cannot be read."""
     try:
         return read_toml(path, environment, findings), ()
     except ConfigRefused as refused:
@@ -310,10 +307,8 @@ def read_partly(
 
 
 def salvaged(text: str) -> dict[str, Any] | None:
-    """Read every table that is TOML by itself; of [redis], and above the first table, every such line.
-
-    None where [redis] is there and cannot be read, or where a line is broken that says where the state lies.
-    """
+    """Read every table that is TOML by itself; of [redis], and above the first table, every line that is.
+    None if [redis] is there and cannot be read, or if a broken line says where the state is."""
     found: dict[str, Any] = {}
     top, *tables = _TABLE.split(text)
     for part in (top, *tables):
@@ -330,7 +325,7 @@ def salvaged(text: str) -> dict[str, Any] | None:
 
 
 def _read_into(found: dict[str, Any], text: str) -> bool:
-    """Add what a text says; say whether it is TOML."""
+    """Add what a text says. Returns whether it is TOML."""
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError):

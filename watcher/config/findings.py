@@ -15,14 +15,14 @@ Key = tuple[str | int, ...]
 """The way to a value: names of keys, and numbers (from 0) of the elements of a list."""
 
 DEEPEST = 50
-"""Tables within tables: each is read by a call within a call, and Python bounds those."""
+"""Tables within tables: each is read by a nested call, and Python limits those."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z", re.ASCII)
 _KEY_LIMIT = 64
 _TEXT_LIMIT = 2000
 UNKNOWN = "unknown key"
 _MOST_CANDIDATES = 2000
-"""Words that a misspelled one is compared with: a hundred thousand names would take seconds."""
+"""Words that a misspelled one is compared with: a hundred thousand would take seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,8 @@ class Finding:
 
 
 class ConfigRefused(ValueError):
-    """The configuration cannot be used: show the mistakes to the operator, keep the old one if any.
-
-    `warnings` were found besides; `files` are those that were read, or tried.
-    """
+    """The configuration cannot be used: show the mistakes to the operator, and keep the old one if there is
+    one. `warnings` were found as well; `files` are those that were read, or tried."""
 
     def __init__(
         self, mistakes: Iterable[Finding], warnings: Iterable[Finding] = (), files: Iterable[Path] = ()
@@ -55,7 +53,7 @@ class ConfigRefused(ValueError):
 
 
 def written(key: Key) -> str:
-    """Write a key as in `accounts[0].of.email`; what is not a bare key is quoted, escaped and cut."""
+    """Write a key as in `accounts[0].of.email`; a key that is not bare is quoted, escaped and cut."""
     text = ""
     for part in key:
         if isinstance(part, int):
@@ -88,7 +86,7 @@ class Entry:
     write: Callable[[Key], str] = written
 
     def finding(self, key: Key, text: str) -> Finding:
-        """Say something of a value below this table. The text may repeat a name from the file."""
+        """Make a finding about a value below this table. The text may repeat a name from the file."""
         text = printable(text, _TEXT_LIMIT)
         if key and key[0] in self.variable_by_key:
             return Finding("environment", None, self.variable_by_key[str(key[0])], text)
@@ -120,7 +118,7 @@ class Findings:
 
     @property
     def warnings(self) -> list[Finding]:
-        """Doubtful findings that are not mistakes already."""
+        """The warnings about values without a mistake."""
         return [found for found in self._warnings if _place(found) not in self._mistakes]
 
     @property
@@ -133,7 +131,7 @@ class Findings:
         self._mistakes.setdefault(_place(found), found)
 
     def warn(self, found: Finding) -> None:
-        """Record something that works, but hardly as it was meant."""
+        """Record something that works, but is probably not meant."""
         self._warnings.append(found)
 
 
@@ -142,7 +140,7 @@ def _place(found: Finding) -> tuple[str, int | None, str]:
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """End a sentence about an unknown word with the known one that comes closest, or with nothing."""
+    """End a sentence about an unknown word with the known word that comes closest, or with nothing."""
     if not isinstance(word, str):
         return ""
     close = get_close_matches(word[:_KEY_LIMIT].lower(), islice(known, _MOST_CANDIDATES), n=1)
@@ -250,7 +248,7 @@ class _Reader:
         self._line_by_key.setdefault(key, line)
 
     def _skip_newlines(self) -> bool:
-        """Go to the next token of substance; say whether there is one."""
+        """Go to the next token that is not a newline. Returns whether there is one."""
         while self._peek() == "\n":
             self._at += 1
         return self._at < len(self._tokens)
@@ -278,7 +276,7 @@ def _tokens(text: str) -> Iterator[Token]:
 
 
 def _plain(token: Token) -> str:
-    """Read a key as it was meant: without its quotes and escapes."""
+    """Read a key without its quotes and escapes."""
     if token.text[:1] == "'":
         return token.text[1:-1]
     if token.text[:1] == '"':

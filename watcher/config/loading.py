@@ -1,7 +1,7 @@
-"""From a file and the environment to Settings, or to everything that is wrong with them.
+"""Turns a file and the environment into Settings, or into everything that is wrong with them.
 
-Refuses to stop at the first mistake, and to give a part of a configuration as if it were all of it. What
-looking needs is less: where Redis is, and of the rest whatever can be read.
+Refuses to stop at the first mistake, and to return a part of a configuration as if it were all of it.
+Commands that only look need less: where Redis is, and whatever else can be read.
 """
 
 import json
@@ -45,10 +45,9 @@ from watcher.store.address import safe_url
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration that can be used. `warnings` are for the operator: it works, but hardly as meant.
-
-    `files` are those that it was read from, `path` first; the ones that NAME_FILE or ${file:...} name too.
-    """
+    """A configuration that can be used. `warnings` are for the operator: it works, but is probably not meant.
+    `files` are those that it was read from, `path` first, including those that NAME_FILE or ${file:...}
+    name."""
 
     settings: Settings
     path: Path
@@ -59,8 +58,8 @@ class Loaded:
 def load(path: Path | None, variables: Mapping[str, str], *, is_running: bool = False) -> Loaded:
     """Read the configuration at `path`, or where one is usually found, and hide its secrets.
 
-    `is_running`: for a process whose environment is what it was at its start. Raises ConfigRefused, with
-    everything that was found; a text that is no TOML is one mistake.
+    `is_running`: for a process whose environment is what it was at its start. Raises ConfigRefused with
+    everything that was found; a text that is not TOML is one mistake.
     """
     environment = Environment(variables, is_running=is_running)
     found = find(path, environment)
@@ -77,10 +76,8 @@ def load(path: Path | None, variables: Mapping[str, str], *, is_running: bool = 
 
 
 def read_settings(document: Entry, environment: Environment, findings: Findings) -> Settings:
-    """Read everything in a file, and say all that is wrong or doubtful about it.
-
-    What has a mistake is left out, or as it is where nothing is said of it.
-    """
+    """Read everything in a file, and find all mistakes and warnings. A value with a mistake is left out, or
+    kept as it is if nothing depends on it."""
     sections = read_sections(document, environment, findings)
     providers = read_providers(document, environment, findings)
     accounts = read_accounts(document, environment, providers, findings)
@@ -109,15 +106,13 @@ def read_settings(document: Entry, environment: Environment, findings: Findings)
 
 
 _VITAL = ("url", "namespace", "data_dir", "max_memory")
-"""The keys of [redis]: with a mistake in one of them it is not known where the state lies."""
+"""The keys of [redis]: if one of them has a mistake, it is unknown where the state is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A configuration to look with. Unless it `is_whole`, names that it lacks may be in the store.
-
-    `problem` says in one line what is wrong with it. `path` is the file that it was read from.
-    """
+    """A configuration for commands that look. Unless it `is_whole`, names that it lacks may be in Redis.
+    `problem` says in one line what is wrong with it. `path` is the file that it was read from."""
 
     settings: Settings
     is_whole: bool = True
@@ -129,10 +124,10 @@ def read_to_look(
     path: Path | None, variables: Mapping[str, str], given: Mapping[str, str], *, is_brief: bool = False
 ) -> Look:
     """Read what can be read. `given` are values of [redis] that win over those of the file. `is_brief`: read
-    nothing but [redis], which 100,000 accounts do not hold up.
+    nothing but [redis], however many accounts there are.
 
-    With a `url` among them no file is looked for, unless `path` names one. Raises ConfigRefused where nothing
-    says where the state lies.
+    With a `url` among them, no file is looked for unless `path` names one. Raises ConfigRefused if nothing
+    says where the state is.
     """
     if "url" in given:
         variables = {name: value for name, value in variables.items() if not name.startswith("REDIS_URL")}
@@ -176,7 +171,7 @@ def read_to_look(
 
 
 def shown(settings: Settings) -> dict[str, Any]:
-    """Give the configuration in the shape of its file, as plain values without a secret."""
+    """Return the configuration in the shape of its file, as plain values without a secret."""
     return {
         "redis": masked(settings.redis),
         "worker": masked(settings.worker),
@@ -206,11 +201,11 @@ def as_toml(tree: Mapping[str, Any]) -> Iterator[str]:
 
 
 def masked(value: Any) -> Any:
-    """Give a section as plain values: as it would be written in a file, without a secret."""
+    """Return a section as plain values: as it would be written in a file, without a secret."""
     if isinstance(value, BaseModel):
         named = type(value).model_fields.items()
         fields = {field.alias or name: masked(getattr(value, name)) for name, field in named}
-        # Of some a part may be seen; of others the type does not say that they are secret.
+        # Some may be shown in part; of others the type does not say that they are secret.
         if isinstance(value, RedisSettings):
             fields["url"] = safe_url(value.url.get_secret_value())
         elif isinstance(value, SubscriptionSettings):

@@ -1,6 +1,6 @@
-"""Read the sections of a file: [redis], [worker], [log], [egress] and [api], every provider, every account.
+"""Reads the sections of a file: [redis], [worker], [log], [egress] and [api], every provider, every account.
 
-Refuses to let two accounts share a name, or to poll one twice.
+Refuses to let two accounts share a name, or to poll one account twice.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ SECTIONS = (
 """Every key allowed at the top of a file."""
 
 Source = tuple[str, str]
-"""A provider, and what is asked about there: two accounts of one source would be polled twice."""
+"""A provider, and what is asked for there: two accounts of one source would be polled twice."""
 
 _SHORTEST_INTERVAL = timedelta(seconds=1)
 
@@ -105,16 +105,14 @@ _STAND_IN: Mapping[str, object] = {
     "api_key": "unknown",
     "read": ({"id": "unknown", "total": "@"},),
 }
-"""Stands in for a missing or wrong value of a provider, so that its accounts can be checked before it is
+"""Replaces a missing or wrong value of a provider, so that its accounts can be checked before it is
 refused."""
 
 
 @dataclass(frozen=True)
 class Providers:
-    """What the file says of providers, as far as it is right.
-
-    `class_by_name` has None for an unknown kind, and every name; `entry_by_name` says where each is written.
-    """
+    """The providers of the file, as far as they are right. `class_by_name` has None for an unknown kind, and
+    every name; `entry_by_name` says where each is written."""
 
     class_by_name: dict[str, type[Provider] | None] = field(default_factory=dict)
     settings_by_name: dict[str, ProviderSettings] = field(default_factory=dict)
@@ -128,7 +126,7 @@ class Providers:
 
     @cached_property
     def asked_by_name(self) -> dict[str, Provider]:
-        """Those of which it is known how they are asked, once all are read."""
+        """Those whose requests are known, once all are read."""
         return {
             name: provider(settings)
             for name, settings in self.settings_by_name.items()
@@ -172,7 +170,7 @@ def read_providers(document: Entry, environment: Environment, findings: Findings
 
 
 def _with_certificates(entry: Entry, environment: Environment, findings: Findings) -> Entry:
-    """Read the file that `ca` names. What it holds is a part of the settings: a reload sees a change."""
+    """Read the file that `ca` names. Its contents are part of the settings: a reload sees a change."""
     said = entry.table.get("ca")
     if not isinstance(said, str):
         return entry
@@ -194,9 +192,8 @@ def _with_certificates(entry: Entry, environment: Environment, findings: Finding
 
 
 def _over_recipe(entry: Entry, kind: str, environment: Environment, findings: Findings) -> Entry:
-    """Lay a section over the recipe of its kind: a variable that the recipe names, and that is not set, is
-    missing from the section, unless the section says something else there.
-    """
+    """Lay a section over the recipe of its kind: a variable that the recipe names and that is not set is
+    missing from the section, unless the section says something else there."""
 
     def refuse(key: Key, reason: str) -> None:
         said: Any = entry.table
@@ -217,11 +214,9 @@ def _keys_of_any_kind(shape: Literal["Settings", "Account"]) -> frozenset[str]:
 
 @dataclass(slots=True)
 class Accounts:
-    """What the configuration says of accounts. `by_name` holds them as far as they are right.
-
-    `count`, `names` and `providers` are of all that are written, with mistakes too; `is_whole` says whether
-    these are all there are: not where one could not be read, or where [api] lets programs add more.
-    """
+    """The accounts of the configuration. `by_name` holds those that are right. `count`, `names` and
+    `providers` are of all that are written, with mistakes too; `is_whole` says whether these are all there
+    are: not if one could not be read, or if [api] lets programs add more."""
 
     by_name: dict[str, AccountSettings] = field(default_factory=dict)
     count: int = 0
@@ -262,10 +257,8 @@ def read_accounts(
 def read_account(
     entry: Entry, providers: Providers, findings: Findings
 ) -> tuple[AccountSettings | None, Source | None]:
-    """Read one account, and what is asked about for it: None where that is not known.
-
-    No account where its provider cannot ask about it; one with mistakes is given as far as it is right.
-    """
+    """Read one account, and its source: None if that is unknown. No account if its provider cannot ask for
+    it; an account with mistakes is returned as far as it is right."""
     before = findings.count
     account = _account(entry, providers, findings)
     if not account or not (asked := providers.asked_by_name.get(account.provider)):

@@ -1,4 +1,4 @@
-"""Read every [[subscriptions]]: where events are sent, which of them, and how they are signed.
+"""Reads every [[subscriptions]]: where events are sent, which of them, and how they are signed.
 
 Refuses what would fail at every attempt, or do harm: hostile URLs, headers that forge or smuggle.
 """
@@ -27,7 +27,7 @@ from watcher.journal.interest import Interest
 from watcher.settings import FORMATS, EgressSettings, SubscriptionSettings
 
 _MOST_LENIENT = Policy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0")), allow_http=True, nat64=True)
-"""Stands in for an [egress] with a mistake: what it refuses, every other one refuses too."""
+"""Replaces an [egress] with a mistake: what it refuses, every other one refuses too."""
 
 
 MOST_OF_AN_ACCOUNT = 2000
@@ -43,7 +43,8 @@ class Subscriptions:
 
 
 def read_subscriptions(document: Entry, egress: EgressSettings | None, findings: Findings) -> Subscriptions:
-    """Read all subscriptions. Without `egress`, as that section has a mistake, URLs are judged leniently."""
+    """Read all subscriptions. Without `egress`, because that section has a mistake, URLs are judged
+    leniently."""
     policy = Policy.of(egress) if egress else _MOST_LENIENT
     read = Subscriptions()
     names = Names("subscription", findings)
@@ -71,7 +72,7 @@ def read_subscription(entry: Entry, policy: Policy, findings: Findings) -> Subsc
 
 
 def refuse_alerts(entry: Entry, known: Collection[str], findings: Findings) -> None:
-    """Refuse an `alerts_to` that is none of the subscriptions, or the subscription itself."""
+    """Refuse an `alerts_to` that is no subscription, or the subscription itself."""
     name, alerted = entry.table.get("name"), entry.table.get("alerts_to")
     if not isinstance(alerted, str):
         return
@@ -98,12 +99,12 @@ def refuse_fan_out(
 
 
 def lines_of(text: str) -> list[str]:
-    """Take the lines of a text as so many, if there are any: of a secret, one each."""
+    """Split the texts into lines: a secret on each."""
     return [line for line in text.splitlines() if line.strip()] or [text]
 
 
 def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
-    """Check what the shape does not say. Each value alone, so that one mistake does not hide another."""
+    """Check what the shape does not say. Each value by itself, so that one mistake does not hide another."""
     url, headers = entry.table.get("url"), entry.table.get("headers")
     if isinstance(url, str) and (flaw := _url_flaw(url, policy)):
         findings.mistake(entry.finding(("url",), flaw))
@@ -122,7 +123,7 @@ def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
 
 
 OWNERS = {"chat": "telegram", "routing_key": "pagerduty"}
-"""The format that needs a key, and that alone knows it."""
+"""Which format a key belongs to: only that format accepts it, and needs it."""
 
 _URL_ENDS = {"telegram": "/sendMessage", "pagerduty": "/v2/enqueue"}
 _MARKUP_OF_NTFY = ("markdown", "x-markdown", "md", "template", "x-template", "tpl")
@@ -179,7 +180,7 @@ def _url_flaw(url: str, policy: Policy) -> str | None:
             check_url(url, _MOST_LENIENT)
         except RefusedUrl:
             return flaw
-    # What is wrong with it, and what else would be once [egress] allowed it.
+    # What is wrong with it, and what else would be wrong once [egress] allowed it.
     more_lenient = replace(policy, allow_http=True), replace(_MOST_LENIENT, allow_http=policy.allow_http)
     reasons: dict[str, None] = {}
     for allowed in (policy, *more_lenient):

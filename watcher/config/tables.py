@@ -1,4 +1,4 @@
-"""Take a configuration apart into tables, and each table into settings; and what single values must be."""
+"""Takes a configuration apart into tables, turns each table into settings, and checks single values."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from watcher.store.address import check_address
 from watcher.store.exceptions import ConfigurationRefused
 
 MASK = "***"
-"""What `watcher check --show` prints for a secret; refused where it was copied into a configuration."""
+"""What `watcher check --show` prints for a secret; it is refused as a value of a configuration."""
 
 EVENTS = CHANGE_EVENTS + SERVICE_EVENTS
 
@@ -49,7 +49,7 @@ def mask_flaw(text: str) -> str | None:
 
 
 def leftover_flaw(text: str) -> str | None:
-    """Doubt a value that still has what a shell or an editor of variables should have taken off."""
+    """Warn of a value that still has what a shell or an editor of variables should have removed."""
     if _QUOTED.match(text):
         return "is in quotes, which are part of the value: take them off where it is set"
     if _UNBRACED.search(text):
@@ -66,7 +66,7 @@ def _flaw_of_any_secret(text: str) -> str | None:
 
 
 def signing_secret_flaw(text: str) -> str | None:
-    """Refuse what cannot sign."""
+    """Refuse a secret that cannot sign."""
     if flaw := _flaw_of_any_secret(text):
         return flaw
     try:
@@ -232,11 +232,8 @@ def listed_tables(document: Entry, name: str, findings: Findings) -> Iterator[En
 def overridden(
     entry: Entry, variable_by_key: Mapping[str, str], environment: Environment, findings: Findings
 ) -> Entry:
-    """Let environment variables win over the file; one that is set to nothing counts as unset.
-
-    So does an empty file, and is said: but for where the state lies, which must not be another place than the
-    one that was meant.
-    """
+    """Let environment variables win over the file; an empty one counts as unset. So does an empty file, with
+    a warning; except for where the state is, which must not be another place than the one that was meant."""
     value_by_key: dict[str, str] = {}
     for key, variable in variable_by_key.items():
         try:
@@ -284,12 +281,12 @@ def settings_of(
     may_hold: Collection[str] = (),
     stand_ins: Mapping[str, Any] | None = None,
 ) -> SectionT | None:
-    """Turn a table into settings, or record what is wrong with it and give None.
+    """Turn a table into settings, or record what is wrong with it and return None.
 
     `given` are the fields that the file says elsewhere, and not in the table. `may_hold` is for a table whose
-    kind is not known: keys that `model` does not know, and that one of the kinds does. With `stand_ins`, for
-    keys that are missing or wrong, what is right of the table is given beside its mistakes: enough to find
-    what else is wrong, in the same run.
+    kind is unknown: keys that `model` does not know, and one of the kinds does. With `stand_ins`, for keys
+    that are missing or wrong, the right part of the table is returned in spite of its mistakes: enough to
+    find what else is wrong, in the same run.
     """
     given = given or {}
     for name in given.keys() & entry.table.keys():

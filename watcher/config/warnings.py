@@ -1,4 +1,4 @@
-"""Warn of what is valid, but hardly what was meant: a subscription or a threshold that will never fire."""
+"""Warns of what is valid but probably not meant: a subscription or a threshold that can never fire."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ _CHAT_SERVICES = {
     "events.pagerduty.com": ("pagerduty", "PagerDuty"),
     "events.eu.pagerduty.com": ("pagerduty", "PagerDuty"),
 }
-"""By the end of a host: the format that it takes, and what people call it."""
+"""By the end of a host: the format that it accepts, and its name for people."""
 
 
 def warn_of_idle(
@@ -49,7 +49,7 @@ def warn_of_idle(
 
 
 def warn_of_egress(document: Entry, egress: EgressSettings | None, findings: Findings) -> None:
-    """Warn of a guard that lets everything through."""
+    """Warn of an egress policy that lets everything through."""
     for index, network in enumerate(egress.allow if egress else ()):
         if network.prefixlen == 0:
             key = ("egress", "allow", index)
@@ -65,7 +65,7 @@ def warn_of_globs(accounts: Accounts, subscriptions: Collection[Entry], findings
 
 
 def warn_of_values(providers: Providers, subscriptions: Collection[Entry], findings: Findings) -> None:
-    """Warn of secrets, URLs and headers that hold what should have been taken off or replaced."""
+    """Warn of secrets, URLs and headers with something that should have been removed or replaced."""
     for name, settings in providers.settings_by_name.items():
         for path, secret in secrets_in(settings):
             _warn_of_text(secret, providers.entry_by_name[name], path, findings)
@@ -81,7 +81,8 @@ def warn_of_values(providers: Providers, subscriptions: Collection[Entry], findi
 
 
 def _warn_of_format(entry: Entry, findings: Findings) -> None:
-    """Warn of a format that the URL's service does not take, and of what would call people to each change."""
+    """Warn of a format that the URL's service does not accept, and of one that would alert people to every
+    change."""
     format_, url, host = entry.table.get("format", "standard"), entry.table.get("url"), None
     with suppress(ValueError):
         host = urlsplit(url).hostname if isinstance(url, str) else None
@@ -101,7 +102,7 @@ _ALARMS = ("account.stale", "account.recovered", "threshold.crossed", "subscript
 
 
 def warn_of_load(providers: Providers, accounts: Accounts, findings: Findings) -> None:
-    """Warn where a provider's rate limit cannot bear the polls of its accounts at their intervals."""
+    """Warn if a provider's rate limit cannot bear the polls of its accounts at their intervals."""
     accounts_by_provider: dict[str, list[AccountSettings]] = defaultdict(list)
     for account in accounts.by_name.values():
         if account.interval:  # none is a mistake, which is among the findings
@@ -134,7 +135,7 @@ def _warn_of_globs(field: str, names: Collection[str], entry: Entry, findings: F
 
 
 def texts_in(entry: Entry, field: str) -> Iterator[tuple[int, str]]:
-    """Give each text of a list, with its place in it."""
+    """Return each text of a list, with its place in the list."""
     values = entry.table.get(field)
     for index, value in enumerate(values if isinstance(values, list) else ()):
         if isinstance(value, str):
@@ -178,7 +179,7 @@ def warn_of_thresholds(
 
 
 def _warnings(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterator[tuple[Key, str]]:
-    """Say what speaks against thresholds by themselves."""
+    """Return what is wrong with thresholds by themselves."""
     types = [text for _, text in texts_in(entry, "events")]
     if thresholds and types and not any(matches(glob, [_ASKED_FOR]) for glob in types):
         yield ("events",), f"lacks {_ASKED_FOR}: no threshold will be reported"
@@ -187,7 +188,7 @@ def _warnings(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iter
     index_by_bound: dict[tuple[str, ...], int] = {}
     for index, threshold in thresholds.items():
         asset, field, below = threshold.get("asset"), threshold.get("field", "total"), threshold.get("below")
-        # Two that differ in where they are cleared only are the same one.
+        # Two that differ only in `clear` are the same one.
         bound = asset_id(str(asset)), str(field), str(below), str(threshold.get("above"))
         if (first := index_by_bound.setdefault(bound, index)) != index:
             yield ("thresholds", index), f"is the bound of thresholds[{first}]"
@@ -205,7 +206,7 @@ def _warnings(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iter
 
 
 def _is_debt(below: object) -> bool:
-    """Say whether only what is below zero is below this bound."""
+    """Say whether only a balance below zero is below this bound."""
     with suppress(NotAnAmount):
         return below is not None and to_atoms(from_decimal(str(below), signed=True)) <= 0
     return False
@@ -214,7 +215,7 @@ def _is_debt(below: object) -> bool:
 def _unreachable(
     threshold: Mapping[str, Any], accounts: Iterable[AccountSettings], providers: Providers
 ) -> tuple[str, str] | None:
-    """Say why none of these accounts is known to fire a threshold; None where one may."""
+    """Return why none of these accounts can fire a threshold; None if one may."""
     asset, field = str(threshold.get("asset", "*")), str(threshold.get("field", "total"))
     is_of_debt = field == "total" and _is_debt(threshold.get("below"))
     found = None
