@@ -128,7 +128,7 @@ class Keys:
     def state(self, account: str) -> str:
         """STRING, permanent: version, polled_at, height, sequence and the rest (`state`). Written by commit
         and touch."""
-        return self._tagged(shard_of(account), "account", account)
+        return f"{self.namespace}:{{{shard_of(account)}}}:account:{account}"
 
     def queued(self, account: str) -> str:
         """HASH, permanent: subscription -> sequence of the last delivery that a commit queued for it. By
@@ -169,7 +169,7 @@ class Keys:
     def queue(self, subscription: str, account: str) -> str:
         """LIST, permanent: the pending deliveries, oldest first, each `reference previous`; or a STRING: the
         one that found it empty, and came alone. Pushed by commit, popped by settle, give_up and shorten."""
-        return self._tagged(shard_of(account), "queue", subscription, account)
+        return f"{self.namespace}:{{{shard_of(account)}}}:queue:{subscription}:{account}"
 
     def tries(self, shard: int, subscription: str) -> str:
         """HASH, permanent: account -> `count delivery` of the failed attempts of its queue's head. By

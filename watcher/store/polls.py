@@ -15,7 +15,7 @@ from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of, stamp_of
 from watcher.store.pipe import Joints, in_parts, load_script
 from watcher.store.queues import BOUNDS, CLAIM_MS, Bounds, Leased
-from watcher.store.schedule import Claimed, Lease, Reply, Schedule
+from watcher.store.schedule import REPLIES, Claimed, Lease, Reply, Schedule
 from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within
 
 LONGEST_BREAK_MS = 5_000
@@ -244,7 +244,7 @@ class Polls:
         with damage_named():
             joint = self._commits[shard, commit.provider]
             answer, found = await self._pipe.step(joint, tuple(keys), *arguments)
-        reply = Reply(answer)
+        reply = REPLIES[answer]
         if reply is Reply.MOVED_ON and is_kept:
             self._reads_to_come = _READS_AFTER_A_RIVAL
         elif reply in (Reply.DONE, Reply.DONE_BEFORE) and commit.lease:
@@ -272,7 +272,7 @@ class Polls:
         arguments = (*lease, version, stamp_of(polled_at_ms, height), due_ms)
         with damage_named():
             (answer,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
-        reply, kept = Reply(answer), self._kept.get(lease.member)
+        reply, kept = REPLIES[answer], self._kept.get(lease.member)
         if kept and reply is Reply.DONE and kept.state.version == version:
             kept.polled_at_ms = polled_at_ms
             kept.height = kept.height if height is None else height

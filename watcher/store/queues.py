@@ -16,7 +16,7 @@ import orjson
 from watcher.journal.events import Delivery, load_delivery
 from watcher.store.keys import SHARDS, Keys, check_count, read_count, shard_of
 from watcher.store.pipe import Joints, Pipe, in_parts, load_script
-from watcher.store.schedule import Claimed, Lease, Reply, Schedule
+from watcher.store.schedule import REPLIES, Claimed, Lease, Reply, Schedule
 
 ATTEMPTS_PER_SUBSCRIPTION = 100
 """Attempts remembered per subscription and shard, each with up to 1 KiB of the answer: 2 MB in all, if a
@@ -162,7 +162,7 @@ class Queues:
         joint = self._begins[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
         reply, found, tried = await self._pipe.step(joint, (queue,), *lease, until, at_most)
-        return Begun(Reply(reply), read_deliveries(found, subscription), *read_tries(tried))
+        return Begun(REPLIES[reply], read_deliveries(found, subscription), *read_tries(tried))
 
     async def backlog(self, subscription: str) -> int:
         """Count the deliveries that wait for a subscription."""
@@ -275,7 +275,7 @@ class Queues:
         joint = self._extends[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
         (reply,) = await self._pipe.step(joint, (queue,), *lease, until, head)
-        return Reply(reply)
+        return REPLIES[reply]
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
         keys = self._schedule_keys(shard_of(lease.member), subscription)

@@ -37,6 +37,10 @@ class Reply(IntEnum):
     LEASE_LOST = -2
 
 
+REPLIES = {reply.value: reply for reply in Reply}
+"""By what a script answers. `Reply(answer)` costs ten times what a look here does."""
+
+
 class Lease(NamedTuple):
     """The right to work on one account's poll, or on one queue, until the deadline (server ms)."""
 
@@ -100,7 +104,7 @@ class Schedule:
         return float(await self.pipe.script(_TAKE_TURNS, [key], *arguments))
 
     async def release(self, keys: list[str], lease: Lease, due_in_ms: int, *arguments: object) -> Reply:
-        return Reply(await self.pipe.script(_RELEASE, keys, *lease, due_in_ms, *arguments))
+        return REPLIES[await self.pipe.script(_RELEASE, keys, *lease, due_in_ms, *arguments)]
 
 
 class Due(NamedTuple):

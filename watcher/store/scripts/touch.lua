@@ -16,11 +16,12 @@ local has_failing = redis.call('HLEN', failing) > 0
 local reply, due, fixed, first = {}, {}, {}, math.huge
 for i, account in ipairs(accounts) do
   local _, deadline, expected, polled, next_due = unpack(ARGV, i * 5 - 3, i * 5 + 1)
-  local found = redis.call('GETRANGE', KEYS[3 + i], 0, 52)
-  local version, height = string.sub(found, 1, 16), string.match(string.sub(found, 33), '^(%d+) $')
+  local has_height = #polled > 14
+  local found = redis.call('GETRANGE', KEYS[3 + i], 0, has_height and 52 or 15)
+  local version, height = string.sub(found, 1, 16), has_height and string.match(string.sub(found, 33), '^(%d+) $')
   if expected == '' or (version ~= expected and string.match(version, '^%S*') ~= expected) then
     reply[i] = -1
-  elseif #polled > 14 and (not height or height > string.sub(polled, 16)) then
+  elseif has_height and (not height or height > string.sub(polled, 16)) then
     reply[i] = -1
   elseif deadlines[i] ~= deadline and not was_woken(deadlines[i], deadline) then
     reply[i] = -2
