@@ -37,7 +37,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "eviction": "maxmemory-policy of Redis",
     "exception": "the traceback, without local variables",
     "file": "path of the configuration file, or of the one that was repaired",
-    "guarantee": "what this server promises, in one sentence",
+    "guarantee": "what this server guarantees, in one sentence",
     "in_flight": "requests under way",
     "inactive": "a few of the subscriptions that this worker leaves to the other one",
     "kind": "account or subscription",
@@ -76,7 +76,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "subscription": "name of the subscription",
     "subscriptions": "how many subscriptions",
     "times": "how many times in a row so far (of a successful poll: how many were rejected before it)",
-    "token": "whose token it carried: `operator`, or `subscription NAME`; null for none that is known",
+    "token": "owner of its token: `operator`, or `subscription NAME`; null if the token is unknown",
     "unchanged": "whether the snapshot equals the last one",
     "used_bytes": "bytes that Redis takes, as it counts them against its limit",
     "version": "version of watcher",
@@ -227,8 +227,8 @@ EVENTS: Mapping[str, Line] = {
     ),
     "api.refused": Line(
         "warning",
-        "A request under /v1 was refused: `reason` says why, and `token` whose token it carried, if "
-        "any. Each kind at most once an hour.",
+        "A request under /v1 was refused: `reason` says why, and `token` is the owner of its "
+        "token. Each kind at most once an hour.",
         ("status", "reason", "token", *_LASTS),
     ),
     "store.guarantee": Line(

@@ -89,7 +89,7 @@ METRICS: Mapping[str, Meaning] = {
         "gauge", "How late the event loop was at worst, in the last one to two minutes."
     ),
     "watcher_clock_skew_seconds": Meaning(
-        "gauge", "By how much this machine's clock is ahead of that of Redis; looked at once a minute."
+        "gauge", "By how much this machine's clock is ahead of that of Redis; compared once a minute."
     ),
     "watcher_log_lines_dropped_total": Meaning("counter", "Log lines lost because they were not read."),
     "watcher_configuration_last_reload_ok": Meaning(
@@ -122,17 +122,17 @@ METRICS: Mapping[str, Meaning] = {
     ),
     "watcher_store_guarantee": Meaning(
         "gauge",
-        "Always 1; the labels are how Redis keeps what it was given, and its maxmemory-policy; missing while "
+        "Always 1; the labels are how Redis keeps its data, and its maxmemory-policy; missing while "
         "it is refused.",
         ("persistence", "eviction"),
     ),
     "watcher_store_refused": Meaning(
         "gauge",
-        "1 while Redis is set up so that nothing may be committed to it: it evicts keys, say. No account is "
+        "1 while the settings of Redis do not allow a commit: it evicts keys, for example. No account is "
         "polled meanwhile.",
     ),
     "watcher_store_up": Meaning(
-        "gauge", "1 where Redis answers and takes writes; at 0 everything below is missing."
+        "gauge", "1 while Redis answers and accepts writes; at 0 all metrics below are missing."
     ),
     "watcher_store_memory_ratio": Meaning(
         "gauge",
@@ -165,11 +165,14 @@ METRICS: Mapping[str, Meaning] = {
         "gauge", "Deliveries that wait, at most `max_backlog`.", ("subscription",), is_shared=True
     ),
     "watcher_queues_waiting": Meaning(
-        "gauge", "Queues (one an account) with deliveries in them.", ("subscription",), is_shared=True
+        "gauge",
+        "Queues with deliveries in them; each account has its own.",
+        ("subscription",),
+        is_shared=True,
     ),
     "watcher_oldest_undelivered_seconds": Meaning(
         "gauge",
-        "Age of the oldest delivery that waits, 0 if none does; of a long backlog a sample is measured.",
+        "Age of the oldest delivery that waits, 0 if none does; a long backlog is measured by a sample.",
         ("subscription",),
         is_shared=True,
     ),
@@ -187,7 +190,7 @@ METRICS: Mapping[str, Meaning] = {
     ),
     "watcher_subscription_pace": Meaning(
         "gauge",
-        "Attempts a second, over all workers, that it bears as its 429 answers say; 0 where it sent none.",
+        "Attempts a second, over all workers, that its 429 answers allow; 0 if it sent none.",
         ("subscription",),
         is_shared=True,
     ),
