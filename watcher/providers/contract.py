@@ -1,4 +1,4 @@
-"""What a provider's module says: how to ask and how to read. Everything else is the same for all of them.
+"""What a provider's module says: how to ask and how to read. Everything else is the same for all providers.
 
 Refuses to do I/O: a provider only describes requests and reads answers; `http` sends and guards.
 """
@@ -16,16 +16,16 @@ from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Row, Snapshot
 
 ErrorClass = Literal["auth", "configuration", "rate", "transient", "malformed", "gone"]
-"""Why a poll was rejected, as far as the worker reacts differently:
-auth and configuration need the operator, rate and transient need time, malformed means that the
-provider broke its own contract (or that another server answered), gone is a request without an answer."""
+"""Why a poll was rejected, as far as the worker reacts differently: auth and configuration need the operator,
+rate and transient need time, malformed means that the provider broke its own contract (or that another server
+answered), gone is a request without an answer."""
 
 PERMANENT = ("auth", "configuration")
 """Classes that only a person can fix."""
 
 
 def todo(error_class: str, provider: str) -> str | None:
-    """Say what the operator has to fix; None if the error may pass by itself."""
+    """Return what the operator has to fix; None if the error may pass by itself."""
     return {
         "auth": f"fix the key in [providers.{provider}]",
         "configuration": f"fix the account, or base_url of [providers.{provider}]",
@@ -34,9 +34,8 @@ def todo(error_class: str, provider: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Request:
-    """One HTTP request, relative to the provider's base_url. Shows nothing of itself: a key may be anywhere
-    in it.
-    """
+    """One HTTP request, relative to the provider's base_url. Its repr shows nothing of it, because a key may
+    be anywhere in it."""
 
     method: Literal["GET", "POST"]
     path: str
@@ -44,15 +43,16 @@ class Request:
     secret_headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
     body: bytes | None = None
-    """Sent as it is, because it is signed. So is a path that brings its own query."""
+    """Sent as it is, because it is signed. The same holds for a path that contains its own query."""
 
 
 class Rejected(Exception):
-    """The poll is rejected: the last state and its time stay, no event. The next poll is after a backoff.
+    """The poll is rejected: the last state and its time stay, and there is no event. The next poll follows
+    after a backoff.
 
-    `reason` is a short text of ours, never what the provider said: `words`, and what fixes it, where that is
-    not plain. It is the same for all polls with one cause; `detail` is said of this one alone.
-    `retry_after_s` is the provider's wish, bounded by us.
+    `reason` is a short text of ours, never what the provider said: `words`, and how to fix it if that is not
+    plain. It is the same for all polls with one cause; `detail` belongs to this poll only. `retry_after_s` is
+    what the provider asks for, bounded by us.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Rejected(Exception):
 
 
 LAG = 128
-"""By how many blocks, slots or ledgers one node of a provider may be behind another. What is read at a lower
-height comes from another chain, or from a node that was set back."""
+"""By how many blocks, slots or ledgers one node of a provider may be behind another. A lower height comes
+from another chain, or from a node that was set back."""
 
 
 def check_height(accepted: int | None, height: int | None) -> None:
-    """Refuse a snapshot that is older than the last accepted one, by their heights. Raises Rejected."""
+    """Refuse a snapshot whose height is lower than that of the last accepted one. Raises Rejected."""
     if accepted is None or height is None or height >= accepted:
         return
     heights = f"read at height {height}, where the last one was read at {accepted}"
@@ -93,13 +93,12 @@ def check_height(accepted: int | None, height: int | None) -> None:
 
 
 Catalogue = Mapping[str, Asset]
-"""What is known of a provider's assets besides their balances, by asset id."""
+"""The known assets of a provider, by asset id."""
 
 
 class AssetList(NamedTuple):
     """A provider's list of assets, as far as it can be read. `odd` says by asset id what is wrong with its
-    row; where `is_whole` is false there are rows that do not say which asset they are about.
-    """
+    row; if `is_whole` is false, some rows do not say which asset they are about."""
 
     asset_by_id: Catalogue
     odd: Mapping[str, str] = MappingProxyType({})
@@ -109,8 +108,8 @@ class AssetList(NamedTuple):
 class Provider(Protocol):
     """One configured provider. Made once per section of the file; holds no state but its settings.
 
-    Answers come as `strict_json.parse` makes them: text, int, bool, None, list, dict, and Number or
-    Ambiguous for what is none of these. Whatever they hold, a provider raises nothing but Rejected.
+    Answers come as `strict_json.parse` makes them: text, int, bool, None, list, dict, and Number or Ambiguous
+    for anything else. Whatever they hold, a provider raises nothing but Rejected.
     """
 
     Settings: ClassVar[type[ProviderSettings]]
@@ -118,69 +117,73 @@ class Provider(Protocol):
     unknown_fields: Set[str]
     """The fields of a balance that are always null."""
     most_rounds: int
-    """How often a poll asks, at most: 1 where all is known at first, more where an answer says what to ask
-    next (a page, a height). A poll that goes on after that is rejected."""
+    """How often a poll asks at most: once if all requests are known at the start, more often if an answer
+    says what to ask next (a page, a height). A poll that asks more often is rejected."""
 
     def __init__(self, settings: Any) -> None: ...
 
     def source(self, account: Any) -> str:
-        """Name what is asked about: two accounts of one source are the same, filters aside.
+        """Return what is asked about: two accounts with the same source are the same, filters aside.
 
-        May name a person, so it stays out of logs. Raises Rejected for an account that this provider cannot
-        ask about; no such account is configured.
+        It may name a person, so it is never logged. Raises Rejected for an account that this provider cannot
+        ask about; such an account is not configured.
         """
         ...
 
     def may_hold(self, account: Any, asset: str) -> bool | None:
-        """Say whether an asset, by its id or symbol, is among what is asked for; None: only a poll can."""
+        """Say whether an asset, by its id or symbol, is among what is asked for; None: only a poll can
+        say."""
         ...
 
     def requests(self, account: Any, answers: Sequence[Any] = ()) -> Sequence[Request]:
-        """Say what to ask next about one account, given the parsed answers so far; nothing: that was all.
+        """Return what to ask next about one account, given the parsed answers so far; an empty list ends the
+        poll.
 
-        All answers together are one poll. Raises Rejected, but not without answers. Where `most_rounds` is 1
-        it is called with no answers only. It may be called again with the same answers, for requests that
-        differ in nothing but their time.
+        All answers together are one poll. Raises Rejected, but not without answers. If `most_rounds` is 1, it
+        is called without answers only. It may be called again with the same answers; then the requests differ
+        in nothing but their time.
         """
         ...
 
     def read(self, account: Any, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
-        """Read the parsed JSON bodies of the answers to all requests, none a refusal. Raises Rejected.
+        """Read the parsed JSON bodies of the answers to all requests, none of which is a refusal. Raises
+        Rejected.
 
-        An asset that the catalogue does not hold is read in the provider's own unit.
+        An asset that is missing from the catalogue is read in the provider's own unit.
         """
         ...
 
     def refusal(self, status: int, answer: Any) -> Rejected | None:
         """Say why an answer with this status and JSON body (None: not JSON) is a refusal.
 
-        None: nothing that this provider documents; `http` then goes by the status alone.
+        None: it is nothing that this provider documents; then `http` goes by the status alone.
         """
         ...
 
     def catalogue_request(self) -> Request | None:
-        """Say how to ask for the list of assets, or None where there is none."""
+        """Return how to ask for the list of assets; None if there is no list."""
         ...
 
     def read_catalogue(self, answer: Any) -> AssetList:
-        """Read that list, which is never empty: one odd row rejects only polls that need its asset. Raises
-        Rejected."""
+        """Read that list, which is never empty. One odd row rejects only the polls that need its asset.
+        Raises Rejected."""
         ...
 
 
 class Line(NamedTuple):
-    """What one row says. `row` is None where its asset is not watched. `owner`: whose balance it is, where it
-    says so; all rows of a poll agree on it."""
+    """The content of one row. `row` is None if its asset is not watched. `owner`: whose balance it is, if it
+    says so; all rows of a poll must agree on it."""
 
     row: Row | None
     owner: str | None = None
 
 
 class ByRow(ABC):
-    """A provider that answers with lists of rows. Whether an answer is a refusal does not depend on them."""
+    """A provider whose answers are lists of rows. Whether an answer is a refusal does not depend on the
+    rows."""
 
     is_by_row: bool = True
-    """Whether each row is about another asset, and says all about it: an instance may decide."""
+    """Whether each row is about another asset, and says everything about it: an instance may decide."""
 
     @abstractmethod
     def rows(self, answers: Sequence[Any]) -> Sequence[Any]:
@@ -192,7 +195,7 @@ class ByRow(ABC):
 
     @abstractmethod
     def watched(self, account: Any) -> tuple[str, ...] | None:
-        """Name the assets that are asked for. None: all, so that one without a row is zero."""
+        """Return the assets that are asked for. None: all of them, so that one without a row is zero."""
 
     def read(self, account: Any, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
         """Read the answers of one poll. Raises Rejected."""
@@ -201,7 +204,7 @@ class ByRow(ABC):
     def read_owned(
         self, account: Any, answers: Sequence[Any], catalogue: Catalogue
     ) -> tuple[Snapshot, str | None]:
-        """Read the answers of one poll, and whose balances the rows say they are. Raises Rejected."""
+        """Read the answers of one poll, and whose balances they are, as the rows say. Raises Rejected."""
         watched = self.watched(account)
         wanted = None if watched is None else frozenset(watched)
         row_by_asset: dict[str, Row] = {}
@@ -220,11 +223,12 @@ class ByRow(ABC):
 
 
 USABLE = 0.95
-"""Of the requests that a provider allows: they leave 5 % further apart than the limit asks (`http`)."""
+"""The usable part of the requests that a provider allows: they are sent 5 % further apart than the limit asks
+(`http`)."""
 
 
 def requests_needed(provider: Provider, accounts: Iterable[AccountSettings]) -> float:
-    """Say how many requests a second these accounts need: one poll an interval, if nothing is pending."""
+    """Return how many requests a second these accounts need: one poll an interval, if nothing is pending."""
     return sum(len(provider.requests(account)) / account.interval.total_seconds() for account in accounts)
 
 
@@ -238,7 +242,7 @@ PLACE_BY_KIND = {
 
 
 def kinds() -> tuple[str, ...]:
-    """Name every kind that a section may have: those that are code, then the recipes."""
+    """Return every kind that a section may have: those that are code, then the recipes."""
     return (*PLACE_BY_KIND, *recipes.names())
 
 

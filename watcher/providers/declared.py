@@ -1,7 +1,7 @@
 """Any JSON API, described in the file: what to ask, and where the amounts are in the answers.
 
-Refuses to guess: a path that finds nothing, an amount that is not one, a page that is not asked for, an error
-that the answer speaks of reject the poll. No amount is a float at any time.
+Refuses to guess: the poll is rejected if a path finds nothing, an amount is not one, a page was not asked
+for, or the answer speaks of an error. No amount is ever a float.
 """
 
 import base64
@@ -53,7 +53,7 @@ from watcher.settings import AccountSettings, ProviderSettings, Section
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
 
 MOST_ROWS = 20_000
-"""Of one poll. A megabyte holds 350,000 empty objects."""
+"""Rows of one poll. A megabyte holds 350,000 empty objects."""
 
 _SLOT = re.compile(r"\{\{\w+\}\}|\{([a-z][a-z0-9_]{0,63})\}", re.ASCII)
 _SLOT_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z", re.ASCII)
@@ -73,7 +73,7 @@ _LONGEST_ID = 128
 _LARGEST_ID = 2**63 - 1
 _LEFT_TO_US = ("accept-encoding", "content-length", "content-type", "connection", "host", "transfer-encoding")
 _OURS = {"accept": "Accept", "user-agent": "User-Agent"}
-"""Headers that are sent in any case, as they are written then."""
+"""Headers that are always sent, in this spelling."""
 
 _FIELDS = ("total", "locked", "pending_deposit", "pending_withdrawal", "pending")
 _PENDINGS = _FIELDS[2:4]
@@ -238,7 +238,7 @@ class Ask(Section):
 
 
 class Part(Section):
-    """What one kind of row says. All that the parts say of an asset is added up."""
+    """What one kind of row says. Everything that the parts say of an asset is added up."""
 
     answer: int = Field(0, ge=0, le=31, description="the number of the ask whose answer it reads")
     rows: PathIn | None = Field(None, description="path to the rows; default: the answer is one row")
@@ -384,7 +384,8 @@ class HttpAccount(AccountSettings):
 
 
 Held = list[Any]
-"""What was said of an asset so far: the Asset, and the amount of each of _FIELDS, None where nothing was."""
+"""What the rows so far say of an asset: the Asset, and the amount of each of _FIELDS, None if no row says
+it."""
 
 
 class Reader:
@@ -403,7 +404,7 @@ class Reader:
         decimals = settings.decimals if part.decimals is None and not self._is_whole else part.decimals
         self._places: Any = decimals
         self._find_places = finder(decimals) if isinstance(decimals, Path) else None
-        # Where any object is taken for a row, an error would be all defaults.
+        # If any object could be a row, an error would read as a row of defaults.
         is_any_object = part.rows is None or (part.asset is None and part.id is None)
         self._must_say_one = is_any_object and bool(part.total) and part.default is not None
         sums = {place: getattr(part, name) for place, name in enumerate(_FIELDS, 1) if getattr(part, name)}
@@ -416,7 +417,7 @@ class Reader:
             self._sums.append((place, alone, summands))
 
     def add(self, answers: Sequence[Any], held_by_id: dict[str, Held]) -> None:
-        """Add what all rows say to what is held. Raises Rejected."""
+        """Add what all rows say. Raises Rejected."""
         unique = set[Any]()
         for number, (name, row) in enumerate(self.rows_of(answers)):
             try:
@@ -442,9 +443,8 @@ class Reader:
                 raise Rejected("malformed", f"{self._label}: rows: {flaw}")
 
     def add_row(self, name: Any, row: Any, held_by_id: dict[str, Held], unique: set[Any]) -> None:
-        """Add what one row says, whose name in an object is `name`. `unique` holds what tells the rows before
-        it apart. Raises Rejected.
-        """
+        """Add what one row says; `name` is its name in an object. `unique` holds the values that distinguish
+        the rows before it. Raises Rejected."""
         if row is None:
             raise Rejected("malformed", "is null")
         text = self.part.id or (self._asset(row) if self._asset else name)
@@ -529,7 +529,7 @@ class Reader:
 
 
 def _is_not(wanted: str, found: Any, path: Any) -> str:
-    """Say what a path found that is not what it should be, without any of it."""
+    """Say what a path found that is not what it should be, without showing any of it."""
     if path is None:
         return f"the name is not {wanted}"
     if found is NOTHING:
@@ -583,10 +583,9 @@ class Http(ByRow):
             self.most_rounds = sum(ask.next.most if ask.next else 1 for ask in settings.ask)
 
     def source(self, account: HttpAccount) -> str:
-        """Name the account by what it puts into the asks, and by what they and the parts mean: an edit of
-        those is no change of a balance, and the next poll a baseline. Raises Rejected where it puts in
-        something else than the asks take.
-        """
+        """Return what is asked about: what the account puts into the asks, and what the asks and the parts
+        mean. So an edit of those is no change of a balance, and the next poll is a baseline. Raises Rejected
+        if the account puts in something else than the asks take."""
         if missing := sorted(self._slots - account.of.keys()):
             example = ", ".join(f'{name} = "…"' for name in missing)
             raise Rejected(
@@ -612,9 +611,8 @@ class Http(ByRow):
         return self._walk(account, answers)[1]
 
     def unled(self, account: Any, answers: Sequence[Any]) -> Iterator[str]:
-        """Name the paths to a further page that find nothing in any answer of a poll, not even null: so does
-        one that is misspelled, and then the poll passes for whole.
-        """
+        """Return the paths to a further page that find nothing in any answer of a poll, not even null. A
+        misspelled path does so as well, and then the poll would pass as complete."""
         pages, asks = self._walk(account, answers)[0], self._settings.ask
         unpaged = [page for ask, its in zip(asks, pages, strict=True) if not ask.next for page in its]
         leading: list[tuple[str, Path | None, list[Any]]] = [("more", self._settings.more, unpaged)]
@@ -628,7 +626,7 @@ class Http(ByRow):
                 yield f"{label}: '{path}'"
 
     def _walk(self, account: HttpAccount, answers: Sequence[Any]) -> tuple[list[list[Any]], list[Request]]:
-        """Sort the answers so far by the asks that they are pages of; and say what to ask next."""
+        """Assign the answers so far to the asks whose pages they are, and return what to ask next."""
         if not self._is_plain:
             refuse_too_many([*answers])
         asks = self._settings.ask
@@ -761,9 +759,8 @@ class Http(ByRow):
 
 
 def _meaning(settings: HttpSettings) -> str:
-    """Digest what decides which amounts are read: not what they are called, nor their scale, which is
-    compared by asset, nor keys. What is not said is not in it: so what may be said later changes nothing.
-    """
+    """Make a digest of what decides which amounts are read: without names, scales (which are compared by
+    asset) and keys. Settings that are left out are not part of it, so that a new setting changes nothing."""
     asks = [
         {name: said for name in _MEANT_BY_ASK if (said := getattr(ask, name))} | {"next": bool(ask.next)}
         for ask in settings.ask
@@ -803,9 +800,9 @@ class _Pages:
     def following(
         self, request: Request, pages: Sequence[Any], seen: set[Any], *, is_last: bool
     ) -> Request | None:
-        """Say how to ask for the page after the last of `pages`, which `request` was for; None where there is
-        none. `seen` holds what was followed before; `is_last`: no answer came after. Raises Rejected.
-        """
+        """Return how to ask for the page after the last of `pages`, which `request` asked for; None if there
+        is none. `seen` holds what was followed before; `is_last`: no answer came after it. Raises
+        Rejected."""
         declared, page = self._declared, pages[-1]
         more = self._more(page) if self._more else True
         if not is_said(more):
@@ -888,7 +885,7 @@ def _filled_path(path: str, values: Mapping[str, str]) -> str:
 
 
 def _filled(value: Any, values: Mapping[str, str]) -> Any:
-    """Put values into the slots of all texts, once each: what a value holds is no slot."""
+    """Put values into the slots of all texts, once each: braces in a value are no slot."""
     if isinstance(value, str):
         return _SLOT.sub(lambda slot: values[slot[1]] if slot[1] else slot[0][1:-1], value)
     if isinstance(value, dict):

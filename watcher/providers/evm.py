@@ -29,7 +29,7 @@ MULTICALL3 = "0xca11bde05977b3631167028862be2a173976ca11"
 """The same on nearly every chain: github.com/mds1/multicall3."""
 
 MOST_TOKENS = 200
-"""Of an account: 284 KB of an answer, which may have 1 MiB."""
+"""Tokens of an account: their answer has 284 KB, and may have 1 MiB."""
 
 _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{40}\Z", re.ASCII)
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~/?&=%@:+,;-]|\{api_key\})*\Z", re.ASCII)
@@ -39,7 +39,7 @@ _HEIGHTS = 10**19
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}\Z", re.ASCII)
 
 WORD = 32
-"""Bytes. The ABI of contracts is made of such."""
+"""Bytes of a word, of which the ABI of contracts is made."""
 CHAIN_ID, BLOCK_NUMBER, ETH_BALANCE = "3408e470", "42cbb15c", "4d2301cc"
 """`getChainId()`, `getBlockNumber()` and `getEthBalance(address)` of Multicall3."""
 BALANCE_OF, DECIMALS, SYMBOL = "70a08231", "313ce567", "95d89b41"
@@ -68,7 +68,7 @@ _SERVER_ERRORS = range(-32099, -31999)
 _BY_STATUS = (401, 403, 429)
 """Statuses that say more than the error beside them: gateways send -32600 with a wrong key."""
 _NO_BATCH = (-32700, -32600)
-"""What is said to a batch where none is taken."""
+"""The answers to a batch by servers that accept none."""
 _IF_NO_BATCHES = "if the node takes no batches, set calls_per_request to 1"
 _BAD_PARAMETERS, _NO_BLOCK = -32602, -32000
 _UNKNOWN_BLOCK = (_BAD_PARAMETERS, _NO_BLOCK, -32001, -39001)
@@ -152,11 +152,11 @@ class EvmAccount(AccountSettings):
 
 
 Values = Sequence[bytes | None]
-"""What one block says: the chain's id, its height, the native balance, that of each token, and of the latest
-block decimals and symbol of each token. None where a contract failed."""
+"""What one block says: the chain's id, its height, the native balance and that of each token; and of the
+latest block decimals and symbol of each token. None if a contract failed."""
 
 HEAD = 3
-"""How many of them Multicall3 says itself: the chain's id, the height, the native balance."""
+"""How many of them Multicall3 itself says: the chain's id, the height, the native balance."""
 _OWNER = "-" * 2 * WORD
 """Stands in a call for the address, which is a word of hex."""
 
@@ -182,8 +182,8 @@ _Part = Mapping[str, Any]
 class Evm:
     """Asks a node for the balances of one address in two blocks, and reads the answers.
 
-    That is one POST with Multicall3. Where the chain lacks it, heights are asked next, and then each balance
-    at these heights.
+    With Multicall3 that is one POST. If the chain lacks it, the heights are asked for next, and then each
+    balance at these heights.
     """
 
     Settings: ClassVar[type[ProviderSettings]] = EvmSettings
@@ -264,7 +264,7 @@ class Evm:
                 fix = _IF_NO_BATCHES
             elif code in _UNKNOWN_BLOCK and self._has_pending and not self._settings.confirmations:
                 fix = _IF_NO_FINALITY
-            # The number of a block that a node lags behind is out of range to some: no mistake of anybody's.
+            # Some nodes say that a block which they have not reached is out of range: this is no mistake.
             is_behind = code == _BAD_PARAMETERS and self._settings.confirmations
             error_class, words = ERROR_CLASS_BY_CODE[_NO_BLOCK if is_behind else code]
             return Rejected(error_class, f"{words} ({code})", fix=fix)
@@ -281,7 +281,8 @@ class Evm:
     def _replay(
         self, account: EvmAccount, answers: Sequence[Any]
     ) -> tuple[Sequence[Request], Sequence[Values]]:
-        """Go through a poll with the answers so far: what to ask next, or in the end what the blocks say."""
+        """Go through a poll with the answers so far. Returns what to ask next, or in the end what the blocks
+        say."""
         poll, rest, size = self._poll(account), answers, self._settings.calls_per_request
         calls = next(poll)
         while True:
@@ -297,7 +298,7 @@ class Evm:
                 return (), done.value
 
     def _poll(self, account: EvmAccount) -> Generator[Sequence[_Rpc], Sequence[_Part], Sequence[Values]]:
-        """Yield what to ask, be sent the answers to it, and return what each block says, the latest last."""
+        """Yield what to ask, receive the answers, and return what each block says, the latest last."""
         blocks: Sequence[str] = self._tags
         confirmations = self._settings.confirmations
         if confirmations:
@@ -323,7 +324,9 @@ class Evm:
         plain = [
             [
                 _Rpc("eth_chainId", []),
-                _Rpc("eth_getBlockByNumber", [block, False]),  # a node that lacks it may say that all is zero
+                _Rpc(
+                    "eth_getBlockByNumber", [block, False]
+                ),  # a node that lacks the block may say that everything is zero
                 _Rpc("eth_getBalance", [account.address, block]),
                 *(
                     _eth_call(Call(call.to, call.data.replace(_OWNER, owner)), block)
@@ -344,7 +347,7 @@ class Evm:
         ]
 
     def _parts(self, answers: Sequence[Any], count: int) -> list[_Part]:
-        """Sort the answers to so many calls by what they answer to. Raises Rejected."""
+        """Assign the answers to the calls that they answer. Raises Rejected."""
         parts: list[Any] = []
         for answer in answers:
             if self._settings.calls_per_request == 1:

@@ -39,27 +39,27 @@ class Listing(NamedTuple):
     """What one way to ask an exchange lists, as its documentation says.
 
     `rows` leads from an answer to a list of rows; without `asset`, to an object with a row by asset. From a
-    row the others lead to two of `total`, `free` and `locked`, of which the third follows.
+    row, the other ways lead to two of `total`, `free` and `locked`; the third follows from them.
     """
 
     name: str
     types: tuple[str | None, ...]
-    """What an account's `params` may say of its `type`; None: nothing."""
+    """The values that `type` in an account's `params` may have; None: it is not given."""
     rows: Way
     asset: Way | None
     total: Way | None = None
     free: Way | None = None
     locked: Way | None = None
     params: Mapping[str, object] = {}
-    """What they say besides, but for a `recvWindow`."""
+    """The other `params`, except for a `recvWindow`."""
     wallet: tuple[Way, frozenset[str], re.Pattern[str]] | None = None
     """Where a row says of which wallet it is, which ones count, and what all of them are called."""
     more: Way | None = None
     """Where an answer says whether another page follows."""
     parts: Way | None = None
-    """Where several rows are about one asset: what tells them apart."""
+    """If several rows are about one asset: what distinguishes them."""
     is_full: bool = True
-    """The documentation says that it lists all there is: what is absent is zero."""
+    """The documentation says that it lists everything: what is absent is zero."""
     may_be_empty: bool = True
     """Assets, or wallets, without a balance are left out."""
 
@@ -325,7 +325,7 @@ def _rejecting() -> Iterator[None]:
 
 
 class _Asked(Exception):
-    """ccxt wants an answer that there is not yet."""
+    """Raised when ccxt wants an answer that is not there yet."""
 
     def __init__(self, url: str, method: str, headers: Mapping[str, Any] | None, body: object) -> None:
         super().__init__()
@@ -358,7 +358,7 @@ def _offline(name: str) -> Any:
 
 @cache
 def _own_url(name: str) -> str | None:
-    """Say where an exchange is: scheme and host. None where that is not known."""
+    """Return where an exchange is, as scheme and host; None if that is unknown."""
     if venue := REVIEWED.get(name):
         return venue.base_url
     with suppress(ImportError, Rejected):
@@ -475,7 +475,7 @@ def _plain(said: Any) -> Any:
 
 
 def _words(said: Any) -> Iterator[str]:
-    """Give what an answer says, without the names in it."""
+    """Return what an answer says, without the names in it."""
     left = [said]
     while left:
         said = left.pop()
@@ -496,7 +496,7 @@ def _at(said: Any, way: Way) -> Any:
 
 
 _canonical = lru_cache(8192)(from_number)
-"""Most amounts of a listing are those of the poll before, and most of them zero."""
+"""Cached, because most amounts of a listing are the same as in the previous poll, and most are zero."""
 
 
 def _amount(said: Any, *, signed: bool = False) -> str:
@@ -533,7 +533,7 @@ class Exchange:
         return Signer(self._settings)
 
     def _listing(self, account: ExchangeAccount) -> Listing | None:
-        """Find what was reviewed of an account; None: nothing."""
+        """Find the reviewed listing of an account; None: there is none."""
         params = {name: value for name, value in account.params.items() if name not in ("type", "recvWindow")}
         kind = account.params.get("type")
         return next((one for one in self._listings if kind in one.types and params == one.params), None)

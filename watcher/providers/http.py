@@ -29,16 +29,16 @@ from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called,
 from watcher.tls_flaws import CANNOT_CONNECT, cannot_connect, tls_flaw
 
 LIMIT = 1024 * 1024
-"""Bytes of a body, packed and unpacked. A list of 3,000 balances is half of that."""
+"""Bytes of a body, compressed and not. A list of 3,000 balances has half of that."""
 
 LIMIT_OF_ALL = 4 * LIMIT
-"""Bytes of all bodies of a poll. What is hostile takes 25 times as much once it is parsed."""
+"""Bytes of all bodies of a poll. A hostile body takes 25 times as much once it is parsed."""
 
 _GZIP = 16 + zlib.MAX_WBITS
 
 
 def body_of(answer: Answer) -> bytes:
-    """Unpack the body of a whole answer. Raises Rejected."""
+    """Decompress the body of a whole answer. Raises Rejected."""
     packed = answer.body
     if len(packed) > LIMIT:
         raise _too_large()
@@ -74,15 +74,15 @@ def _refuse_too_much(bodies: Sequence[bytes]) -> None:
 LONGEST_RETRY_AFTER_S = 900.0
 """A provider may ask for a pause, but not stop the polls of an account."""
 CONNECTIONS = 128
-"""Twice what the fastest default rate keeps busy at a second an answer, far fewer than file descriptors.
+"""Twice what the fastest default rate keeps busy at a second an answer, and far fewer than file descriptors.
 Each provider has its own: one that hangs makes only its own polls wait."""
 
 _LIMITS = Limits(total=LIMIT + 256 * 1024, kept=LIMIT + 1)
-"""Besides a body there may be cookies of any size, set by a provider's proxy, and what frames its chunks."""
+"""Besides the body there may be cookies of any size, set by a provider's proxy, and the framing of chunks."""
 
 _KEEP_ALIVE_S = 15.0
 _SLACK = 1.05
-"""Requests are a little wider apart than the limit asks: they arrive less evenly than they leave."""
+"""Requests are a little further apart than the limit asks: they arrive less evenly than they are sent."""
 
 _HEADERS = {
     "Accept": "application/json",
@@ -154,15 +154,15 @@ class ProviderClient:
 
     @property
     def most_rounds(self) -> int:
-        """How often a poll asks at most, each time after the answers to the time before."""
+        """How often a poll asks at most, each time after the previous answers."""
         return self._provider.most_rounds
 
     def cost(self, account: Any) -> int:
-        """Say how many requests one poll of this account begins with."""
+        """Return how many requests one poll of this account begins with."""
         return len(self._provider.requests(account))
 
     def source(self, account: Any) -> str:
-        """Name what is polled for this account, for comparison only: another source is another account."""
+        """Return what is polled for this account, for comparison only: another source is another account."""
         return source_of(self._settings, self._provider, account)
 
     async def ask(self, account: Any) -> tuple[bytes, ...]:
@@ -185,7 +185,7 @@ class ProviderClient:
             asked = []
             for index in range(len(more)):
                 await self._turn()
-                # Made again at its turn: what is signed holds the time.
+                # Made again at its turn: a signed request contains the time.
                 asked.append(await self._fetch(self._provider.requests(account, answers)[index]))
             bodies += tuple(asked)
             _refuse_too_much(bodies)
@@ -293,9 +293,8 @@ class ProviderClient:
         return answer
 
     async def _fetch(self, request: Request, *, wait_s: float = 0.0) -> bytes:
-        """Send a request; once more if it met a connection that the other side had just closed: asking for a
-        balance twice does no harm.
-        """
+        """Send a request, and once more if the other side had just closed the connection: asking for a
+        balance twice does no harm."""
         if wait_s:
             await asyncio.sleep(wait_s)
         self._requests[self._settings.name] += 1
@@ -393,7 +392,7 @@ _BROKEN_OFF: tuple[tuple[type[NoAnswer], ErrorClass, str], ...] = (
 
 
 def by_status(status: int) -> Rejected:
-    """Say what an HTTP status other than 200 means where the provider's own words say nothing."""
+    """Say what an HTTP status other than 200 means if the provider's own words say nothing."""
     other: tuple[ErrorClass, str] = ("malformed", "an answer without balances")
     error_class, reason = _ERROR_CLASS_BY_STATUS.get(status) or _ERROR_CLASS_BY_HUNDRED.get(
         status // 100, other

@@ -1,11 +1,11 @@
 """What is kept of a provider's answers: its list of assets, and the last answer of each account, row by row.
 
-The list is fetched when an asset is not in it, and not too often. Refuses to let an asset change its unit by
-accident: what a list once held stays known. An asset counts as unlisted only if a list that was fetched after
-it turned up lacks it, and every row of that list names its asset.
+The list is fetched when an asset is missing from it, and not too often. Refuses to let an asset change its
+unit by accident: what a list once said stays known. An asset counts as unlisted only if a list that was
+fetched after it turned up lacks it, and every row of that list names its asset.
 
-Where an answer differs from the last one in a few rows, only these are parsed and read. Refuses to guess:
-where anything else differs, the answer is read whole.
+If an answer differs from the last one in a few rows, only these are parsed and read. Refuses to guess: if
+anything else differs, the whole answer is read.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _FIRST_ROW = re.compile(rb'\[\s*(\{\s*"[^"\\]*")')
 """Where a list of objects begins, and how its first object does."""
 
 _LONGEST_REST = 64
-"""Polls after which answers are cut into rows again that never are like the one before."""
+"""Polls after which answers are cut into rows again although they never resemble the previous one."""
 
 _MEMO_BYTES, _ROW_BYTES = 800, 360
 """What a memo takes in memory, and each row of an answer."""
@@ -42,7 +42,8 @@ _STAND_IN = "\0 a row"
 
 
 class KeptCatalogue:
-    """The last list that was read, and what it is known not to hold. `refused`: why the last fetch failed."""
+    """The last list that was read, and the assets that it is known to lack. `refused`: why the last fetch
+    failed."""
 
     def __init__(self, fetch: Callable[[], Awaitable[AssetList]], *, clock: Callable[[], float]) -> None:
         self.asset_by_id: Catalogue = {}
@@ -82,7 +83,7 @@ class KeptCatalogue:
         return next((asset for asset in self.asset_by_id.values() if asset.symbol == text), None)
 
     def refusal(self, unknown: Set[str]) -> Rejected:
-        """Say why the unit of these assets is not known."""
+        """Say why the unit of these assets is unknown."""
         for asset in sorted(unknown & self._odd.keys()):
             return Rejected("malformed", f"the list of assets is odd for asset {asset}: {self._odd[asset]}")
         if self.refused is None and not self._is_whole:
@@ -95,8 +96,9 @@ class KeptCatalogue:
 
 
 class _Form(NamedTuple):
-    """A document but for what its rows say: the `head` in front of the first row; the `seam` between two,
-    from the last brace of one to the `start` of the next; the `tail`, from the last brace of the last row."""
+    """A document without the content of its rows: the `head` before the first row; the `seam` between two
+    rows, from the last brace of one to the `start` of the next; the `tail`, from the last brace of the last
+    row."""
 
     head: bytes
     start: bytes
@@ -104,7 +106,7 @@ class _Form(NamedTuple):
     tail: bytes
 
     def parts(self, body: bytes) -> Sequence[bytes] | None:
-        """Cut a document at its seams; None where it has not this form."""
+        """Cut a document at its seams; None if it has another form."""
         if body.startswith(self.head) and body.endswith(self.tail):
             return body.split(self.seam) if self.seam else (body,)
         return None
@@ -116,7 +118,7 @@ class _Form(NamedTuple):
         return b"%b%b}" % (start, parts[place][first:end])
 
     def with_stand_ins(self, rows: int) -> bytes:
-        """The document with so many rows, and something else in the place of each."""
+        """Return the document with so many rows, each replaced by something else."""
         stand_ins = [json.dumps(_STAND_IN).encode()] * rows
         return b"%b%b%b" % (self.head, self.seam[1 : -len(self.start)].join(stand_ins), self.tail[1:])
 
@@ -128,7 +130,7 @@ def _shared(form: _Form) -> _Form:
 
 
 def _form_of(body: bytes) -> _Form | None:
-    """Say what form a document has, going by what looks like its rows; None where nothing does."""
+    """Return the form of a document, by what looks like its rows; None if nothing does."""
     first = _FIRST_ROW.search(body)
     if not first:
         return None
@@ -146,9 +148,9 @@ def _form_of(body: bytes) -> _Form | None:
 class Memo:
     """The last answer of one account, row by row, and what was read of it.
 
-    An answer that is the last one's document with other rows is what the document without its rows is, and
-    each row is what its text says. So reading the rows that differ says what reading the whole would say.
-    Texts are compared by their hashes, which have 64 bits and are keyed anew in each process.
+    If an answer is the last one's document with other rows, then the document without its rows says the same,
+    and each row says what its text says. So reading the rows that differ gives the same result as reading
+    everything. Texts are compared by their hashes, which have 64 bits and another key in each process.
     """
 
     __slots__ = ("_about", "_empty", "_forms", "_hashes", "_owner", "_rest", "_rested", "_rows", "_watched")
@@ -161,7 +163,7 @@ class Memo:
         self._owner: str | None = None
         self._watched: Set[str] | None = None
         self._empty = Snapshot({}, None, absent_is_zero=False)
-        self._rest, self._rested = 1, 0  # an answer that no other one follows soon is not worth cutting
+        self._rest, self._rested = 1, 0  # an answer is only worth cutting if another one follows soon
 
     @property
     def bytes_held(self) -> int:
@@ -171,7 +173,7 @@ class Memo:
     def read(
         self, provider: ByRow, account: Any, bodies: Sequence[bytes], catalogue: Catalogue
     ) -> Snapshot | None:
-        """Read an answer by the rows that differ from the last one; None: it has to be read whole."""
+        """Read an answer by the rows that differ from the last one; None: the whole answer has to be read."""
         forms, self._forms = self._forms, ()
         about = (provider, account, catalogue)
         if len(bodies) != len(forms) or not all(map(is_, about, self._about)):
@@ -210,8 +212,8 @@ class Memo:
         snapshot: Snapshot,
         owner: str | None,
     ) -> None:
-        """Take note of an answer that was read whole, if its rows can be distinguished: not of the first
-        one, and the less often, the less they are like the ones before."""
+        """Remember an answer that was read whole, if its rows can be distinguished: not the first one, and
+        the more seldom, the less answers resemble the previous ones."""
         self._rows = {}
         self._rested += 1
         if self._rested <= self._rest:
@@ -232,7 +234,7 @@ class Memo:
 def _is_each_a_row(
     provider: ByRow, forms: Sequence[_Form], parts: Sequence[Sequence[bytes]], assets: int
 ) -> bool:
-    """Say whether each part is one row, and each row another asset's."""
+    """Say whether each part is one row, and each row is about another asset."""
     try:
         answers = [parse(form.with_stand_ins(len(its))) for form, its in zip(forms, parts, strict=True)]
         for form, its in zip(forms, parts, strict=True):

@@ -1,7 +1,7 @@
-"""Paths into an answer, in JMESPath: they find, and neither calculate nor compare sizes.
+"""Paths into an answer, in JMESPath: they find values, and neither calculate nor compare sizes.
 
 Refuses whatever could make a float of a number, or judge its size by a text or by a part of the numbers: no
-amount is rounded, and none is left out, because of a path.
+path rounds or leaves out an amount.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from watcher.providers.contract import Rejected
 from watcher.providers.strict_json import Ambiguous
 
 LONGEST = 500
-"""Characters of a path: its depth, and what it costs per value, stay bounded."""
+"""Characters of a path: this bounds its depth and its cost per value."""
 
 _LONGEST_NUMBER = 4096
 """Bits. Python writes no longer one than 4,300 digits."""
@@ -38,7 +38,7 @@ _FUNCTIONS = frozenset(
 
 
 class _Nothing:
-    """What a plain path finds where an object has no such name: neither null nor another type."""
+    """What a plain path finds if an object lacks the name: neither null nor another type."""
 
     def __repr__(self) -> str:
         return "nothing"
@@ -189,7 +189,7 @@ def finder(path: Path) -> Find:
 
 
 def _beside(value: Any) -> Any:
-    """What is found where the way goes on and the value has no such way."""
+    """Return what is found if the value cannot be followed any further."""
     if isinstance(value, Ambiguous):
         raise Rejected("malformed", "a name is given twice in an object")
     return NOTHING if value is NOTHING else None
