@@ -324,9 +324,7 @@ class Evm:
         plain = [
             [
                 _Rpc("eth_chainId", []),
-                _Rpc(
-                    "eth_getBlockByNumber", [block, False]
-                ),  # a node that lacks the block may say that everything is zero
+                _Rpc("eth_getBlockByNumber", [block, False]),  # a node that lacks it may say that all is zero
                 _Rpc("eth_getBalance", [account.address, block]),
                 *(
                     _eth_call(Call(call.to, call.data.replace(_OWNER, owner)), block)
