@@ -24,6 +24,7 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 _usual_switch_s = sys.getswitchinterval()
 _computing = 0
+_is_any_kept = False
 
 
 async def pause(event: asyncio.Event, timeout_s: float) -> bool:
@@ -77,14 +78,15 @@ class Deadlines(Generic[K]):
             self._reached(key)
 
 
-async def compute(function: Callable[..., T], *arguments: object) -> T:
+async def compute(function: Callable[..., T], *arguments: object, is_kept: bool = True) -> T:
     """Compute for long in a thread, and let the event loop have its turns meanwhile.
 
     What is made is not looked through for garbage, now or later: a look at 100,000 accounts takes as long as
-    the loop must not stand still.
+    the loop must not stand still. Where it is not kept (`is_kept`), only not now.
     """
-    global _computing
+    global _computing, _is_any_kept
     _computing += 1
+    _is_any_kept |= is_kept
     sys.setswitchinterval(_SWITCH_S)
     gc.disable()
     try:
@@ -93,7 +95,9 @@ async def compute(function: Callable[..., T], *arguments: object) -> T:
         _computing -= 1
         if not _computing:
             sys.setswitchinterval(_usual_switch_s)
-            gc.freeze()
+            if _is_any_kept:
+                gc.freeze()
+            _is_any_kept = False
             gc.enable()
 
 

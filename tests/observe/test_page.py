@@ -325,6 +325,27 @@ async def test_however_much_there_is_the_document_stays_small_and_says_what_it_l
     assert len(seen["events"]) <= look.MOST_EVENTS
 
 
+async def test_of_many_subscriptions_those_with_something_are_shown_and_the_others_are_counted(
+    rig: Rig,
+) -> None:
+    ops = rig.settings.subscription_by_name["ops"]
+    names = [f"s-{number}" for number in range(document.MOST_SUBSCRIPTIONS + 150)]
+    async with some_books(rig) as (books, worker):
+        many = {name: ops.model_copy(update={"name": name}) for name in names}
+        settings = worker.settings.model_copy(update={"subscription_by_name": many})
+        worker = Worker(settings, name="w")
+        worker.opened = Opened(books.schedule, StoreHealth())
+        queues = Queues(books.schedule, books.keys)
+        await queues.enqueue("s-240", "treasury", [Delivery("evt_1", "total.increased", 1, b"{", "s-240")])
+        await pause(Breakers(books.pipe, books.keys), "s-245", "status 410")
+        seen = (await told(worker))["seen"]
+    shown = seen["subscriptions"]["shown"]
+    assert [one["subscription"] for one in shown[:3]] == ["s-245", "s-240", "s-0"]
+    assert (len(shown), seen["subscriptions"]["left_out"]) == (document.MOST_SUBSCRIPTIONS, 150)
+    texts = [one["text"] for one in seen["health"]["problems"]]
+    assert {"1 subscription paused", "1 subscription delayed"} <= {*texts}
+
+
 async def test_many_who_look_at_the_same_time_cost_the_store_no_more_than_one(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,9 +401,8 @@ async def test_a_provider_that_allows_too_few_requests_is_named_with_its_rates(r
     providers = {**rig.settings.provider_by_name, "shop": shop}
     async with rig.worker(rig.settings.model_copy(update={"provider_by_name": providers})) as worker:
         async with asyncio.timeout(20):
-            while not (worker.has_begun and worker.opened):  # noqa: ASYNC110 - it has no signal
+            while not (worker.has_begun and (seen := (await told(worker))["seen"])):  # noqa: ASYNC110 - it has no signal
                 await asyncio.sleep(0.01)
-        seen = (await told(worker))["seen"]
     (line,) = [one for one in seen["providers"]["shown"] if one["too_few_requests"]]
     assert (line["provider"], line["requests_per_second"]) == ("shop", 0.001)
     assert line["needed_per_second"] > 0.001
@@ -431,6 +451,20 @@ async def test_what_was_told_since_is_added_and_what_was_read_is_not_read_again(
     (row,) = second["accounts"]["shown"][0]["balances"]
     assert [total for _, total in row["curve"]][-1] == "8"
     assert to_atoms(row["total"]) == to_atoms("8")
+
+
+async def test_what_takes_too_long_to_read_is_left_out_and_the_page_says_since_when_it_knows(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "LONGEST_S", 0.0)
+    async with some_books(rig) as (books, worker):
+        now_ms = books.schedule.now_ms()
+        await books.live([a_snapshot(ETH=str(number)) for number in range(1, 9)], at_ms=now_ms - MINUTE_MS)
+        seen = (await told(worker))["seen"]
+    assert [event["amount"] for event in seen["events"]] == ["1"], "the latest"
+    (account,) = seen["accounts"]["shown"]
+    assert [total for _, total in account["balances"][0]["curve"]] == ["7", "8"]
+    assert account["since_ms"] == seen["events"][0]["at_ms"]
 
 
 # in a browser

@@ -245,11 +245,9 @@ class History:
 
     async def ends(self) -> list[str]:
         """Return where each shard's log ends now."""
-        ends = []
-        for shard in range(SHARDS):
-            last = await self._pipe.command("XREVRANGE", self._keys.log(shard), "+", "-", "COUNT", 1)
-            ends.append(last[0][0].decode() if last else START)
-        return ends
+        logs = map(self._keys.log, range(SHARDS))
+        asked = (self._pipe.command("XREVRANGE", log, "+", "-", "COUNT", 1) for log in logs)
+        return [last[0][0].decode() if last else START for last in await asyncio.gather(*asked)]
 
     async def after(self, ends: Sequence[str]) -> tuple[list[Record], list[str]]:
         """Read what came after `ends`, in order, at most a page of each shard. Returns the new ends."""

@@ -31,6 +31,9 @@ _READ_RECORDS = load_script("read_records")
 _AT_ONCE = 200
 """Keys of one script call: a millisecond of the server's time."""
 
+_SHARDS_AT_ONCE = 4
+"""Of which thousands of names or states may be read: what comes of it takes a few milliseconds."""
+
 _SHARDS_MEASURED = 256
 """Shards read, over all subscriptions with a backlog; each of them gets at least one."""
 
@@ -131,9 +134,10 @@ class Reader:
             for name in part:
                 names_by_shard.setdefault(shard_of(name), []).append(name)
             seen_by_account: dict[str, Seen] = {}
-            for shard, names in names_by_shard.items():
-                for seen in await self._states(shard, names, provider_by_account):
-                    seen_by_account[seen.account] = seen
+            for some in in_parts([*names_by_shard.items()], _SHARDS_AT_ONCE):
+                asked = (self._states(*of_shard, provider_by_account) for of_shard in some)
+                for states in await asyncio.gather(*asked):
+                    seen_by_account.update({seen.account: seen for seen in states})
             for name in part:
                 yield seen_by_account[name]
 
@@ -158,10 +162,12 @@ class Reader:
     async def failing(self, provider: str) -> dict[str, Failing]:
         """Read which accounts of a provider fail."""
         found: dict[str, Failing] = {}
-        for shard in range(SHARDS):
-            pairs = await self._pipe.command("HGETALL", self._keys.failing(shard, provider))
+        shards = range(SHARDS)
+        asked = (self._pipe.command("HGETALL", self._keys.failing(shard, provider)) for shard in shards)
+        for pairs in await asyncio.gather(*asked):
             for name, said in zip(pairs[::2], pairs[1::2], strict=True):
                 found[name.decode("utf-8", "replace")] = read_failing(said)
+            await asyncio.sleep(0)  # there may be thousands
         return found
 
     async def failure(self, provider: str, account: str) -> Failing | None:
@@ -176,14 +182,14 @@ class Reader:
 
     async def overdue(self, provider: str) -> Overdue:
         """Read the schedule of a provider. A first poll that is long overdue means that no worker polls."""
-        accounts = 0
-        first_due: list[int] = []
-        for shard in range(SHARDS):
-            key = self._keys.polls(shard, provider)
-            accounts += await self._pipe.command("ZCARD", key)
-            first = await self._pipe.command("ZRANGE", key, 0, 0, "WITHSCORES")
-            first_due += map(read_score, first[1:])
-        return Overdue(accounts, min(first_due, default=None))
+        keys = [self._keys.polls(shard, provider) for shard in range(SHARDS)]
+        counts, firsts = await asyncio.gather(
+            asyncio.gather(*(self._pipe.command("ZCARD", key) for key in keys)),
+            asyncio.gather(*(self._pipe.command("ZRANGE", key, 0, 0, "WITHSCORES") for key in keys)),
+        )
+        return Overdue(
+            sum(counts), min((read_score(score) for _, score in filter(None, firsts)), default=None)
+        )
 
     async def backlogs(self, configured: Collection[str]) -> dict[str, Backlog]:
         """Count what waits for each subscription, configured or not."""
@@ -284,11 +290,11 @@ class Reader:
 
     async def owed_subscriptions(self) -> list[str]:
         """Return the subscriptions with a backlog, configured or not."""
-        found: set[str] = set()
-        for shard in range(SHARDS):
-            names = await self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1)
-            found.update(name.decode("utf-8", "replace") for name in names)
-        return sorted(found)
+        found: set[bytes] = set()
+        keys = map(self._keys.due_subscriptions, range(SHARDS))
+        for names in await asyncio.gather(*(self._pipe.command("ZRANGE", key, 0, -1) for key in keys)):
+            found.update(names)
+        return sorted(name.decode("utf-8", "replace") for name in found)
 
     async def dead_letters_of_shard(
         self, subscription: str, shard: int, *, since_ms: int, until_ms: int
@@ -372,7 +378,9 @@ class Reader:
         names_by_shard = dict.fromkeys(shards, names)
         if len(names) > _AT_ONCE:
             wanted = {*names}
-            names_by_shard = {shard: sorted(wanted & await self._noted(shard)) for shard in shards}
+            for some in in_parts(shards, _SHARDS_AT_ONCE):
+                for shard, noted in zip(some, await asyncio.gather(*map(self._noted, some)), strict=True):
+                    names_by_shard[shard] = sorted(wanted & noted)
         all_parts = [(shard, part) for shard in shards for part in in_parts(names_by_shard[shard], _AT_ONCE)]
         for parts in in_parts(all_parts, SHARDS):  # not all of 10,000 names at once: that takes half a second
             asked = (

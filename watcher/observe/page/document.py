@@ -188,6 +188,10 @@ def document(settings: Settings, found: Found) -> Line:
         ]
     providers.sort(key=lambda line: not any(error["todo"] for error in line["errors"]))
     names = dict.fromkeys((*overview.waiting, *overview.unknown, *found.recorded.subscriptions))
+    idle = [name for name in names if _is_idle(name, found)]
+    idle_left_out = idle[MOST_SUBSCRIPTIONS:]
+    for name in idle_left_out:  # of thousands, most: a line of each would take longer than all else
+        del names[name]
     subscriptions = sorted(
         (_subscription(settings, name, found) for name in names),
         key=lambda line: (
@@ -209,7 +213,7 @@ def document(settings: Settings, found: Found) -> Line:
             "stale": sum(map(len, overview.stale.values())),
         },
         "providers": _first(MOST_PROVIDERS, providers),
-        "subscriptions": _first(MOST_SUBSCRIPTIONS, subscriptions),
+        "subscriptions": _first(MOST_SUBSCRIPTIONS, subscriptions, more=len(idle_left_out)),
         "workers": {**_first(MOST_WORKERS, workers), "rosters_differ": rosters_differ(workers)},
         "server": server_line(*found.server, overview.memory) if found.server else None,
         "directory": {
@@ -287,8 +291,18 @@ def health(seen: Line, subscriptions: Sequence[Line]) -> Line:
 _HEALTH = ("failing", "waiting", "unread", "well")
 
 
-def _first(most: int, lines: Sequence[Line]) -> Line:
-    return {"shown": lines[:most], "left_out": max(0, len(lines) - most)}
+def _first(most: int, lines: Sequence[Line], *, more: int = 0) -> Line:
+    return {"shown": lines[:most], "left_out": max(0, len(lines) - most) + more}
+
+
+_NOTHING = Backlog()
+
+
+def _is_idle(name: str, found: Found) -> bool:
+    """Return whether a subscription is healthy, and nothing waits for it or was given up."""
+    overview, record = found.overview, found.recorded.subscriptions.get(name)
+    is_in_force = record is None or record[0] not in _NOT_IN_FORCE
+    return is_in_force and name not in overview.breakers and overview.waiting.get(name) == _NOTHING
 
 
 def _accounts(settings: Settings, found: Found) -> list[Line]:

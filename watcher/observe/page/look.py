@@ -6,6 +6,7 @@ import time
 from base64 import b64encode
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from importlib.resources import files
 from itertools import islice
@@ -28,6 +29,7 @@ from watcher.observe.page.document import (
     names_shown,
 )
 from watcher.observe.views import Overview, OverviewReader
+from watcher.pause import compute
 from watcher.printable import printable
 from watcher.run.directory import Followed, State
 from watcher.run.worker import Opened, Worker
@@ -115,15 +117,12 @@ class Look:
         if found is None:
             refused = opened.health.error if not opened.health.is_up else None
             self._error = "Redis does not answer in time: while it does not, nothing is polled or delivered"
-            if isinstance(
-                refused, StoreRefuses
-            ):  # which takes what was delivered off its queues, if it is full
-                self._error = (
-                    f"{refused}: until then nothing is polled, and as much is delivered as Redis allows"
-                )
+            if isinstance(refused, StoreRefuses):
+                allows = "until then nothing is polled, and as much is delivered as Redis allows"
+                self._error = f"{refused}: {allows}"
             return
-        # In a thread: there may be hundreds of long amounts.
-        self._seen = await asyncio.to_thread(lambda: orjson.dumps(document(settings, found)))
+        # In a thread: there may be hundreds of long amounts, and thousands of subscriptions.
+        self._seen = await compute(self._write, settings, found, is_kept=False)
         refusal, self._read_at = opened.health.refusal, time.monotonic()
         self._error = f"nothing is polled: {refusal}" if refusal else None
 
@@ -166,9 +165,13 @@ class Look:
             server=(opened.health.guarantee, safe_url(settings.redis.url.get_secret_value()))
             if opened.health.guarantee
             else None,
-            recorded=_recorded(self._worker.followed, names, overview),
             needed=self._needed(),
         )
+
+    def _write(self, settings: Settings, found: Found) -> bytes:
+        names = [account.account for account in found.accounts]
+        recorded = _recorded(self._worker.followed, names, found.overview)
+        return orjson.dumps(document(settings, replace(found, recorded=recorded)))
 
     def _needed(self) -> dict[str, float]:
         configured = self._worker.configured
@@ -228,6 +231,12 @@ between two of them."""
 _PAGE = 500
 """Records that `History` reads of one shard at once: if fewer come, there are no more."""
 
+_AT_ONCE = 100
+"""Records that are taken in before anything else goes on: some milliseconds."""
+
+LONGEST_S = 1.5
+"""To read what was: on a busy machine the page shows the last hours instead of the last day."""
+
 _ROUNDS = 4
 _FORGOTTEN_AFTER_S = 60.0
 """After a longer pause, too much was missed to read forward from there."""
@@ -279,17 +288,18 @@ class Recent:
         ends = await self._history.ends()
         steps: deque[tuple[str, Step]] = deque()
         events: list[Record] = []
-        count, last_ms = 0, since_ms
+        count, until = 0, time.monotonic() + LONGEST_S
         async for record in self._history.in_order(ends, since_ms=since_ms, newest_first=True):
             steps.extendleft(reversed([*steps_of(record)]))
             if "id" in record.content and len(events) < MOST_EVENTS:
                 events.append(record)
-            count, last_ms = count + 1, place(record.id)[0]
-            if count == MOST_RECORDS:
+            count += 1
+            if count == MOST_RECORDS or time.monotonic() > until:
+                since_ms = place(record.id)[0]
                 break
-            if count % _PAGE == 0:
+            if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # deliveries do not wait for the page
-        self.since_ms = last_ms if count == MOST_RECORDS else since_ms
+        self.since_ms = since_ms
         self._steps, self._ends = steps, ends
         self.events = deque(reversed(events), MOST_EVENTS)
 
