@@ -29,19 +29,17 @@ redis.call('ZCARD', due_subscriptions)
 redis.call('ZCARD', due_providers)
 local log_size = tonumber(redis.call('HGET', sizes, 'log') or 0) or 0
 local steps, references, filled, filled_by_schedule, names = {}, {}, {}, {}, {}
-local lists, queue_of = {}, {}
+local lists = {}
 local key, at = 9, 3
 while KEYS[key] do
   local account, deadline, expected, new, due, state, follows, notes = unpack(ARGV, at, at + 7)
-  local is_poll = deadline ~= ''
+  local is_poll, notes_at = deadline ~= '', at + 8
   local step = {
     account = account, deadline = deadline, expected = expected, new = new, is_poll = is_poll, due = due,
-    state = state, follows = follows, key = key, notes = {}, events = {}, queues = {},
+    state = state, follows = follows, key = key, notes = notes, notes_at = notes_at, events = {}, queues = {},
   }
   steps[#steps + 1] = step
-  at = at + 8
-  for i = 1, notes do step.notes[i] = ARGV[at + i - 1] end
-  at = at + notes
+  at = notes_at + notes
   local events = ARGV[at]
   for i = 1, events do
     local reference, stored, is_logged = unpack(ARGV, at + 3 * i - 2, at + 3 * i)
@@ -65,17 +63,14 @@ while KEYS[key] do
     one.accounts[place] = account
     lists[#lists + 1] = list
     step.queues[i] = {
-      key = key, at = at + 3, deliveries = deliveries, subscription = subscription, lease = lease, filled = one,
+      list = #lists, at = at + 3, deliveries = deliveries, subscription = subscription, lease = lease, filled = one,
       place = place,
     }
-    queue_of[#lists] = step.queues[i]
     key, at = key + 2, at + 3 + deliveries
   end
 end
 local alone = alone_in(lists)
-for i, is_empty in ipairs(empty_in(lists, alone)) do
-  queue_of[i].alone, queue_of[i].was_empty = alone[i], is_empty
-end
+local was_empty = empty_in(lists, alone)
 for _, one in ipairs(filled) do one.times = redis.call('ZMSCORE', KEYS[one.at], unpack(one.accounts)) end
 local waiting_before = names[1] and redis.call('HMGET', backlogs, unpack(names)) or {}
 local stored_before, new_bodies = {}, {}
@@ -111,7 +106,7 @@ for i, step in ipairs(steps) do
     answer = 0
     for j, queue in ipairs(step.queues) do -- what was leased the first time, unless a worker has begun since
       if queue.lease ~= '' and queue.filled.times[queue.place] == queue.lease then
-        local list = KEYS[queue.key]
+        local list = lists[queue.list]
         local head = waiting_in(list, 0, 0)[1] or ''
         local reference, previous = string.match(head, '^(%S+ %d+) (%S+)$')
         if reference == step.events[tonumber(ARGV[queue.at])].reference then
@@ -161,10 +156,10 @@ for i, step in ipairs(steps) do
     redis.call('SET', KEYS[step.key], state)
     local last = {}
     for j, queue in ipairs(step.queues) do
-      local list = KEYS[queue.key]
+      local list = lists[queue.list]
       local one, previous, waiting = queue.filled, step.previous[j] or '-', {}
       -- What was stored of an event before may say it in other bytes: begin_queue reads those.
-      local is_ours = queue.was_empty and (tonumber(queue.lease) or 0) > now
+      local is_ours = was_empty[queue.list] and (tonumber(queue.lease) or 0) > now
       for k = 1, queue.deliveries do
         local event = step.events[tonumber(ARGV[queue.at + k - 1])]
         waiting[k] = event.reference .. ' ' .. previous
@@ -175,7 +170,7 @@ for i, step in ipairs(steps) do
       end
       last[#last + 1] = queue.subscription
       last[#last + 1] = previous
-      append(list, queue.alone, queue.was_empty, waiting)
+      append(list, alone[queue.list], was_empty[queue.list], waiting)
       one.queued = one.queued + #waiting
       if not one.times[queue.place] then -- else it waits for its retry, or is leased, and keeps its time
         local due = is_ours and queue.lease or now
@@ -186,8 +181,8 @@ for i, step in ipairs(steps) do
       end
     end
     if last[1] then redis.call('HSET', KEYS[step.key + 1], unpack(last)) end
-    for _, note in ipairs(step.notes) do
-      local entry = step.follows .. ' ' .. note
+    for j = step.notes_at, step.notes_at + step.notes - 1 do
+      local entry = step.follows .. ' ' .. ARGV[j]
       redis.call('XADD', log, '*', 'account', step.account, 'entry', entry)
       logged, taken = logged + 1, taken + #step.account + #entry + 80
     end
