@@ -32,13 +32,15 @@ def from_integer(text: object, decimals: int = 0, *, signed: bool = False) -> st
     `decimals` (0 to 78) says how many digits stand behind the point; `signed` allows a leading minus.
     Raises NotAnAmount.
     """
+    if text == "0":  # most amounts are
+        return "0"
     if signed and isinstance(text, str) and text.startswith("-"):
         return negated(from_integer(text[1:], decimals))
     if not isinstance(text, str) or not _INTEGER.match(text):
         raise NotAnAmount("not a decimal integer in a string")
     if len(text) == 78 and int(text) > MAX_INTEGER:
         raise NotAnAmount("larger than 2^256 - 1")
-    if not decimals or text == "0":
+    if not decimals:
         return text
     padded = text.rjust(decimals + 1, "0")
     return _canonical(padded[:-decimals], padded[-decimals:])

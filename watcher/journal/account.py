@@ -29,6 +29,8 @@ def why_suspect(
     if balance == accepted:
         return None
     oddities = _oddities(accepted, balance, convert)
+    if row and not oddities:
+        return None
     if row and not row.locked_absent:
         oddities.discard(_NO_LOCK)  # said in so many words, it is a fact
     if suspect and oddities <= _oddities(accepted, suspect, convert):
@@ -282,7 +284,7 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
         result.entry_by_asset[entry.asset.id] = entry  # absent means unknown
     elif row and row.balance == entry.seen and row.asset.decimals == entry.asset.decimals and not is_open:
         result.entry_by_asset[entry.asset.id] = entry  # it is called otherwise now, and nothing else
-    elif row is not None and _unit(row) != _unit(entry):
+    elif row is not None and _unit(row.asset, row.balance) != _unit(entry.asset, entry.seen):
         _start(row, "its unit changed", result)
     elif reason := why_suspect(entry.seen, row, suspect=entry.suspect, convert=result.conversions.atoms):
         result.suspect[entry.asset.id] = reason
@@ -322,7 +324,6 @@ def _start(row: Row, why: str, result: Advance) -> None:
     result.is_news = True
 
 
-def _unit(what: Row | Entry) -> tuple[int | None, bool, bool]:
+def _unit(asset: Asset, balance: Balance) -> tuple[int | None, bool, bool]:
     """What must not change between two readings that are compared: the scale, and which fields there are."""
-    balance = what.balance if isinstance(what, Row) else what.seen
-    return what.asset.decimals, balance.pending_deposit is None, balance.pending_withdrawal is None
+    return asset.decimals, balance.pending_deposit is None, balance.pending_withdrawal is None

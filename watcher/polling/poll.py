@@ -314,7 +314,8 @@ class Poller:
             snapshot = await self._client.read(account, bodies, known=known, memo=memo)
             if state and state.source == source and snapshot.height is not None:
                 check_height(state.height, snapshot.height)
-            snapshot = await self._client.add_zeros(snapshot, named)
+            if named:
+                snapshot = await self._client.add_zeros(snapshot, named)
             reported_ms = state.stale_since_ms if state else 0
             step = diff(
                 state,

@@ -212,5 +212,6 @@ def _id(said: object, name: str) -> str:
 
 def _id_in(said: object) -> str | None:
     """Read an id in its one spelling: a JSON integer, or the same digits in a string. True is not 1."""
-    text = str(said) if type(said) is int and 0 <= said <= MAX_ID else said
-    return text if isinstance(text, str) and _ID.match(text) else None
+    if type(said) is int:
+        return str(said) if 0 <= said <= MAX_ID else None
+    return said if isinstance(said, str) and _ID.match(said) else None

@@ -57,6 +57,7 @@ themselves."""
 _HEAD = re.compile(rb"(?=.{16} [0-9]{14} )([!-~]+) +([0-9]{14}) (?:([0-9]{20}) )?(0|[1-9][0-9]{0,13})\n")
 _DECIMALS: Mapping[str, int | None] = {"-": None, **{str(n): n for n in range(MAX_FRACTION_DIGITS + 1)}}
 _ZEROS = ("0", "0", "0", "0")
+_NO_MORE = _ZEROS[1:]
 _USUAL: tuple[Any, ...] = (None, 0, [], [])
 """The end of most states, which is not written."""
 
@@ -143,7 +144,8 @@ def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
         raise ValueError("a version has 16 characters; a time and a sequence have 14 digits, a height 20")
     row_by_asset: dict[str, Any] = {}
     for asset_id, (asset, published, seen, confirmation_polls, suspect) in state.entry_by_asset.items():
-        called, amounts = names.get(asset_id, UNKNOWN), _amounts(published)
+        called = names.get(asset_id, UNKNOWN)
+        amounts = published[0] if published[1:] == _NO_MORE else _amounts(published)
         if asset[1:] == called and not confirmation_polls and suspect is None:  # as most are
             row_by_asset[asset_id] = "=" if amounts == "0" else f"={amounts}"
             continue
