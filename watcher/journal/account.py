@@ -299,16 +299,17 @@ def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> Non
     """Explain the way from what was published to a reading, and keep what is not emitted yet."""
     asset = row.asset if row else entry.asset
     seen = row.balance if row else absent(entry.seen)
+    goal = in_atoms(seen, result.conversions.atoms)
     explanation = explain(
         in_atoms(entry.published, result.conversions.atoms),
-        in_atoms(seen, result.conversions.atoms),
+        goal,
         confirmation_polls=entry.confirmation_polls,
         settle_polls=rules.settle_polls,
         withdrawals=rules.withdrawals,
     )
-    published = in_text(explanation.published, seen, result.conversions.text)
-    if published == seen:
-        published = seen  # one in memory
+    published = seen  # one in memory
+    if explanation.published != goal:
+        published = in_text(explanation.published, seen, result.conversions.text)
     after = Entry(asset, published, seen, explanation.confirmation_polls)
     result.entry_by_asset[asset.id] = after
     result.moved += [Moved(asset, seen, change) for change in explanation.changes]

@@ -100,21 +100,22 @@ def explain(
         effect = _part_of(rule, left, seen)
         if effect == NOTHING:
             continue
-        left -= effect
         if rule.waits and not is_settled:
             why.append(rule.waits)
         else:
             so_far = effect_by_type.get(rule.type)
             effect_by_type[rule.type] = so_far + effect if so_far else effect
-        if left == NOTHING:
+        if effect == left:
             break
+        left -= effect
     changes: list[Change] = []
     after = published
     for type_, effect in effect_by_type.items():
         before, after = after, after + effect
         # No row of the table moves any field by more than its x.
         changes.append(Change(type_, max(map(abs, effect)), effect, before, after))
-    return Explanation(tuple(changes), after, seen - after, confirmation_polls + 1 if why else 0, tuple(why))
+    pending = seen - after if why else NOTHING
+    return Explanation(tuple(changes), after, pending, confirmation_polls + 1 if why else 0, tuple(why))
 
 
 def in_atoms(balance: Balance, convert: Callable[[str], int] = to_atoms) -> Vector:
