@@ -1,4 +1,4 @@
-"""What commands share: the options that name a configuration, a store, names, a time, a token."""
+"""What commands share: the options that name a configuration, a Redis, names, a time, a token."""
 
 import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -62,8 +62,8 @@ config_option = click.option(
 
 
 def look_options(function: Callable[..., Any], *, is_brief: bool = False) -> Callable[..., Any]:
-    """Add the options by which a command that looks finds Redis, and pass what they lead to as `look`; of
-    the file only [redis], where that `is_brief`."""
+    """Add the options by which a command that looks finds Redis, and pass the result as `look`; if it
+    `is_brief`, only [redis] is read from the file."""
 
     @config_option
     @click.option(
@@ -120,7 +120,7 @@ sure_option = click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
 
 
 class ListFirst(click.Group):
-    """A group whose command `list` may go unsaid."""
+    """A group whose command `list` may be left out."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         is_said = bool(args) and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
@@ -143,7 +143,7 @@ def load_or_exit(config_path: Path | None, *, is_json: bool = False) -> "Loaded"
 def print_findings(
     findings: Iterable["Finding"], severity: str = "mistake", *, is_json: bool = False
 ) -> None:
-    """Print findings, one a line: on stderr, or with --json all of them on stdout, where data goes."""
+    """Print findings, one on each line: on stderr, or with --json all of them on stdout, where data goes."""
     if is_json:
         import json
 
@@ -160,11 +160,11 @@ def print_findings(
 
 
 _MOST_CANDIDATES = 10_000
-"""Names that are compared; of 100,000 it would take seconds."""
+"""Names that are compared: 100,000 would take seconds."""
 
 
 def refuse_unknown(kind: str, globs: Iterable[str], known: Iterable[str]) -> None:
-    """Raise Unknown for the first glob that matches none of the names that there are."""
+    """Raise Unknown for the first glob that matches none of these names."""
     names = [*known]
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
@@ -178,14 +178,14 @@ _LISTED_BY = {
     "kind of provider": "watcher recipes",
     "type of event": "watcher schema events",
 }
-"""Where the names of a kind are found."""
+"""The command that lists the names of a kind."""
 
 _FEW = 12
-"""Names of another kind that are said."""
+"""Names of another kind that are printed."""
 
 
 class Unknown(click.ClickException):
-    """Nothing of this kind has this name, or one that matches this glob."""
+    """Nothing of this kind has this name, or a name that matches this glob."""
 
     exit_code = 2
 
@@ -231,15 +231,15 @@ def names_like(kind: str, names: Iterable[str], glob: str | None) -> list[str]:
 
 
 _MOST_COMPLETED = 1000
-"""A shell takes seconds for more; and a part of them may share a prefix that not all of them have."""
+"""Names offered to a shell, which takes seconds for more; a part of them might share a prefix that not all
+have."""
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
 def names_of(kind: str) -> Complete:
-    """Complete names of "accounts" or "subscriptions" from the text of the configuration, valid or not; none
-    while too many begin like that.
-    """
+    """Complete names of "accounts" or "subscriptions" from the text of the configuration, valid or not; no
+    names while too many begin like that."""
 
     def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
         path = Environment().place_of(context.params.get("config_path"))
@@ -251,7 +251,7 @@ def names_of(kind: str) -> Complete:
 
 def names_in(path: Path | None, kind: str) -> Iterator[str]:
     """Read the names of "accounts", "subscriptions" or "providers" from the text of a configuration, valid or
-    not: what is wrong with it, `watcher check` says."""
+    not: `watcher check` says what is wrong with it."""
     import json  # few commands ask for it
     import tomllib
 
@@ -286,7 +286,7 @@ since_option = click.option(
 
 
 def parse_since(text: str | None) -> datetime | timedelta | None:
-    """Read what was given. Raises click.BadParameter."""
+    """Read the given time. Raises click.BadParameter."""
     if text is None:
         return None
     try:
@@ -301,7 +301,7 @@ def parse_since(text: str | None) -> datetime | timedelta | None:
 
 
 def since_ms(since: datetime | timedelta | None, now_ms: int) -> int:
-    """Say which time that is (Unix ms of the server); without one, the beginning."""
+    """Return the time as Unix ms of the server; without one, the beginning."""
     if since is None:
         return 0
     if isinstance(since, timedelta):
@@ -313,7 +313,7 @@ TOKEN_NAME = "WATCHER_HTTP_TOKEN"  # noqa: S105  # the name of a variable
 
 
 class TokenRefused(click.ClickException):
-    """The variable or file that should hold the token holds none."""
+    """The variable or file that should hold the token is empty."""
 
     exit_code = 78
 
@@ -333,7 +333,7 @@ def token_option(function: _F) -> _F:
 
 
 def token_given(name: str | None) -> str | None:
-    """Read the token; None where none is set. Raises TokenRefused, which never holds it."""
+    """Read the token; None if none is set. Raises TokenRefused, which never holds it."""
     try:
         if name:
             return Environment().required(name)

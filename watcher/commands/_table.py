@@ -1,4 +1,5 @@
-"""What the commands that look share: which accounts, how amounts, ages and rows are shown, what comes next.
+"""What the commands that look share: which accounts, how amounts, ages and rows are shown, and the next
+command.
 
 Refuses to show text from outside as it came: control characters are escaped.
 """
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNKNOWN_INTERVAL = timedelta(days=366)
-"""Of an account that only Redis knows: it counts as stale where its workers have emitted so."""
+"""The interval of an account that only Redis knows: it counts as stale if its workers have emitted that."""
 
 _WIDEST = 40
 """Characters that a column is padded to at most: one uint256 must not push all other rows apart."""
@@ -47,9 +48,9 @@ class NoKey(click.ClickException):
 
 
 class Opened(NamedTuple):
-    """Redis, and what is known by it and the configuration. `records` are those of the API, by kind and name:
-    where the configuration has the name, too, it counts. `subscriptions` says what became of theirs.
-    """
+    """Redis, and what Redis and the configuration know. `records` are those of the API, by kind and name: if
+    the configuration has the name as well, the configuration counts. `subscriptions` has the states of their
+    records."""
 
     look: "Look"
     store: "OpenStore"
@@ -58,7 +59,7 @@ class Opened(NamedTuple):
     subscriptions: "Mapping[str, Known]"
 
     def origin(self, kind: "Kind", name: str) -> Literal["file", "api", "redis"]:
-        """Say where it comes from; beside a broken file Redis may know it alone."""
+        """Say where a name comes from; beside a broken file, perhaps only Redis knows it."""
         file = self.look.settings
         if name in (file.account_by_name if kind == "account" else file.subscription_by_name):
             return "file"
@@ -71,7 +72,7 @@ class Opened(NamedTuple):
         return {name: one for name, one in named.items() if one.url.get_secret_value()}
 
     def target(self, name: str) -> "SubscriptionSettings":
-        """Find a subscription of which all is known. Raises Unknown, and NoKey."""
+        """Find a subscription whose settings are known. Raises Unknown, and NoKey."""
         if name in (targets := self.targets):
             return targets[name]
         if known := self.subscriptions.get(name):
@@ -81,9 +82,8 @@ class Opened(NamedTuple):
 
 @asynccontextmanager
 async def opened(look: "Look") -> AsyncIterator[Opened]:
-    """Open Redis to look at it, and add the names of what came through the API to the configuration; to an
-    incomplete one the accounts that Redis knows, too.
-    """
+    """Open Redis to look at it, and add the names of what came through the API to the configuration; if that
+    is incomplete, also the accounts that Redis knows."""
     from pydantic import SecretStr
 
     from watcher.settings import AccountSettings, SubscriptionSettings
@@ -149,8 +149,7 @@ _ROWS_AT_ONCE, _WITHIN_S = 500, 0.5
 
 
 async def as_they_come(rows: AsyncIterator[T]) -> AsyncIterator[list[T]]:
-    """Gather what is read into parts to be printed at once: of some hundred, or of what half a second
-    brought."""
+    """Gather what is read into parts to be printed together: of some hundred rows, or of half a second."""
     part: list[T] = []
     begun = time.monotonic()
     async for row in rows:
@@ -169,7 +168,7 @@ def say_next(text: str) -> None:
 
 
 async def say_if_idle(store: "OpenStore", what: str) -> None:
-    """Say on stderr that no worker runs, where that is so, and what waits for one."""
+    """If no worker runs, say so on stderr, and say what waits for one."""
     from watcher.store.members import Workers
     from watcher.store.reader import Reader
 
@@ -202,7 +201,7 @@ def part_of(value: object, *path: str) -> Mapping[str, Any]:
 
 
 def moved_text(effect: Mapping[str, Any], shorten: Callable[[str], str] = str) -> str:
-    """Say what an effect moves: `total +12.5, pending_deposit -12.5`."""
+    """Write what an effect moves: `total +12.5, pending_deposit -12.5`."""
     moved = {field: shorten(text_of(amount)) for field, amount in effect.items() if amount not in ("0", None)}
     return ", ".join(
         f"{printable(field)} {amount if amount.startswith('-') else f'+{amount}'}"
@@ -211,7 +210,7 @@ def moved_text(effect: Mapping[str, Any], shorten: Callable[[str], str] = str) -
 
 
 def about_text(data: Mapping[str, Any], shorten: Callable[[str], str] = str) -> str:
-    """Say what an event moves, or else what it is about."""
+    """Write what an event moves, or else what it is about."""
     if moved := moved_text(part_of(data, "effect"), shorten):
         return moved
     if threshold := part_of(data, "threshold"):
@@ -224,7 +223,7 @@ def about_text(data: Mapping[str, Any], shorten: Callable[[str], str] = str) -> 
 
 
 def backlog_text(line: Mapping[str, Any], deliveries: str) -> str:
-    """Say what waits for a subscription (`deliveries` says how much) and what was given up."""
+    """Write what waits for a subscription (`deliveries` says how much) and how many dead letters it has."""
     waits = "nothing waits"
     if line["queues"]:
         oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
@@ -236,7 +235,7 @@ def backlog_text(line: Mapping[str, Any], deliveries: str) -> str:
 
 
 def rest_texts(line: Mapping[str, Any]) -> tuple[str, str]:
-    """Say for how long a subscription is sent nothing, and how fast it is sent what waits; '' for neither."""
+    """Write for how long a subscription is sent nothing, and how fast its backlog is sent; '' for neither."""
     wait_s, per_second = line["backing_off_s"], line["per_second"]
     return (
         f", backing off for {age_text(1000 * wait_s)}" if wait_s else "",
@@ -245,13 +244,13 @@ def rest_texts(line: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def cell_of_sheet(text: str | None) -> str | None:
-    """Keep text from outside from being run as a formula where the file is opened."""
+    """Keep text from outside from being run as a formula by a spreadsheet."""
     shown = text and printable(text)
     return f"'{shown}" if shown and shown.startswith(_FORMULA) else shown
 
 
 _MOST_DECIMALS, _LONGEST_AMOUNT = 8, 31
-"""Of an amount for the eye: decimals that say something, and characters in all."""
+"""Of an amount for the eye: its significant decimals, and its characters in all."""
 
 _GAP = "  "
 
@@ -260,13 +259,13 @@ _SHOWN_AFTER_S, _DRAW_EVERY_S = 1.0, 0.1
 
 
 class Fails(str):
-    """A cell about something that fails: red on a terminal. Its words say so, too."""
+    """A cell about a failure: red on a terminal. Its words say so as well."""
 
     __slots__ = ()
 
 
 class Waits(str):
-    """A cell about something that waits, or is not sure: yellow on a terminal. Its words say so, too."""
+    """A cell about something that waits or is uncertain: yellow on a terminal. Its words say so as well."""
 
     __slots__ = ()
 
@@ -292,7 +291,7 @@ def width_of(text: str) -> int:
 
 
 def cut(text: str, width: int) -> str:
-    """Cut a text to so many columns; its end is … then."""
+    """Cut a text to so many columns; then it ends with …."""
     if width_of(text) <= width:
         return text
     return _head(text, width - 1) + "…"
@@ -304,8 +303,9 @@ def _head(text: str, width: int) -> str:
 
 
 def amount_text(text: str, width: int = _LONGEST_AMOUNT) -> str:
-    """Cut an amount for the eye: to eight significant decimals, or fewer where the width takes no more. It is
-    never rounded, and has … where digits are left out; a huge or tiny one becomes `1.2345…e30`.
+    """Cut an amount for the eye: to eight significant decimals, or fewer if the width takes no more.
+
+    It is never rounded, and has … where digits are left out; a huge or tiny one becomes `1.2345…e30`.
     """
     if len(text) <= min(width, _MOST_DECIMALS + 1):
         return text
@@ -330,11 +330,9 @@ def amount_text(text: str, width: int = _LONGEST_AMOUNT) -> str:
 
 
 class Column(NamedTuple):
-    """A text that may be cut; a `whole` one that is not; a number; an amount; or, last, prose that wraps.
-
-    Where the terminal is too narrow, texts are cut, to `least` columns of it; then the columns of the highest
-    `rank` are left out, but none of rank 0.
-    """
+    """A text that may be cut; a `whole` text that is not; a number; an amount; or, last, prose that wraps. If
+    the terminal is too narrow, texts are cut, to `least` columns; then the columns with the highest `rank`
+    are left out, but none of rank 0."""
 
     title: str
     kind: Literal["text", "whole", "number", "amount", "prose"] = "text"
@@ -346,7 +344,8 @@ class Column(NamedTuple):
         return self.kind in ("number", "amount")
 
     def needs(self, cells: Sequence[str]) -> int:
-        """The width below which the cells say too little; the title of what is not cut is not cut either."""
+        """The width below which the cells say too little. The title of a column that is not cut is not cut
+        either."""
         if self.kind in ("whole", "number"):
             return max(map(width_of, (self.title, *cells)))
         if self.kind == "amount":
@@ -355,10 +354,9 @@ class Column(NamedTuple):
 
 
 class Table:
-    """Rows in columns that fit a `width`, if there is one, and only ever get wider, so that a long list can
-    be printed in parts. The first part decides which columns there is room for; what is left out is said at
-    the end. In one that `is_wide` nothing is cut.
-    """
+    """Rows in columns that fit a `width`, if there is one, and only ever become wider, so that a long list
+    can be printed in parts. The first part decides which columns fit; what is left out is named at the end.
+    If it `is_wide`, nothing is cut."""
 
     def __init__(self, *columns: Column, width: int | None = None, is_wide: bool = False) -> None:
         self._columns, self._width, self._is_wide = columns, width, is_wide
@@ -389,7 +387,7 @@ class Table:
         click.echo("\n".join(lines))
 
     def _choose(self, rows: Sequence[Sequence[str]]) -> None:
-        """Leave columns out until the rest has room."""
+        """Leave columns out until the others fit."""
         cells = [*zip(*rows, strict=True)]
         leasts = [one.needs(cells[i]) for i, one in enumerate(self._columns)]
         self._widths = [width_of(one.title) if one.kind != "text" else 1 for one in self._columns]
@@ -406,7 +404,7 @@ class Table:
         self._widths = leasts
 
     def _widen(self, rows: Sequence[Sequence[str]]) -> None:
-        """Give each column what its cells need, as far as there is room; the narrowest needs first."""
+        """Give each column what its cells need, as far as the width allows; the narrowest needs first."""
         needs = {}
         for i in self._places:
             column = self._columns[i]
@@ -427,7 +425,7 @@ class Table:
         return amount_text(cell) if column.kind == "amount" and not self._is_wide else cell
 
     def _lines(self, row: Sequence[str]) -> list[str]:
-        """Write a row: one line, or more where its prose has to be wrapped."""
+        """Write a row: one line, or more if its prose has to be wrapped."""
         cells, more = [], []
         for i in self._places:
             column, cell, width = self._columns[i], row[i], self._widths[i]
@@ -448,13 +446,13 @@ class Table:
 
 
 def colored(text: str, cell: str) -> str:
-    """Write a text in the colour of the cell that it is of."""
+    """Write a text in the colour of its cell."""
     color = _COLOR_BY_TYPE.get(type(cell))
     return click.style(text, fg=color) if color else text
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Break a text into lines of so many columns of a terminal, between words where that is possible."""
+    """Break a text into lines of so many columns of a terminal, between words if possible."""
     lines = [""]
     for word in text.split(" "):
         if lines[-1] and width_of(lines[-1]) + 1 + width_of(word) > width:
@@ -467,7 +465,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 class Display(NamedTuple):
-    """How people want to see it: with nothing cut or left out, and with times of this machine's zone."""
+    """How people want to see it: with nothing cut or left out, and with this machine's times."""
 
     is_wide: bool = False
     is_local: bool = False
@@ -476,7 +474,7 @@ class Display(NamedTuple):
         return Table(*columns, width=None if self.is_wide else terminal_width(), is_wide=self.is_wide)
 
     def say(self, text: str, *, margin: int) -> None:
-        """Print a line that is no row: wrapped to the terminal, below where its text begins."""
+        """Print a line that is no row: wrapped to the terminal, indented below where its text begins."""
         width = None if self.is_wide else terminal_width()
         indent = max(margin, len(text) - len(text.lstrip()))
         first, *rest = [text[indent:]] if width is None else wrapped(text[indent:], max(20, width - indent))
@@ -498,12 +496,12 @@ class Display(NamedTuple):
 
 
 def terminal_width() -> int | None:
-    """The columns of the terminal that stdout is; None where it is none."""
+    """The width of the terminal that stdout is; None if it is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def display_options(function: Callable[..., Any], *, has_times: bool = True) -> Callable[..., Any]:
-    """Add --wide and, where it shows times, --local; passes what was asked for as `display`."""
+    """Add --wide and, for a command that shows times, --local; passes the choice as `display`."""
 
     @click.option("--wide", "is_wide", is_flag=True, help="All columns and digits, however wide.")
     @wraps(function)
@@ -515,8 +513,8 @@ def display_options(function: Callable[..., Any], *, has_times: bool = True) -> 
 
 
 class Progress:
-    """How far long work is, and an estimate of the rest, on stderr where that is a terminal: once the work
-    has taken a second, or at once where it is known to be long."""
+    """The progress of long work, with an estimate of the time left, on stderr if that is a terminal: once the
+    work has taken a second, or at once if it is known to be long."""
 
     def __init__(self, label: str, length: int, *, is_long: bool = False) -> None:
         left = shutil.get_terminal_size().columns - len(label) - len("  []  100%  00:00:00 ")
@@ -538,12 +536,12 @@ class Progress:
         self._end()
 
     def reach(self, position: int) -> None:
-        """Take that all up to a position is done; what was done before is done once and for all."""
+        """Note that everything up to a position is done."""
         if position > self._steps:
             self.done(position - self._steps)
 
     def done(self, steps: int = 1) -> None:
-        """Take that so many steps more are done. It is drawn ten times a second at most."""
+        """Note that so many more steps are done. Drawn ten times a second at most."""
         self._steps += steps
         now, is_over = time.monotonic(), self._steps >= self._bar.length
         if not is_over and now < self._draw_at:
@@ -556,7 +554,7 @@ class Progress:
             self._end()
 
     async def over(self, rows: AsyncIterator[T]) -> AsyncIterator[T]:
-        """Pass on what is read; each is a step."""
+        """Yield what is read; each item is a step."""
         async for row in rows:
             self.done()
             yield row

@@ -48,7 +48,7 @@ _MOST_FINDINGS = 5
 place."""
 
 _STEPS = 100
-"""Of the progress, for each shard: its log is read by time."""
+"""Steps of the progress for each shard: its log is read by time."""
 
 
 @click.command("audit", short_help="Prove that events and state add up.")

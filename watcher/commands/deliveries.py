@@ -1,4 +1,5 @@
-"""`watcher deliveries`: what waits for each subscription, what was given up or tried; and gives up by hand.
+"""`watcher deliveries`: the deliveries that wait, dead letters and attempts of each subscription; gives up by
+hand.
 
 Refuses to show text from outside as it came: control characters are escaped.
 """
@@ -215,7 +216,7 @@ async def _read(look: "Look", wanted: _Wanted) -> list[_Row]:
 
 
 async def _names(reader: "Reader", settings: "Settings", wanted: _Wanted) -> Sequence[str]:
-    """Name the subscriptions that are wanted, of those that are configured or that something waits for."""
+    """Return the wanted subscriptions, of those that are configured or have a backlog."""
     known_here = dict.fromkeys([*settings.subscription_by_name, *await reader.owed_subscriptions()])
     return names_like("subscription", known_here, wanted.subscription)
 
@@ -227,7 +228,7 @@ async def _waiting(
     breakers: "Mapping[str, Breaker]",
     now_ms: int,
 ) -> AsyncIterator[_Row]:
-    """Yield what waits at each position of a queue, from 1 on; the queue waits for the first."""
+    """Yield what waits at each position of a queue, counted from 1; the queue waits for the first one."""
     from watcher.observe.views import waiting_line
 
     for name in names:
@@ -241,7 +242,7 @@ async def _waiting(
 
 
 class _Found(NamedTuple):
-    """Where an event waits: at which position of its queue, from 1 on, and which event is in front."""
+    """Where an event waits: its position in its queue, counted from 1, and which event is at the head."""
 
     subscription: str
     account: str
@@ -251,7 +252,7 @@ class _Found(NamedTuple):
 
 
 async def _give_up(look: "Look", wanted: _Wanted, event_id: str, *, is_json: bool) -> int:
-    """Give an event up where it is in front of its queue, or say what is; returns the exit code."""
+    """Give up an event that is at the head of its queue, or say what is. Returns the exit code."""
     from watcher.observe.views import event_of
     from watcher.store.layout import Layout, check_numbers
     from watcher.store.queues import Queues
@@ -261,7 +262,7 @@ async def _give_up(look: "Look", wanted: _Wanted, event_id: str, *, is_json: boo
     async with opened(look) as (_, store, settings, *_):
         check_numbers(
             await Layout(store.pipe, store.keys).read()
-        )  # in another layout no worker would find it
+        )  # no worker would find it in another layout
         reader, queues = Reader(store.pipe, store.keys), Queues(Schedule(store.pipe), store.keys)
         found: list[_Found] = []
         for name in await _names(reader, settings, wanted):
@@ -320,7 +321,7 @@ async def _give_up(look: "Look", wanted: _Wanted, event_id: str, *, is_json: boo
 
 
 def cells(row: _Row) -> list[str]:
-    """Write what a row says into the columns of its kind."""
+    """Write a row into the columns of its kind."""
     owner = [printable(row["subscription"]), printable(row["account"])]
     age = "-" if row["age_s"] is None else age_text(1000 * row["age_s"])
     if row["kind"] == "attempt":

@@ -1,4 +1,4 @@
-"""`watcher export`: writes what came through the API as files that a worker without the API takes, too.
+"""`watcher export`: writes what came through the API as files that a worker without the API can use, too.
 
 Refuses to write a secret unless it is asked to, and to overwrite anything.
 """
@@ -39,11 +39,11 @@ _HEADER = """\
 _SECRET_KEYS = ("url", "secrets", "headers", "routing_key")
 
 _LONGEST_STEM = 100
-"""Of the name of a variable."""
+"""Characters of a variable's name."""
 
 
 class Exported(NamedTuple):
-    """A subscription: `table` is its section, `state` what no section has room for, and `variables` says what
+    """A subscription: `table` is its section, `state` what a section cannot hold, and `variables` says what
     each variable of the table stands for."""
 
     table: Table
@@ -145,7 +145,7 @@ def keyring_of(look: "Look") -> "Keyring":
 
 
 def _made(folder: Path, name: str) -> TextIO:
-    """Make a file that no other user may read. Raises click.ClickException, also if it exists."""
+    """Create a file that no other user may read. Raises click.ClickException, also if it exists."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -159,7 +159,8 @@ def _made(folder: Path, name: str) -> TextIO:
 def exported(
     record: "Record", content: Table, now_ms: int, *, has_secrets: bool, taken: Collection[str]
 ) -> Exported:
-    """Write a subscription as a section. Without `has_secrets` it gets variables, of names not `taken`."""
+    """Write a subscription as a section. Without `has_secrets` it gets variables whose names are not
+    `taken`."""
     secrets = [one for one in content["secrets"] if (one["until_ms"] or now_ms + 1) > now_ms]
     table = escaped({"name": record.name, **content["settings"], **record.plain})
     if secrets:
@@ -192,7 +193,7 @@ def exported(
 
 
 def escaped(value: Any) -> Any:
-    """Write texts as a file has to say them: there `${` begins a variable. What is null is not said."""
+    """Escape texts for a file, where `${` begins a variable. What is null is left out."""
     if isinstance(value, str):
         return value.replace("${", "$${")
     if isinstance(value, dict):
@@ -202,8 +203,7 @@ def escaped(value: Any) -> Any:
 
 async def say_section(look: "Look", kind: "Kind", name: str, *, is_json: bool) -> None:
     """Print an account or a subscription as a section of the configuration, without secrets. Raises Unknown,
-    and NoKey for one of the API.
-    """
+    and NoKey for one of the API."""
     from watcher.config.loading import as_toml, shown
     from watcher.config.tables import MASK
     from watcher.encryption import Undecryptable

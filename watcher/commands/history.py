@@ -1,4 +1,4 @@
-"""`watcher history`: what an account held over time, from the event log: as a table, as CSV, or drawn.
+"""`watcher history`: the balances of an account over time, from the event log: as a table, as CSV, or drawn.
 
 Refuses to show text from outside as it came: control characters are escaped.
 """
@@ -142,8 +142,8 @@ async def command(
 
 
 async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -> AsyncIterator[_Row]:
-    """Read what an account held from each change on; first, of each asset, what it held when the time asked
-    for began."""
+    """Read an account's balances from each change on; first those of each asset when the time asked for
+    began."""
     from watcher.amounts import Conversions
     from watcher.journal.events import amounts_of, iso
     from watcher.journal.log import Damaged, moments
@@ -195,7 +195,7 @@ async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -
 
 
 async def _names(store: "OpenStore", look: "Look", account: str) -> "Callable[[str], Awaitable[str | None]]":
-    """Find out which symbols the provider of an account gave to assets: a baseline does not say."""
+    """Find the symbols that the account's provider gave to assets: a baseline does not have them."""
     from watcher.store.directory import BadRecord, Directory
     from watcher.store.state import UNKNOWN, Names
 
@@ -214,7 +214,7 @@ async def _names(store: "OpenStore", look: "Look", account: str) -> "Callable[[s
 
 
 def _called(row: _Row) -> list[str]:
-    """Say how an asset may be named."""
+    """Return the names by which an asset may be asked for."""
     return [text for text in (row["symbol"], row["asset"]) if text]
 
 
@@ -244,9 +244,8 @@ class _Sheet:
 
 
 class Curve:
-    """A field of one asset over time: what was held at the end of each thousandth of the time, so that a long
-    log takes no more memory than a short one.
-    """
+    """A field of one asset over time: its value at the end of each thousandth of the time, so that a long log
+    takes no more memory than a short one."""
 
     def __init__(self, field: str, *, since_ms: int, until_ms: int) -> None:
         self._field, self._since_ms, self._until_ms = field, since_ms, until_ms
@@ -260,7 +259,7 @@ class Curve:
         return max(1, self._until_ms - self._since_ms)
 
     def add(self, row: _Row) -> None:
-        """Take what it held from a later time on."""
+        """Take its value from a later time on."""
         from watcher.amounts import to_atoms
 
         at_ms, text = row["at_ms"], row[self._field]
@@ -272,7 +271,7 @@ class Curve:
             self._most = max(self._most or amount, amount)
 
     def lines(self) -> list[str]:
-        """Draw it: a title, the curve beside its axis, and the time below. A column says what was held at the
+        """Draw it: a title, the curve beside its axis, and the time below. A column shows the value at the
         end of its time."""
         from watcher.amounts import to_atoms
         from watcher.journal.events import iso

@@ -1,6 +1,7 @@
 """`watcher import`: writes what was exported into the directory, where the API would have put it.
 
-Refuses to write anything while one of the files has a mistake, and what the configuration file defines.
+Refuses to write anything while one of the files has a mistake, and to write what the configuration file
+defines.
 """
 
 import sys
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
     from watcher.store.opening import OpenStore
 
 _BY = "watcher import"
-"""Who has edited a record, for the audit."""
+"""The name of this command in the audit trail."""
 
 _AT_ONCE = 500
-"""Accounts that are written in one go."""
+"""Accounts that are written together."""
 
 Table = dict[str, Any]
 
@@ -62,7 +63,7 @@ class State(Section):
 
 @dataclass(slots=True)
 class Given:
-    """What the files hold. `states` are by the names of subscriptions."""
+    """The contents of the files. `states` are by the names of subscriptions."""
 
     accounts: "list[Entry]" = field(default_factory=list)
     subscriptions: "list[Entry]" = field(default_factory=list)
@@ -169,7 +170,8 @@ def read(files: "Sequence[Path]", findings: "Findings") -> Given:
 
 
 class Beside:
-    """The configuration in force, read once: what the file says, what the API made, and what is to come."""
+    """The configuration in force, read once: what the file defines, what the API made, and what is to be
+    imported."""
 
     def __init__(self, settings: "Settings", interest: "Interest", names: "dict[Source, str]") -> None:
         from watcher.config.sections import Providers
@@ -182,7 +184,7 @@ class Beside:
 
     @classmethod
     async def read(cls, file: "Settings", store: "OpenStore") -> "Beside":
-        """Read the directory, as far as it can be opened."""
+        """Read the directory, as far as it can be decrypted."""
         from watcher.journal.interest import Interest
         from watcher.run.directory import Judge
         from watcher.settings import AccountSettings, SubscriptionSettings
@@ -215,21 +217,21 @@ class Beside:
         return name in (self.file.account_by_name if kind == "account" else self.file.subscription_by_name)
 
     def holder(self, source: "Source") -> str | None:
-        """Name the account that polls a source, or is to."""
+        """Return the account that polls a source, or is to poll it."""
         return self.names.get(source)
 
     def leave(self, name: str) -> None:
-        """Nothing is deleted by an import."""
+        """Do nothing: an import deletes nothing."""
 
     async def forget(self, name: str) -> None:
-        """What is kept for a subscription is what the import brings back."""
+        """Do nothing: what is stored for a subscription is what the import brings back."""
 
     async def follow_now(self) -> None:
-        """Workers follow; this only writes."""
+        """Do nothing: workers follow by themselves."""
 
 
 def check(given: Given, in_force: Beside, findings: "Findings") -> None:
-    """Find all that is wrong with what is to be imported, and count it as in force from then on."""
+    """Find all mistakes in what is to be imported, and count it as in force from then on."""
     from watcher.config.sections import read_account
     from watcher.config.subscriptions import read_subscription, refuse_alerts
     from watcher.config.tables import Names, settings_of
@@ -274,7 +276,7 @@ def check(given: Given, in_force: Beside, findings: "Findings") -> None:
 
 
 async def _write(given: Given, in_force: Beside, store: "OpenStore") -> "tuple[Counter[str], list[str], int]":
-    """Write all of it. Returns how often there was each kind of change, what was refused after all, and how
+    """Write everything. Returns how often there was each kind of change, what was refused after all, and how
     many new subscriptions have no token."""
     from watcher.config.bodies import BodyRefused
     from watcher.config.subscriptions import lines_of
@@ -302,7 +304,7 @@ async def _write(given: Given, in_force: Beside, store: "OpenStore") -> "tuple[C
             refusals.append(printable(f"{kind} {name}: {made}", 500))
 
     with Progress("importing", len(given.accounts) + len(given.subscriptions)) as progress:
-        # First who hears of it: a baseline is an event for whom asked for it.
+        # Subscriptions first: they may want the baselines of these accounts.
         for entry in given.subscriptions:
             table = {**entry.table}
             name = table["name"]

@@ -1,6 +1,6 @@
-"""`watcher status`: the state of everything on one screen, from Redis alone: no worker need run.
+"""`watcher status`: the state of everything on one screen, from Redis alone: no worker has to run.
 
-Refuses to fill more than a screen: of many with the same problem it names a few, and says how many.
+Refuses to fill more than a screen: of many with the same problem it names a few, and says how many there are.
 """
 
 from collections import Counter
@@ -52,7 +52,7 @@ _STATES = {
     "shadowed": "shadowed: the configuration has the same names, and wins",
     "older_key": "encrypted with an older key: the workers encrypt them again now",
 }
-"""Of records of the API, those that are to be known of."""
+"""Records of the API that a person should know of, by state."""
 
 _Line = dict[str, Any]
 
@@ -146,7 +146,7 @@ async def read_lines(look: "Look") -> list[_Line]:
 
 
 def directory_line(found: "Opened") -> _Line:
-    """Count what came through the API. What takes the key is None without it."""
+    """Count what came through the API. What needs the key is None without it."""
     from watcher.commands.export import keyring_of
 
     states = Counter[str](known.state for known in found.subscriptions.values())
@@ -290,7 +290,7 @@ def _per_second(rate: float) -> str:
 
 
 def _severity(line: _Line) -> int:
-    """Say how bad it is: 1 is the worst, 0 is a healthy subscription with nothing to tell."""
+    """Return how bad it is: 1 is the worst, 0 is a healthy subscription that needs no line."""
     claims = (
         line["state"] == "paused",
         line["state"] == "failing",
@@ -305,7 +305,7 @@ def _severity(line: _Line) -> int:
 
 
 def next_command(lines: Sequence[_Line]) -> str:
-    """The command that does something about the worst that was found, or shows more of it."""
+    """Return the command that fixes the worst that was found, or shows more of it."""
     subscriptions = _of("subscription", lines)
     paused = [line["subscription"] for line in subscriptions if line["paused_at"]]
     problems = {problem for line in _of("account", lines) for problem in line["problems"]}

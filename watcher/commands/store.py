@@ -1,4 +1,5 @@
-"""`watcher store layout`: shows how everything lies in the store, and moves it to another layout, or back."""
+"""`watcher store layout`: shows how everything is laid out in Redis, and moves it to another layout, or
+back."""
 
 import asyncio
 import os
