@@ -45,10 +45,8 @@ LOST = -1
 
 class Asset(NamedTuple):
     """What an account holds. `id` alone identifies it; symbol and name are carried, never compared.
-
-    `decimals` is None where they are not known: amounts are then in the provider's own unit. In a state they
-    are LOST where the store lost what was noted of them, until an answer says them again.
-    """
+    `decimals` is None if they are unknown: amounts are then in the provider's own unit. In a state they are
+    LOST if Redis lost the note of them, until an answer says them again."""
 
     id: str
     symbol: str | None = None
@@ -67,11 +65,10 @@ class Row(NamedTuple):
 class Snapshot(NamedTuple):
     """One successful poll of one account.
 
-    `watched` names the assets that were asked for (None: all of them). `absent_is_zero` says what a
-    missing row means: zero (a full listing) or unknown (anything else). `zeros` are rows for assets that
-    a threshold names and that a full listing does not; `is_open` says that there may be more of them
-    once a list of assets can be had. `height` is the block, slot or ledger index that it was read at, where
-    the provider says one.
+    `watched` names the assets that were asked for (None: all of them). `absent_is_zero` says what a missing
+    row means: zero (a full listing) or unknown (anything else). `zeros` are rows for assets that a threshold
+    names and a full listing does not; `is_open` says that there may be more of them once a list of assets can
+    be had. `height` is the block, slot or ledger index that it was read at, if the provider says one.
     """
 
     row_by_asset: Mapping[str, Row]

@@ -83,8 +83,8 @@ EMPTY_REPEATS, EMPTY_MS = 3, 60_000
 
 
 class Emptiness(NamedTuple):
-    """A full listing of an account that held something named nothing: when first (Unix ms of the server), and
-    how many successful polls have said the same since."""
+    """A full listing of an account with balances suddenly named nothing: since when (Unix ms of the server),
+    and how many successful polls have said the same since."""
 
     since_ms: int
     repeats: int = 0
@@ -120,12 +120,13 @@ class AccountState(NamedTuple):
 
     @property
     def reset_by(self) -> str | None:
-        """Who forgot what was known of it, so that the next snapshot is a baseline; None where no one did."""
+        """Who made the account forget what was accepted, so that the next snapshot is a baseline; None if no
+        one did."""
         return self.source.removeprefix(_RESET) if self.source.startswith(_RESET) else None
 
     def reset(self, by: str, version: str) -> "AccountState":
-        """Forget what was accepted, and when. The sequence rises on from here, and what was emitted besides
-        changes stays so: that it is stale, and thresholds."""
+        """Forget what was accepted, and when. The sequence goes on rising, and two things stay: that it is
+        stale, and its crossed thresholds."""
         return AccountState(
             f"{_RESET}{by}",
             None,
@@ -137,7 +138,7 @@ class AccountState(NamedTuple):
         )
 
     def assets(self) -> dict[str, Asset]:
-        """What is known of its assets besides their balances, by asset id."""
+        """The known names and decimals of its assets, by asset id."""
         return {asset_id: entry.asset for asset_id, entry in self.entry_by_asset.items()}
 
     @property

@@ -1,6 +1,6 @@
 """Makes events of what happened: each has an id, a sequence and exact bytes, and is never edited again.
 
-Pure: time comes in. Refuses to know which subscriptions want it (`interest` does) and how it gets there.
+Pure: time comes in. Refuses to know which subscriptions want it (`interest` does) and how it reaches them.
 """
 
 import re
@@ -36,10 +36,8 @@ class Origin(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """What an event is to say. `identity` sets it apart from all others of the same type and commit.
-
-    `asset` is None for what concerns a whole account; `only_for` names the one subscription it is for.
-    """
+    """What an event is to say. `identity` distinguishes it from all others of the same type and commit.
+    `asset` is None for what concerns a whole account; `only_for` is the one subscription that it is for."""
 
     type: str
     asset: Asset | None
@@ -63,19 +61,18 @@ class Event(NamedTuple):
 
     @property
     def reference(self) -> str:
-        """Name it in the store. An id alone may come twice with other bytes: a baseline whose state was
+        """Its name in Redis. An id alone may occur twice with other bytes: a baseline whose state was
         deleted, and that is the same again."""
         return f"{self.id} {self.sequence}"
 
     @property
     def stored(self) -> bytes:
-        """What the store keeps of it, once for all subscriptions: its type, and its JSON up to
-        `subscription`."""
+        """What Redis holds of it, once for all subscriptions: its type, and its JSON up to `subscription`."""
         return b"%b\n%b" % (self.type.encode(), self.json[:-1])
 
     @property
     def is_logged(self) -> bool:
-        """Whether the log has a record of it though no subscription gets it: that of a start says what
+        """Whether the log has a record of it even if no subscription gets it: the record of a start says what
         `account.baseline` does."""
         return self.type != "account.baseline"
 
@@ -193,8 +190,7 @@ class Delivery(NamedTuple):
 
 
 def load_delivery(entry: bytes, stored: bytes, subscription: str) -> Delivery:
-    """Read a queue's entry, and what the store keeps of its event, with its count in front (`count
-    type\\ncontent`).
+    """Read a queue's entry, and what Redis holds of its event: count and type, a newline, and the JSON.
 
     Raises ValueError on anything that watcher did not write.
     """

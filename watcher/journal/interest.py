@@ -38,16 +38,16 @@ class Filters(Protocol):
 
 
 class Interest:
-    """The wishes of all subscriptions, found by the names of accounts, and by the beginnings of their globs:
-    what an event costs does not rise with subscriptions that are for other accounts."""
+    """The filters of all subscriptions, found by the names of accounts, and by the beginnings of their globs:
+    an event costs no more if there are more subscriptions for other accounts."""
 
     def __init__(self, subscriptions: Mapping[str, Filters]) -> None:
         self.version = 0
-        """Another one after each change: what was derived before may be out of date."""
+        """Changes with each change of the filters: what was derived before may be out of date."""
         self.follow(subscriptions)
 
     def follow(self, subscriptions: Mapping[str, Filters]) -> None:
-        """Go by these subscriptions alone from now on, in this order."""
+        """Use the filters of these subscriptions alone from now on, in this order."""
         self._filter_by_name: dict[str, _Filter] = {}
         self._by_account: defaultdict[str, set[str]] = defaultdict(set)
         self._by_beginning: defaultdict[str, set[str]] = defaultdict(set)
@@ -55,8 +55,8 @@ class Interest:
         self.change(subscriptions)
 
     def change(self, difference: Mapping[str, Filters | None]) -> None:
-        """Go by what has changed, too: None is a subscription that is gone. One that changed keeps its place,
-        a new one comes last."""
+        """Apply what has changed; None is a subscription that is gone. A subscription that changed keeps its
+        place, a new one comes last."""
         for name, filters in difference.items():
             place = self._next_place
             if (
@@ -82,7 +82,7 @@ class Interest:
         return self._filter_by_name.keys()
 
     def listeners(self, account: str) -> tuple[str, ...]:
-        """Name the subscriptions that want events of an account at all."""
+        """Return the subscriptions that want any events of an account."""
         return self._found(account)[0]
 
     def wants(self, subscription: str, event: Event) -> bool:
@@ -90,13 +90,13 @@ class Interest:
         return event.only_for in (None, subscription) and self._filter_by_name[subscription].wants(event)
 
     def holds(self, subscription: str, asset: Asset | None = None) -> bool:
-        """Say whether an asset is one of those that a subscription is for; or, without one, whether all are.
-        None is where there is no such subscription."""
+        """Say whether a subscription wants an asset; or, without one, whether it wants all. None: there is no
+        such subscription."""
         filter_ = self._filter_by_name.get(subscription)
         return filter_ is not None and filter_.is_for(asset)
 
     def watches(self, account: str) -> tuple[Watch, ...]:
-        """Name the thresholds that are watched at an account."""
+        """Return the thresholds that are watched at an account."""
         return self._found(account)[1]
 
     def _found(self, account: str) -> tuple[tuple[str, ...], tuple[Watch, ...]]:
@@ -156,7 +156,7 @@ class _Filter:
 
 
 class _Globs:
-    """Texts and globs. `beginnings` are what matches of the globs begin with."""
+    """Texts and globs. `beginnings` are the beginnings of what the globs match."""
 
     def __init__(self, globs: Iterable[str]) -> None:
         self.exact = frozenset(glob for glob in globs if not _SPECIAL.search(glob))
@@ -168,12 +168,12 @@ class _Globs:
         """Say whether a text is one of these, or matches one."""
         if text in self.exact or not self._globs:
             return text in self.exact
-        if self._pattern is None:  # at first use: of 10,000 subscriptions it takes a second
+        if self._pattern is None:  # at first use: for 10,000 subscriptions it takes a second
             self._pattern = re.compile("|".join(map(translate, self._globs)))
         return self._pattern.match(text) is not None
 
 
 @lru_cache(maxsize=1024)
 def _globs(globs: tuple[str, ...]) -> _Globs:
-    """Many subscriptions name the same types and assets."""
+    """Cached, because many subscriptions name the same types and assets."""
     return _Globs(globs)

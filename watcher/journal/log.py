@@ -89,8 +89,8 @@ def read_back(record: Record) -> Started | Forgotten | Emitted:
 
 
 class Moment(NamedTuple):
-    """What an asset held from a record on; None where it is watched no more. `type` is that of the event, or
-    `baseline` or `forgotten`."""
+    """The balance of an asset from a record on; None if it is no longer watched. `type` is that of the event,
+    or `baseline` or `forgotten`."""
 
     at_ms: int
     sequence: int
@@ -102,7 +102,7 @@ class Moment(NamedTuple):
 
 
 def moments(record: Record) -> list[Moment]:
-    """Say what the assets held from a record on of which it says so. Raises Damaged."""
+    """Return the balances from a record on, of the assets that it is about. Raises Damaged."""
     match read_back(record):
         case Started() as entry:
             at = entry.at_ms, entry.sequence
