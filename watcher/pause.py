@@ -7,6 +7,7 @@ import heapq
 import math
 import sys
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -84,13 +85,20 @@ async def compute(function: Callable[..., T], *arguments: object, is_kept: bool 
     What is made is not looked through for garbage, now or later: a look at 100,000 accounts takes as long as
     the loop must not stand still. Where it is not kept (`is_kept`), only not now.
     """
+    with uncollected(is_kept=is_kept):
+        sys.setswitchinterval(_SWITCH_S)
+        return await asyncio.to_thread(function, *arguments)
+
+
+@contextmanager
+def uncollected(*, is_kept: bool = False) -> Iterator[None]:
+    """Look for no garbage while much is made, which goes again at once or is kept."""
     global _computing, _is_any_kept
     _computing += 1
     _is_any_kept |= is_kept
-    sys.setswitchinterval(_SWITCH_S)
     gc.disable()
     try:
-        return await asyncio.to_thread(function, *arguments)
+        yield
     finally:
         _computing -= 1
         if not _computing:

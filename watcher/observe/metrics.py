@@ -19,7 +19,7 @@ from watcher import __version__
 from watcher.engine.breaker import State, backs_off_until_ms, is_closed, pace_per_s, state
 from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
 from watcher.observe.views import Overview, OverviewReader, is_delayed
-from watcher.pause import compute
+from watcher.pause import compute, uncollected
 from watcher.providers.contract import PERMANENT
 from watcher.run.directory import Followed
 from watcher.run.worker import Worker
@@ -235,9 +235,10 @@ class Metrics:
     async def text(self) -> bytes:
         """Read everything, and write it in the text format of Prometheus."""
         async with self._one_at_a_time:
-            seen = await self._overview.look()
-            # In a thread, line by line: of 10,000 subscriptions there are 160,000 lines.
-            return await compute(self._write, seen, is_kept=False)
+            with uncollected():
+                seen = await self._overview.look()
+                # In a thread, line by line: of 10,000 subscriptions there are 160,000 lines.
+                return await compute(self._write, seen, is_kept=False)
 
     def _write(self, seen: Overview | None) -> bytes:
         samples = _of_worker(self._worker)

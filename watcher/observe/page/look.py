@@ -29,7 +29,7 @@ from watcher.observe.page.document import (
     names_shown,
 )
 from watcher.observe.views import Overview, OverviewReader
-from watcher.pause import compute
+from watcher.pause import compute, uncollected
 from watcher.printable import printable
 from watcher.run.directory import Followed, State
 from watcher.run.worker import Opened, Worker
@@ -83,7 +83,8 @@ class Look:
         """Return what is seen now; or what was seen `age_s` ago, and the `error` since then."""
         async with self._one_at_a_time:
             if time.monotonic() >= self._fresh_until:
-                await self._look()
+                with uncollected():  # a thousand states are read, and forgotten again
+                    await self._look()
                 self._fresh_until = time.monotonic() + FRESH_S
         return orjson.dumps(
             {
