@@ -103,10 +103,10 @@ def _try(settings: "Settings", *, is_json: bool) -> int:
     import asyncio
 
     from watcher import preflight
-    from watcher.commands._table import Progress
+    from watcher.commands._table import Display, Fails, Progress, Waits
     from watcher.printable import printable, without_secrets
 
-    found = preflight.trials(settings)
+    found, display = preflight.trials(settings), Display()
     with Progress("trying", len(found), is_long=True) as progress:
         lines = asyncio.run(preflight.try_all(found, done=progress.done))
     for line in lines:
@@ -114,7 +114,10 @@ def _try(settings: "Settings", *, is_json: bool) -> int:
             click.echo(json.dumps(line._asdict()))
             continue
         text = printable(without_secrets(line.text))
-        click.echo(f"{line.kind:<13} {line.verdict:<8} {line.name}: {text}")
+        says: type[str] = Fails if line.verdict == "failed" else Waits if line.verdict == "warning" else str
+        head = f"{line.kind:<13} {line.verdict:<8} "
+        display.say(says(f"{head}{line.name}: {text}"), margin=len(head))
         if line.todo:
-            click.echo(f"{'':<13} {'':<8} what to do: {printable(without_secrets(line.todo))}")
+            todo = printable(without_secrets(line.todo))
+            display.say(f"{'':<{len(head)}}what to do: {todo}", margin=len(head))
     return 1 if any(line.verdict == "failed" for line in lines) else 0

@@ -77,7 +77,8 @@ def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
     yield ""
     yield "Next:"
     commands = _NEXT_IF_GOOD if verdict.is_good else _NEXT_IF_NOT
-    yield from (f"  {click.style(f'{command:<13}', bold=True)}  {what}" for command, what in commands)
+    width = max(len(command) for command, _ in commands)
+    yield from (f"  {click.style(f'{command:<{width}}', bold=True)}  {what}" for command, what in commands)
 
 
 def place_lines(stage: Stage, page: str) -> Iterator[str]:
