@@ -193,7 +193,7 @@ def _cells(line: _Line, display: Display) -> list[str]:
     if line["record"] == "unverified":
         since = f" since {display.time(line['unverified_since'])}" if line["unverified_since"] else ""
         rest = "" if state in ("healthy", "delayed") else f"; {state}"
-        error = f", the last: {printable(line['ping_error'])}" if line["ping_error"] else ""
+        error = f" (the last: {printable(line['ping_error'])})" if line["ping_error"] else ""
         state = f"unverified{since}: its events wait until its URL has answered a ping{error}{rest}"
     elif line["record"] in ("shadowed", "unfit", "locked") and line["record_reason"]:
         state = f"{state}; its record of the API is {line['record']}: {printable(line['record_reason'])}"
