@@ -119,6 +119,7 @@ def test_a_suspicion_that_is_not_confirmed_leaves_no_trace() -> None:
     suspect = step(before, a_snapshot(LRC="0"))
     again = step(AccountState("here", None, suspect.entry_by_asset), a_snapshot(LRC="7"))
     assert told(again) == []
+    assert again.is_news, "what is stored says that it is suspect"
     assert again.entry_by_asset == before.entry_by_asset
 
 

@@ -153,7 +153,7 @@ class Memo:
     everything. Texts are compared by their hashes, which have 64 bits and another key in each process.
     """
 
-    __slots__ = ("_about", "_empty", "_forms", "_hashes", "_owner", "_rest", "_rested", "_rows", "_watched")
+    __slots__ = ("_about", "_besides", "_forms", "_hashes", "_owner", "_rest", "_rested", "_rows", "_watched")
 
     def __init__(self) -> None:
         self._forms: Sequence[_Form] = ()
@@ -162,7 +162,7 @@ class Memo:
         self._about: tuple[Any, ...] = ()
         self._owner: str | None = None
         self._watched: Set[str] | None = None
-        self._empty = Snapshot({}, None, absent_is_zero=False)
+        self._besides: tuple[Any, ...] = ()
         self._rest, self._rested = 1, 0  # an answer is only worth cutting if another one follows soon
 
     @property
@@ -201,7 +201,7 @@ class Memo:
             hashes.append(now)
             first += len(parts)
         self._forms, self._hashes, self._rows, self._rest = forms, hashes, rows, 0
-        return self._empty._replace(row_by_asset=rows)
+        return Snapshot(rows, *self._besides)
 
     def learn(
         self,
@@ -228,7 +228,7 @@ class Memo:
             self._hashes = [array("q", map(hash, its)) for its in parts]
             self._about, self._owner = (provider, account, catalogue), owner
             self._watched = None if snapshot.watched is None else frozenset(snapshot.watched)
-            self._empty = snapshot._replace(row_by_asset={})
+            self._besides = snapshot[1:]
 
 
 def _is_each_a_row(
