@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from typing import Any
 
 import pytest
@@ -139,15 +140,21 @@ async def test_a_thousand_accounts_scroll_at_sixty_frames_and_are_searched_filte
         whole, sent = await browser.value(SIZES)
         assert whole > 500_000
         assert sent < whole / 10  # compressed
+        await browser.call("Performance.enable", timeDomain="threadTicks")
         tries = []
         for _ in range(5):  # the machine may be busy with something else
+            before = await computed_ms(browser)
             gaps, worked = await browser.value(SCROLL)
+            computed = (await computed_ms(browser) - before) / len(gaps)
             in_time = sum(gap < FRAME_MS for gap in gaps) / len(gaps)
-            tries.append((in_time, sorted(worked)[len(worked) * 95 // 100]))
+            tries.append((in_time, sorted(worked)[len(worked) * 95 // 100], computed))
             if in_time >= 0.95 and tries[-1][1] < WORK_MS:
                 break
-        assert min(work for _, work in tries) < WORK_MS, tries  # what the page does in 95 of 100 frames
-        assert max(in_time for in_time, _ in tries) >= 0.95, tries
+        in_times, works, computeds = zip(*tries, strict=True)
+        assert min(computeds) < WORK_MS / 2, tries
+        if os.getloadavg()[0] <= (os.cpu_count() or 1):  # else others take the time of frames
+            assert min(works) < WORK_MS, tries  # what the page does in 95 of 100 frames
+            assert max(in_times) >= 0.95, tries
         assert await browser.value(BESIDE), "what is beside the accounts stays in sight"
         await typed(browser, "wallet-0040 eth")
         await browser.until("document.querySelectorAll('.balance').length === 1")
@@ -165,6 +172,12 @@ async def test_a_thousand_accounts_scroll_at_sixty_frames_and_are_searched_filte
         await browser.until(f"document.querySelectorAll('.balance').length === {rows}")
         assert await browser.value("document.querySelector('.group h3').textContent") == "loopring"
         assert browser.complaints == []
+
+
+async def computed_ms(browser: Browser) -> float:
+    """How long the page's own thread has computed so far, not counting what others took of it."""
+    metrics = (await browser.call("Performance.getMetrics"))["metrics"]
+    return 1000 * float(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
 
 
 async def typed(browser: Browser, text: str) -> None:
