@@ -141,7 +141,9 @@ async def test_a_redirect_is_an_answer_and_nothing_is_dialled(status: int) -> No
             attempt = await sink.send(a_target(subscriber), [a_delivery()], 1)
         assert await canary.visits() == 0
     assert attempt.status == status
-    assert attempt.reason.startswith(f"status {status}; redirects are not followed: write the place")
+    assert attempt.reason.startswith(
+        f"status {status}; redirects are not followed: write the URL that it redirects to"
+    )
     assert len(subscriber.requests) == 1
 
 
