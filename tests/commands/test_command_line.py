@@ -218,6 +218,7 @@ def test_a_reader_of_the_help_may_leave() -> None:
         (("init", "--to", "xyz"), "no destination is called 'xyz'; there is "),
         (("recipes", "xyz"), "no recipe is called 'xyz'; `watcher recipes` lists all"),
         (("accounts", "lits"), "No such command 'lits'. Did you mean 'list'?"),
+        (("accounts", "treasury"), "do you mean `watcher accounts show treasury`?"),
         (("schema", "event"), "'event' is not one of"),
     ],
 )

@@ -126,6 +126,17 @@ class ListFirst(click.Group):
         is_said = bool(args) and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
         return super().parse_args(ctx, args if is_said else ["list", *args])
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. Where the word is none, nor like one, it is a name perhaps."""
+        names, word = self.list_commands(ctx), args[0]
+        if not (ctx.resilient_parsing or word in names or get_close_matches(word, names)):
+            said = printable(word, 200)
+            text = f"'{said}' is none of {', '.join(names)}: do you mean `{ctx.command_path} show {said}`?"
+            raise click.UsageError(text, ctx)
+        return super().resolve_command(ctx, args)
+
 
 def load_or_exit(config_path: Path | None, *, is_json: bool = False) -> "Loaded":
     """Load the configuration, or print every mistake in it and end the command with exit code 78."""
