@@ -68,6 +68,7 @@ def _shorten_leases(lease_s: float) -> None:
 
     defaults = WebhookSink.__init__.__kwdefaults__
     assert defaults
+    assert "deadline_s" in defaults
     defaults["deadline_s"] = lease_s / 2
     _replace(queue, "LEASE_MS", int(1000 * lease_s))
     for module in (queue, configured):
@@ -83,7 +84,8 @@ def _narrow_the_log(lines: int) -> None:
 
     defaults = LineWriter.__init__.__kwdefaults__
     assert defaults
-    defaults["room"] = lines
+    assert "capacity" in defaults
+    defaults["capacity"] = lines
 
 
 def _replace(module: ModuleType, name: str, value: object) -> None:
