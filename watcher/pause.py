@@ -1,15 +1,13 @@
-"""Waits for an event within a limit; keeps many deadlines; goes through much without holding the event loop
-up."""
+"""Waits for an event within a limit; goes through much without holding the event loop up."""
 
 import asyncio
 import gc
 import heapq
-import math
 import sys
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 _SWITCH_S = 0.0001
 """The interpreter lets a thread go on for 5 ms before another one gets its turn, and the event loop needs one
@@ -22,7 +20,6 @@ _SORTED_AT_ONCE = 10_000
 """Texts: some 5 ms."""
 
 T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
 _usual_switch_s = sys.getswitchinterval()
 _computing = 0
 _is_any_kept = False
@@ -39,44 +36,6 @@ async def pause(event: asyncio.Event, timeout_s: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-class Deadlines(Generic[K]):
-    """Deadlines of which hardly one is ever reached, all by one timer: one of the loop for each request costs
-    more than all else about its deadline. `reached(key)` is called at its deadline, in the loop's time.
-    """
-
-    def __init__(self, reached: Callable[[K], object]) -> None:
-        self._reached = reached
-        self._at: dict[K, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._rings_at = math.inf
-
-    def set(self, key: K, at: float) -> None:
-        """Set a key's one deadline."""
-        self._at[key] = at
-        if at < self._rings_at:
-            self._ring_at(at)
-
-    def drop(self, key: K) -> None:
-        """Forget a key's deadline, if it has one. The timer stays as it is, and finds nothing due."""
-        self._at.pop(key, None)
-
-    def _ring_at(self, at: float) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._rings_at = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._ring)
-
-    def _ring(self) -> None:
-        now, self._rings_at, self._timer = asyncio.get_running_loop().time(), math.inf, None
-        due = [key for key, at in self._at.items() if at <= now]
-        for key in due:
-            del self._at[key]
-        if self._at:
-            self._ring_at(min(self._at.values()))
-        for key in due:
-            self._reached(key)
 
 
 async def compute(function: Callable[..., T], *arguments: object, is_kept: bool = True) -> T:

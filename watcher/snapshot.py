@@ -33,12 +33,6 @@ class Balance(NamedTuple):
             return cls(total, locked, "0", pending[1:])
         return cls(total, locked, pending, "0")
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether nothing is negative that must not be."""
-        _, locked, deposit, withdrawal = self
-        return not (locked[0] == "-" or (deposit or "0")[0] == "-" or (withdrawal or "0")[0] == "-")
-
 
 LOST = -1
 

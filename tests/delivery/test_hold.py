@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed
 from watcher.delivery import queue
 from watcher.delivery.queue import LEASE_MS, LONGEST_LEASE_MS, Hold
-from watcher.pause import Deadlines
+from watcher.http.pool import Deadlines
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.keys import shard_of
 from watcher.store.schedule import Lease

@@ -147,9 +147,8 @@ async def test_a_restart_without_its_append_only_file_is_one_line_and_a_metric(
             server.flags = FAST
             server.restart()
             await until(lambda: len(of(lines, "store.guarantee")) == 2)
-            assert 'watcher_store_guarantee{eviction="noeviction",persistence="none"} 1.0' in await exposed(
-                one
-            )
+            found = 'watcher_store_guarantee{persistence="none",eviction="noeviction"} 1.0'
+            assert found in await exposed(one)
     assert [line["persistence"] for line in of(lines, "store.guarantee")] == ["everysec", "none"]
     (weak,) = of(lines, "store.weak")
     assert "guarantees less than before" in weak["reason"]

@@ -18,10 +18,10 @@ from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Outcome, Sink, Tar
 from watcher.engine.breaker import BY_HAND, RESULTS, paused
 from watcher.engine.dispatch import Capacity, Claim
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
+from watcher.http.pool import Deadlines
 from watcher.journal.events import Delivery
 from watcher.observe.counters import Attempted, Counters
 from watcher.observe.log import log
-from watcher.pause import Deadlines
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS
 from watcher.store.queues import CLAIM_MS, Begun, Breakers, Leased, Queues

@@ -5,19 +5,59 @@ which anything was odd is closed.
 """
 
 import asyncio
+import math
 from collections import defaultdict
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
 
 from watcher.http.dial import Dialer, Line
 from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, NotHttp, Place, Reader, Reset, TimedOut
-from watcher.pause import Deadlines
 
 MOST_KEPT = 5_000
 KEEP_ALIVE_S = 4.0
 """Below the 5 s after which common servers hang up: a request must not meet a closing door."""
 
 _AGAIN_WITHIN_S = 1.0
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Deadlines(Generic[K]):
+    """Deadlines of which hardly one is ever reached, all by one timer: one of the loop for each request costs
+    more than all else about its deadline. `reached(key)` is called at its deadline, in the loop's time.
+    """
+
+    def __init__(self, reached: Callable[[K], object]) -> None:
+        self._reached = reached
+        self._at: dict[K, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf
+
+    def set(self, key: K, at: float) -> None:
+        """Set a key's one deadline."""
+        self._at[key] = at
+        if at < self._rings_at:
+            self._ring_at(at)
+
+    def drop(self, key: K) -> None:
+        """Forget a key's deadline, if it has one. The timer stays as it is, and finds nothing due."""
+        self._at.pop(key, None)
+
+    def _ring_at(self, at: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._rings_at = at
+        self._timer = asyncio.get_running_loop().call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        now, self._rings_at, self._timer = asyncio.get_running_loop().time(), math.inf, None
+        due = [key for key, at in self._at.items() if at <= now]
+        for key in due:
+            del self._at[key]
+        if self._at:
+            self._ring_at(min(self._at.values()))
+        for key in due:
+            self._reached(key)
 
 
 class Pool:

@@ -4,6 +4,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Coroutine
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -61,6 +62,10 @@ class Settled(NamedTuple):
     """The version of the `Interest` that the watches are from."""
 
 
+_rules = lru_cache(maxsize=64)(Rules)
+"""One object for all providers with the same rules."""
+
+
 class Poller:
     """Polls the accounts of one provider.
 
@@ -99,7 +104,7 @@ class Poller:
         self._loop = loop
         self._deliver = deliver
         self._clock = clock
-        self._rules = Rules(settings.withdrawals, settings.settle_polls)
+        self._rules = _rules(settings.withdrawals, settings.settle_polls)
         self._breaker = ProviderBreaker()
         self._was_open = self._is_back = False
         self._settled: dict[str, Settled] = {}
@@ -280,18 +285,18 @@ class Poller:
         and BadState."""
         observed_ms = self._now_ms()
         digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
-        watches, interest = self._interest.watches(account.name), self._interest.version
         settled = self._settled.pop(account.name, None)
-        if settled and (settled.account is not account or settled.interest != interest):
-            is_alike = settled.account == account and settled.watches == watches
-            settled = settled._replace(account=account, interest=interest) if is_alike else None
+        if settled and (settled.account is not account or settled.interest != self._interest.version):
+            is_alike = settled.account == account and settled.watches == self._interest.watches(account.name)
+            again = settled._replace(account=account, interest=self._interest.version)
+            settled = again if is_alike else None
         if settled and settled.digest == digest:
             reply = await self._touch(lease, settled, observed_ms)
             if reply is not Reply.MOVED_ON:
                 self._settled[account.name] = settled
                 await self._report.finished(account, reply, started, None)
                 return reply in (Reply.DONE, Reply.DONE_BEFORE)
-        answer = Settled(digest, "", 0, account, watches, interest)
+        answer = Settled(digest, "", 0, account, self._interest.watches(account.name), self._interest.version)
         return await self._advance(account, lease, bodies, answer, observed_ms, started)
 
     async def _advance(

@@ -22,7 +22,7 @@ from watcher.http.dial import Dialer, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import Pool
 from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, TimedOut, TooLong, head_of, place_of
 from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Provider, Rejected, Request
-from watcher.providers.kept import KeptCatalogue, Memo
+from watcher.providers.kept import KeptCatalogue, Memo, is_sound
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called, spoken
@@ -347,7 +347,7 @@ def refuse_flaw(snapshot: Snapshot) -> None:
     if snapshot.height is not None and not 0 <= snapshot.height < HIGHEST:
         raise Rejected("malformed", "a height that no chain can have")
     for asset, row in snapshot.row_by_asset.items():
-        if not row.balance.is_sound:
+        if not is_sound(row.balance):
             raise Rejected("malformed", f"asset {spoken(asset)}: only a total may be negative")
 
 

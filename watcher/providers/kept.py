@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from watcher.providers.contract import PERMANENT, AssetList, ByRow, Catalogue, Rejected
 from watcher.providers.strict_json import NotJson, parse
-from watcher.snapshot import Asset, Row, Snapshot, asset_id
+from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id
 
 RENEW_S = 600.0
 """Between two fetches for assets that were unlisted the last time: a delisted token may stay for ever."""
@@ -39,6 +39,12 @@ _MEMO_BYTES, _ROW_BYTES = 800, 360
 """What a memo takes in memory, and each row of an answer."""
 
 _STAND_IN = "\0 a row"
+
+
+def is_sound(balance: Balance) -> bool:
+    """Say whether nothing is negative that must not be: only a total may be."""
+    _, locked, deposit, withdrawal = balance
+    return not (locked[0] == "-" or (deposit or "0")[0] == "-" or (withdrawal or "0")[0] == "-")
 
 
 class KeptCatalogue:
@@ -195,7 +201,7 @@ class Memo:
                 asset = assets[first + place]
                 if not row or row.asset.id != asset or owner not in (None, self._owner):
                     return None
-                if not row.balance.is_sound:
+                if not is_sound(row.balance):
                     return None
                 rows[asset] = row
             hashes.append(now)
