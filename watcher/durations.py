@@ -1,4 +1,4 @@
-"""Durations as people write them (`"30s"`, `"5m"`, `"250ms"`) and as a Retry-After header does.
+"""Durations and times as people write them (`"30s"`, `"2026-11-20T14:00Z"`) and as a Retry-After header does.
 
 Light enough for the smallest command. Refuses to repeat a text in the message about it: it may be a secret
 that stands in the wrong place.
@@ -59,3 +59,21 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def unix_ms(moment: datetime) -> int:
     """Return an aware time as Unix ms, exactly: a float of seconds may be one ms off."""
     return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def parse_since(text: str) -> datetime | timedelta:
+    """Read a time, in UTC unless it says otherwise, or how long ago it was. Raises ValueError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return parse_duration(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def since_ms(since: datetime | timedelta | None, now_ms: int) -> int:
+    """Return what `parse_since` read as Unix ms; without one, the beginning."""
+    if since is None:
+        return 0
+    if isinstance(since, timedelta):
+        return max(0, now_ms - since // timedelta(milliseconds=1))
+    return max(0, unix_ms(since))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.support.builders import a_row, a_snapshot
 from tests.support.stories import STORY, Books, Run, a_configuration, ended, in_the_books, records_of, steps
-from watcher.commands._shared import parse_since, since_ms
+from watcher.commands._shared import parse_since
 from watcher.commands.history import Curve
+from watcher.durations import since_ms
 from watcher.journal.events import iso
 from watcher.journal.log import Record
 from watcher.snapshot import Asset, Snapshot

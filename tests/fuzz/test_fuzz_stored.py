@@ -17,6 +17,7 @@ from tests.support.fuzzing import (
     json_values,
     text_objects,
 )
+from tests.support.replayed import audit
 from tests.support.stories import NOW_MS, STORY, WARNED, records_of, steps
 from watcher.commands._table import Display, Table
 from watcher.commands.deliveries import cells
@@ -26,7 +27,7 @@ from watcher.engine.breaker import pace_per_s
 from watcher.journal.account import Rules
 from watcher.journal.events import Origin, load_delivery
 from watcher.journal.interest import Interest
-from watcher.journal.log import Damaged, Record, audit, read_back
+from watcher.journal.log import Damaged, Record, read_back
 from watcher.journal.step import Reading, diff, go_stale
 from watcher.observe.page.document import _event
 from watcher.observe.page.look import steps_of

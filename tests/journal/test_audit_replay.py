@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_subscription
 from tests.support.fuzzing import tried
+from tests.support.replayed import audit
 from tests.support.stories import MINUTE_MS, NOW_MS, STORY, WARNED, records_of, steps
 from watcher.journal.account import AccountState
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
-from watcher.journal.log import Record, Verdict, audit
+from watcher.journal.log import Record, Verdict
 from watcher.journal.step import Step, go_stale
 from watcher.settings import ThresholdSettings
 from watcher.snapshot import Snapshot

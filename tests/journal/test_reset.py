@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import pytest
 
 from tests.support.builders import a_balance, a_snapshot, a_subscription
+from tests.support.replayed import audit
 from tests.support.stories import MINUTE_MS, NOW_MS, OPS, STORY, WARNED, records_of, steps
 from watcher.journal.account import AccountState
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
-from watcher.journal.log import audit
 from watcher.journal.step import Step, go_stale, reset
 from watcher.settings import SubscriptionSettings
 from watcher.snapshot import Snapshot

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from tests.support.audited import flaws
 from tests.support.builders import SECRET
 from tests.support.events_schema import assert_valid
-from watcher.journal.log import Record, audit
+from tests.support.replayed import audit
+from watcher.journal.log import Record
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.receiver import Receiver

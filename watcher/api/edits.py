@@ -6,10 +6,9 @@ Refuses to show a secret or a token a second time: only the answer to the reques
 import asyncio
 import math
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar
 
 import orjson
@@ -23,7 +22,7 @@ from watcher.config.bodies import BodyRefused, Table, read_table, section_of
 from watcher.delivery.queue import pause_by_hand, resume_by_hand
 from watcher.delivery.resend import Reached, Selection, send_part
 from watcher.delivery.sink import Attempt
-from watcher.durations import parse_duration, unix_ms
+from watcher.durations import parse_since, since_ms
 from watcher.engine.breaker import Answer
 from watcher.observe.log import log
 from watcher.pause import slowly
@@ -33,6 +32,7 @@ from watcher.run.verification import TooMany
 from watcher.run.worker import Worker
 from watcher.settings import Section, SubscriptionSettings
 from watcher.store.directory import Directory, Kind
+from watcher.store.history import cursor_text, read_cursor
 from watcher.store.keys import SHARDS, check_count
 from watcher.store.members import WOKEN, Roster, woken_line
 from watcher.store.queues import Breakers, Queues
@@ -94,30 +94,28 @@ class Again(Section):
     @classmethod
     def _is_a_time(cls, since: str | None) -> str | None:
         if since is not None:
-            since_ms(since, 0)
+            _since(since)
         return since
 
 
-def since_ms(text: str, now_ms: int) -> int:
-    """Read a time, or how long ago it was, as Unix ms. Raises ValueError."""
-    with suppress(ValueError):
-        return max(0, now_ms - parse_duration(text) // timedelta(milliseconds=1))
-    with suppress(ValueError):
-        moment = datetime.fromisoformat(text)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return max(0, unix_ms(moment))
-    raise ValueError("write how long ago, as in 1h or 2d, or a time, as in 2026-11-20T14:00:00Z")
+def _since(text: str) -> datetime | timedelta:
+    """Read a time, or how long ago it was. Raises ValueError."""
+    try:
+        return parse_since(text)
+    except ValueError:
+        message = "write how long ago, as in 1h or 2d, or a time, as in 2026-11-20T14:00:00Z"
+        raise ValueError(message) from None
 
 
 def _after(selection: Selection, rest: Reached) -> str:
     """Write what is left of a selection, as a client gets it."""
-    return urlsafe_b64encode(orjson.dumps([[*selection], [*rest]])).decode().rstrip("=")
+    return cursor_text(orjson.dumps([[*selection], [*rest]]))
 
 
 def _rest(text: str) -> tuple[Selection, Reached]:
     """Read what `_after` wrote. Raises Problem: 422."""
     with suppress(ValueError, TypeError):
-        one, other = orjson.loads(urlsafe_b64decode(f"{text}=="))
+        one, other = orjson.loads(read_cursor(text))
         selection, rest = Selection(*one), Reached(*other)
         is_ours = [*map(type, one[1:] + other)] == [bool, int, int, bool, bool, int, str]
         is_ours = is_ours and isinstance(selection.event_id, str | None) and _after(selection, rest) == text
@@ -247,7 +245,7 @@ class Edits:
             selection, start = _rest(asked.after)
         else:
             now_ms = await store.reader.now_ms()
-            start_ms = since_ms(asked.since, now_ms) if asked.since else 0
+            start_ms = since_ms(_since(asked.since) if asked.since else None, now_ms)
             selection = Selection(asked.id, asked.dead, start_ms, now_ms, asked.dry_run)
             start = Reached(is_log=not (asked.id or asked.dead))
         resent, rest = await send_part(store.pipe, store.keys, settings, selection, start, within_s=RESEND_S)

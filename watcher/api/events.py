@@ -6,7 +6,6 @@ of its own accounts and assets. Pings, alerts and events that were sent again ar
 
 import asyncio
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from fnmatch import translate
 from itertools import islice
@@ -25,7 +24,7 @@ from watcher.journal.events import Event, amounts_of, iso
 from watcher.journal.interest import Filters, Interest
 from watcher.run.worker import Worker
 from watcher.snapshot import Asset
-from watcher.store.history import PAGE_BYTES, Cursor, Gone, History, Logged
+from watcher.store.history import PAGE_BYTES, Cursor, Gone, History, Logged, cursor_text, read_cursor
 from watcher.store.reader import Seen
 
 _CURSOR = "cursor"
@@ -174,8 +173,7 @@ def _start(after: str, owner: str | None, store: Opened) -> Cursor:
         return Cursor({}, int(after)) if after else Cursor()
     try:
         if owner is not None:
-            encrypted = urlsafe_b64decode(after.encode("ascii") + b"=" * (-len(after) % 4))
-            after = _keyring(store).decrypt(_CURSOR, owner, {}, encrypted)["cursor"]
+            after = _keyring(store).decrypt(_CURSOR, owner, {}, read_cursor(after))["cursor"]
         return Cursor.read(after)
     except (ValueError, Undecryptable):
         raise Problem(400, "after: is neither the `next` of a page of these events nor a sequence") from None
@@ -186,8 +184,7 @@ def _shown(cursor: Cursor, owner: str | None, store: Opened) -> str:
     be another subscription's."""
     if owner is None:
         return cursor.text
-    encrypted = _keyring(store).encrypt(_CURSOR, owner, {}, {"cursor": cursor.text})
-    return urlsafe_b64encode(encrypted).rstrip(b"=").decode()
+    return cursor_text(_keyring(store).encrypt(_CURSOR, owner, {}, {"cursor": cursor.text}))
 
 
 def _keyring(store: Opened) -> Keyring:

@@ -3,8 +3,6 @@
 Refuses to repeat values: a problem names the place in a body, never what stands there.
 """
 
-import binascii
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from watcher.printable import printable
+from watcher.store.history import cursor_text, read_cursor
 
 BODY_BYTES = 64 * 1024
 BATCH_BYTES = 1024 * 1024
@@ -135,14 +134,14 @@ def page(names: list[str], items: list[Any], limit: int) -> Mapping[str, Any]:
 
 
 def cursor(name: str) -> str:
-    return urlsafe_b64encode(name.encode()).decode().rstrip("=")
+    return cursor_text(name.encode())
 
 
 def _name_in(text: str) -> str:
     try:
-        name = urlsafe_b64decode(text.encode("ascii") + b"==").decode()
+        name = read_cursor(text).decode()
         if cursor(name) == text:
             return name
-    except (binascii.Error, ValueError):
+    except ValueError:
         pass
     raise Problem(400, "after: is not the `next` of a page of this list")

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from watcher.api.accounts import Names, Opened, etag, found_now, opened
 from watcher.api.problems import Problem, answer, limit_in, query_of
 from watcher.observe.views import dead_letter_line, remedy_of, subscription_line, waiting_line
 from watcher.run.worker import Worker
+from watcher.store.history import cursor_text, read_cursor
 from watcher.store.keys import SHARDS
 from watcher.store.queues import Breakers
 
@@ -78,7 +78,7 @@ class _Place(NamedTuple):
     id: str
 
     def text(self, state: str) -> str:
-        return urlsafe_b64encode(json.dumps([state, *self]).encode()).decode().rstrip("=")
+        return cursor_text(json.dumps([state, *self]).encode())
 
 
 def _after(text: str, state: str) -> _Place:
@@ -86,7 +86,7 @@ def _after(text: str, state: str) -> _Place:
     if not text:
         return _Place(0, "", 0, "")
     with suppress(ValueError, RecursionError):
-        of_state, shard, account, number, item = json.loads(urlsafe_b64decode(f"{text}=="))
+        of_state, shard, account, number, item = json.loads(read_cursor(text))
         place = _Place(shard, account, number, item)
         is_of_us = of_state == state and [*map(type, place)] == [int, str, int, str]
         if is_of_us and place.text(state) == text and shard in range(SHARDS) and _ID.fullmatch(item):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import wraps
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from watcher.durations import parse_duration, unix_ms
+from watcher import durations
 from watcher.environment import Environment, NotSet, decoded
 from watcher.printable import printable
 
@@ -298,26 +298,11 @@ since_option = click.option(
 
 def parse_since(text: str | None) -> datetime | timedelta | None:
     """Read the given time. Raises click.BadParameter."""
-    if text is None:
-        return None
     try:
-        moment = datetime.fromisoformat(text)
+        return None if text is None else durations.parse_since(text)
     except ValueError:
-        try:
-            return parse_duration(text)
-        except ValueError:
-            message = "write how long ago, as in 1h or 2d (a year at most), or a time: 2026-11-20T14:00Z"
-            raise click.BadParameter(message, param_hint="--since") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def since_ms(since: datetime | timedelta | None, now_ms: int) -> int:
-    """Return the time as Unix ms of the server; without one, the beginning."""
-    if since is None:
-        return 0
-    if isinstance(since, timedelta):
-        return max(0, now_ms - since // timedelta(milliseconds=1))
-    return max(0, unix_ms(since))
+        message = "write how long ago, as in 1h or 2d (a year at most), or a time: 2026-11-20T14:00Z"
+        raise click.BadParameter(message, param_hint="--since") from None
 
 
 TOKEN_NAME = "WATCHER_HTTP_TOKEN"  # noqa: S105  # the name of a variable

@@ -19,7 +19,6 @@ from watcher.commands._shared import (
     names_like,
     names_of,
     parse_since,
-    since_ms,
     since_option,
 )
 from watcher.commands._table import (
@@ -32,6 +31,7 @@ from watcher.commands._table import (
     say_json,
     say_next,
 )
+from watcher.durations import since_ms
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 

@@ -17,7 +17,6 @@ from watcher.commands._shared import (
     look_options,
     parse_since,
     refuse_unknown,
-    since_ms,
     since_option,
 )
 from watcher.commands._table import (
@@ -33,6 +32,7 @@ from watcher.commands._table import (
     say_next,
     text_of,
 )
+from watcher.durations import since_ms
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:

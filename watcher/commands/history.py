@@ -20,7 +20,6 @@ from watcher.commands._shared import (
     look_options,
     names_of,
     parse_since,
-    since_ms,
     since_option,
 )
 from watcher.commands._table import (
@@ -33,6 +32,7 @@ from watcher.commands._table import (
     moved_text,
     say_next,
 )
+from watcher.durations import since_ms
 from watcher.observe.tail import as_json
 from watcher.printable import printable
 

@@ -11,10 +11,10 @@ from watcher.commands._shared import (
     load_or_exit,
     names_of,
     parse_since,
-    since_ms,
     since_option,
 )
 from watcher.commands._table import Progress, opened, say_if_idle, say_json, say_next
+from watcher.durations import since_ms
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:

@@ -200,8 +200,7 @@ class DeliveryWork(Generic[T_target]):
             # What was sent and not settled is sent again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=name, reason=str(error))
         finally:
-            if self._breakers.is_probe(name, lease.member):
-                await self._breakers.leave_probe(name, lease.member)
+            await self._breakers.leave_probe(name, lease.member)
         return is_more
 
     async def work(self, target: T_target, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
@@ -357,14 +356,14 @@ class DeliveryWork(Generic[T_target]):
 
     async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
         """Settle an attempt. Returns the reply and the deadline, as `_deliver` does."""
-        queues, name, head, verdict = self._queues, target.name, one.head.entry, one.verdict
+        queues, name, verdict = self._queues, target.name, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
         until, attempt = queues.until(lease, LEASE_MS), one.attempt
         if one.is_delivered:
             heads = [each.entry for each in one.deliveries]
             done = partial(queues.delivered, name, lease, *heads, until=until, record=record)
             return await self._write(target, lease, done)
-        result = RESULTS.get(attempt.answer, "")
+        head, result = one.head.entry, RESULTS.get(attempt.answer, "")
         if verdict.outcome is Outcome.REFUSED:
             reason = attempt.reason
             dead = partial(queues.dead, name, lease, head, until=until, reason=reason, record=record)

@@ -210,15 +210,6 @@ class Verdict:
     findings: list[Finding] = field(default_factory=list)
 
 
-def audit(records: Iterable[Record], state: AccountState | None) -> Verdict:
-    """Replay the records of one account, oldest first, and compare where they end with its state."""
-    replay = Audit()
-    for record in records:
-        replay.take(record)
-    replay.compare(state)
-    return replay.verdict
-
-
 class Audit:
     """Replays the records of one account as they are read, oldest first; `verdict` is what was found."""
 

@@ -72,6 +72,16 @@ class Gone(Exception):
 Search = Literal["near", "all", "found"]
 
 
+def cursor_text(said: bytes) -> str:
+    """Write what a caller brings back unread: only letters, digits, `-` and `_`."""
+    return urlsafe_b64encode(said).rstrip(b"=").decode()
+
+
+def read_cursor(text: str) -> bytes:
+    """Read what `cursor_text` wrote, and more that means the same: the caller compares. Raises ValueError."""
+    return urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+
+
 @dataclass(frozen=True, slots=True)
 class Cursor:
     """How far a reader of the log has come: a place by shard. A shard that is not named is read from its
@@ -95,7 +105,7 @@ class Cursor:
         if self.after is not None:
             numbers += [self.after, _SEARCHES.index(self.search)]
         said = bytes([_CURSOR_VERSION]) + b"".join(map(_varint, numbers))
-        return urlsafe_b64encode(said + crc32(said).to_bytes(4)).rstrip(b"=").decode()
+        return cursor_text(said + crc32(said).to_bytes(4))
 
     @classmethod
     def read(cls, text: str) -> "Cursor":
@@ -110,7 +120,7 @@ class Cursor:
 
     @classmethod
     def _read(cls, text: str) -> "Cursor":
-        said = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        said = read_cursor(text)
         if said[0] != _CURSOR_VERSION or crc32(said[:-4]).to_bytes(4) != said[-4:]:
             raise ValueError
         numbers = _read_varints(said[1:-4])
