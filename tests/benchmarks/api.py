@@ -241,7 +241,8 @@ def _request(kind: str, number: int, mark: int) -> tuple[str, str, object]:
     if number % 2:
         url = "http://127.0.0.1:1999/hooks"
         return "PUT", f"/subscriptions/{name}", {"url": url, "accounts": [f"new-{mark}-{number - 1}"]}
-    return "PUT", f"/accounts/{name}", {"provider": _ADDED, "account_id": mark % 10**6 * 10**5 + number + 1}
+    # An account id is below 2**31 there: four digits of the mark leave 100,000 numbers to each run.
+    return "PUT", f"/accounts/{name}", {"provider": _ADDED, "account_id": mark % 10**4 * 10**5 + number + 1}
 
 
 async def _fan_out(plan: Plan, url: str) -> FanOut:
