@@ -74,7 +74,7 @@ async def test_a_common_probe_on_loopback_is_answered(request_text: str) -> None
 
 
 @pytest.mark.parametrize("path", ["/livez", "/nothing"])
-async def test_who_sends_no_more_still_hears_the_answer(path: str) -> None:
+async def test_a_client_that_half_closes_still_gets_its_answer(path: str) -> None:
     async with a_listener() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
@@ -120,22 +120,20 @@ async def test_head_is_get_without_a_body(request_text: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "expected"), [("/readyz", 503), ("/nothing", 404)])
-async def test_head_tells_of_trouble_without_a_body_too(path: str, expected: int) -> None:
+async def test_head_reports_an_error_without_a_body_too(path: str, expected: int) -> None:
     async with a_listener() as port:
         status, _, body = await asked(port, f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (status, body) == (expected, b"")
 
 
-async def test_options_of_a_probe_is_its_status_as_haproxy_asks_by_it() -> None:
+async def test_options_on_a_probe_returns_its_status_as_haproxy_expects() -> None:
     async with a_listener() as port:
         assert (await asked(port, "OPTIONS /readyz HTTP/1.0\r\n\r\n"))[0] == 503
 
 
 @pytest.mark.parametrize("path", ["/", "*", "/metrics"])
 @pytest.mark.parametrize("token", [None, TOKEN])
-async def test_options_of_anything_else_says_what_is_allowed_and_nothing_more(
-    path: str, token: str | None
-) -> None:
+async def test_options_on_anything_else_lists_the_allowed_methods_only(path: str, token: str | None) -> None:
     async with a_listener(token=token) as port:
         status, head, body = await asked(port, f"OPTIONS {path} HTTP/1.0\r\n\r\n")
     assert (status, body) == (200, b"")
@@ -157,7 +155,7 @@ BEYOND = {
 @pytest.mark.parametrize("shown", ["", SHOWN], ids=["without a token", "with the token"])
 @pytest.mark.parametrize("request_text", BEYOND.values(), ids=BEYOND)
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
-async def test_a_load_balancer_that_can_show_no_token_learns_the_status(
+async def test_a_load_balancer_without_a_token_learns_the_status(
     host: str, request_text: str, shown: str
 ) -> None:
     async with a_listener(host, TOKEN) as port:
@@ -165,7 +163,7 @@ async def test_a_load_balancer_that_can_show_no_token_learns_the_status(
     assert (status, body) == (200, b"ok\n")
 
 
-async def test_without_the_token_a_probe_tells_no_more_than_its_status() -> None:
+async def test_without_the_token_a_probe_shows_only_its_status() -> None:
     async with a_listener("0.0.0.0", TOKEN) as port:
         strange = await asked(port, get("/readyz", "10.1.2.3"))
         own = await asked(port, get("/readyz", "10.1.2.3", SHOWN.strip()))
@@ -198,7 +196,7 @@ NO_REQUESTS = {
 
 
 @pytest.mark.parametrize(("request_text", "reason"), NO_REQUESTS.values(), ids=NO_REQUESTS)
-async def test_what_is_no_request_gets_a_clean_400_at_once_and_a_line_that_says_the_mend(
+async def test_bytes_that_are_no_request_get_a_clean_400_at_once_and_a_line_with_the_fix(
     request_text: str, reason: str
 ) -> None:
     async with a_listener() as port:
@@ -212,7 +210,7 @@ async def test_what_is_no_request_gets_a_clean_400_at_once_and_a_line_that_says_
     assert reason in body.decode()
 
 
-async def test_refused_requests_are_told_once_an_hour_not_as_often_as_strangers_like() -> None:
+async def test_refused_requests_are_logged_once_an_hour_however_many_come() -> None:
     async with a_listener() as port:
         with capture_logs() as lines:
             for name in ("a", "b", "c"):
@@ -225,7 +223,7 @@ async def test_refused_requests_are_told_once_an_hour_not_as_often_as_strangers_
     assert ("TLS" in tls["reason"], "PROXY" in proxied["reason"]) == (True, True)
 
 
-async def test_a_browser_that_is_only_asked_for_the_token_is_no_mistake_to_tell_of() -> None:
+async def test_a_browser_that_is_only_asked_for_the_token_is_not_logged() -> None:
     async with a_listener(token=TOKEN) as port:
         with capture_logs() as lines:
             first = await asked(port, get("/metrics", "watch.example.com", "Accept: text/html,*/*"))

@@ -96,7 +96,7 @@ async def described(rig: Rig, monkeypatch: pytest.MonkeyPatch, **how: Any) -> li
     return found
 
 
-async def test_nothing_is_found_that_the_document_does_not_say(
+async def test_single_requests_find_nothing_that_the_document_does_not_describe(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = {"examples": True, "coverage": False, "fuzzing": True, "stateful": False}
@@ -105,14 +105,14 @@ async def test_nothing_is_found_that_the_document_does_not_say(
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-async def test_nothing_is_found_by_many_requests_that_follow_one_another(
+async def test_sequences_of_requests_find_nothing_that_the_document_does_not_describe(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_of_them = {"examples": True, "coverage": True, "fuzzing": True, "stateful": True}
     assert await described(rig, monkeypatch, examples=30, phases=all_of_them) == []
 
 
-def test_the_command_prints_what_any_worker_would_take_as_it_is_written() -> None:
+def test_the_command_prints_schemas_that_any_worker_would_accept() -> None:
     said = CliRunner().invoke(command, ["api"])
     document = json.loads(said.stdout)
     schemas = document["components"]["schemas"]

@@ -45,13 +45,13 @@ def test_an_address_is_read_as_it_is_written(text: str, address: tuple[str, int]
         "127.0.0.1:８０",
     ],
 )
-def test_what_is_no_address_is_refused_and_names_are_not_looked_up(text: str) -> None:
+def test_an_invalid_address_is_refused_and_names_are_not_looked_up(text: str) -> None:
     with pytest.raises(ValueError, match="not an address"):
         parse_address(text)
 
 
 @pytest.mark.parametrize("address", [EVERYWHERE, Address("::", 1), Address("192.168.1.7", 1)])
-def test_an_address_that_strangers_can_reach_needs_a_token(address: Address) -> None:
+def test_an_address_beyond_loopback_needs_a_token(address: Address) -> None:
     with pytest.raises(ListenerRefused, match="WATCHER_HTTP_TOKEN") as refused:
         Door(address, None)
     assert refused.value.exit_code == 78
@@ -61,7 +61,7 @@ def test_an_address_that_strangers_can_reach_needs_a_token(address: Address) -> 
 @pytest.mark.parametrize(
     "token", ["", "short", "a token with spaces in it", "a-token-with-ümlauts", "a" * 20 + "\n"]
 )
-def test_a_token_that_protects_nothing_or_fits_no_header_is_refused_and_not_shown(token: str) -> None:
+def test_a_token_that_is_weak_or_fits_no_header_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(ListenerRefused, match="16 visible ASCII characters") as refused:
         Door(LOOPBACK, token)
     assert not token or token not in str(refused.value)
@@ -75,7 +75,7 @@ def test_a_browser_shows_the_token_as_a_password(address: Address, user: str) ->
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer  "])
-def test_the_word_before_the_token_may_be_in_any_case(scheme: str) -> None:
+def test_the_authorization_scheme_may_be_in_any_case(scheme: str) -> None:
     assert Door(EVERYWHERE, TOKEN).refusal({"authorization": f"{scheme} {TOKEN}"}) is None
     shown = b64encode(f"prometheus:{TOKEN}".encode()).decode()
     assert Door(EVERYWHERE, TOKEN).refusal({"authorization": f"basic {shown}"}) is None
@@ -97,7 +97,7 @@ def test_the_word_before_the_token_may_be_in_any_case(scheme: str) -> None:
     ],
 )
 @pytest.mark.parametrize("address", [LOOPBACK, EVERYWHERE])
-def test_who_does_not_show_the_token_stays_outside(address: Address, shown: str) -> None:
+def test_a_request_without_the_token_is_refused(address: Address, shown: str) -> None:
     assert Door(address, TOKEN).refusal({"host": "127.0.0.1", "authorization": shown}) == 401
 
 
@@ -114,7 +114,7 @@ def test_who_does_not_show_the_token_stays_outside(address: Address, shown: str)
         "127.0.0.2",
     ],
 )
-def test_on_loopback_its_own_hosts_are_let_in(host: str) -> None:
+def test_on_loopback_the_hosts_of_loopback_are_accepted(host: str) -> None:
     assert Door(LOOPBACK, None).refusal({"host": host}) is None
 
 
@@ -135,14 +135,14 @@ def test_on_loopback_its_own_hosts_are_let_in(host: str) -> None:
         ),
     ],
 )
-def test_on_loopback_a_host_of_another_name_was_led_here_by_rebinding(host: str) -> None:
+def test_on_loopback_any_other_host_is_refused_against_rebinding(host: str) -> None:
     door = Door(LOOPBACK, None)
     assert door.refusal({"host": host}) == 421
     assert "send `Host: 127.0.0.1`, or set WATCHER_HTTP_TOKEN" in door.advice(421, {"host": host})
 
 
 @pytest.mark.parametrize("host", ["ops.example.com", "10.1.2.3:8787", "", "127.0.0.1"])
-def test_a_token_decides_whatever_public_name_a_proxy_passes_on(host: str) -> None:
+def test_with_a_token_any_public_name_of_a_proxy_is_accepted(host: str) -> None:
     door = Door(LOOPBACK, TOKEN)
     assert door.refusal({"host": host, "authorization": f"Bearer {TOKEN}"}) is None
     for shown in ({}, {"authorization": f"Bearer {TOKEN}x"}):
@@ -150,11 +150,11 @@ def test_a_token_decides_whatever_public_name_a_proxy_passes_on(host: str) -> No
         assert TOKEN not in door.advice(401, {"host": host, **shown})
 
 
-def test_a_probe_that_names_no_host_is_let_in_on_loopback_as_browsers_always_name_one() -> None:
+def test_on_loopback_a_probe_without_a_host_is_accepted() -> None:
     assert Door(LOOPBACK, None).refusal({}) is None
 
 
-def test_what_a_refused_host_holds_is_shown_harmless_and_short() -> None:
+def test_a_refused_host_is_shown_escaped_and_cut() -> None:
     told = Door(LOOPBACK, None).advice(421, {"host": "\x85evil\x9b" + "a" * 5000})
     assert told.isprintable()
     assert len(told) < 300

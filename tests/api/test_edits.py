@@ -74,7 +74,7 @@ async def until(claim: Callable[[], Any]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_an_account_is_put_shown_changed_and_deleted(rig: Rig) -> None:
+async def test_an_account_is_created_read_changed_and_deleted(rig: Rig) -> None:
     async with a_worker(rig) as (_, api):
         made = await ask(api, "PUT", "/accounts/bob", BOB)
         assert (made.status, made.data) == (201, {"name": "bob", "change": "created"})
@@ -96,7 +96,7 @@ async def test_an_account_is_put_shown_changed_and_deleted(rig: Rig) -> None:
         assert (await ask(api, "POST", "/accounts/bob/poll")).status == 404
 
 
-async def test_edits_are_guarded_by_tags(rig: Rig) -> None:
+async def test_edits_are_guarded_by_etags(rig: Rig) -> None:
     async with a_worker(rig) as (_, api):
 
         async def answer(interval: str, **headers: str) -> Said:
@@ -127,7 +127,7 @@ async def test_edits_are_guarded_by_tags(rig: Rig) -> None:
         assert (await ask(api, "DELETE", "/accounts/bob", headers=now)).status == 204
 
 
-async def test_a_body_is_refused_with_all_that_is_wrong_in_the_words_of_check(rig: Rig) -> None:
+async def test_a_body_is_refused_with_all_its_mistakes_in_the_words_of_check(rig: Rig) -> None:
     async with a_worker(rig) as (_, api):
         odd = {"url": "http://10.0.0.1/", "secrets": ["x"], "colour": 1, "alerts_to": "ups", "name": "new"}
         refused = await ask(api, "PUT", "/subscriptions/new", odd)
@@ -166,7 +166,7 @@ async def test_a_hostile_body_is_refused(rig: Rig) -> None:
             assert (await ask(api, "PUT", "/accounts/bob", BOB, headers=typed)).status == 415
 
 
-async def test_no_damaged_body_is_a_bug(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_damaged_body_causes_a_bug(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "PER_SECOND", 100_000)
     chance, names = Random(18), ("name", "url", "provider", "of", "accounts", "secrets", "asset", "below")
     goods = {
@@ -219,7 +219,7 @@ async def test_what_the_file_defines_is_read_only_but_may_be_paused(rig: Rig) ->
         assert (await ask(api, "POST", "/accounts/treasury/poll")).status == 202
 
 
-async def test_secrets_and_tokens_are_in_the_answer_that_made_them_and_nowhere_else(rig: Rig) -> None:
+async def test_secrets_and_tokens_are_shown_by_the_answer_that_made_them_alone(rig: Rig) -> None:
     async with a_worker(rig) as (_, api):
         with capture_logs() as lines:
             body = {"url": f"{rig.receiver.url}canary-url", "headers": {"x-key": "canary-header"}}
@@ -252,7 +252,7 @@ async def test_secrets_and_tokens_are_in_the_answer_that_made_them_and_nowhere_e
         assert [one for one in hidden if one in everything] == []
 
 
-async def test_who_reads_the_store_finds_names_and_filters_and_nothing_else(
+async def test_redis_holds_names_and_filters_in_plain_text_and_nothing_else(
     rig: Rig, redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While events wait, attempts fail, secrets and tokens change: no key and no value shows it."""
@@ -298,7 +298,7 @@ def _bytes_in(value: Any) -> Iterator[bytes]:
             yield from _bytes_in(part)
 
 
-async def test_many_accounts_are_put_by_one_request(rig: Rig) -> None:
+async def test_one_request_creates_many_accounts(rig: Rig) -> None:
     async with a_worker(rig) as (_, api):
         good = [
             {"name": f"a{number}", "provider": "loopring", "account_id": number} for number in range(1, 400)
@@ -320,7 +320,7 @@ async def test_many_accounts_are_put_by_one_request(rig: Rig) -> None:
             assert (await ask(api, "POST", "/accounts:batch", many, headers=jsonl)).status == status
 
 
-async def test_what_the_log_holds_is_sent_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_of_the_log_are_sent_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_worker(rig) as (_, api):
         async with asyncio.timeout(10):
             while not (await api.get("/accounts/treasury/balances")).data["polled_at"]:  # noqa: ASYNC110
@@ -345,7 +345,7 @@ async def test_what_the_log_holds_is_sent_again(rig: Rig, monkeypatch: pytest.Mo
         assert (late.status, "use `watcher resend`" in late.data["detail"]) == (422, True)
 
 
-async def test_a_ping_says_what_came_of_it_and_verifies_a_url_that_takes_it(
+async def test_a_ping_reports_its_result_and_verifies_a_url_that_answers(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "SPACING_MS", 1)
@@ -371,9 +371,7 @@ async def test_a_ping_says_what_came_of_it_and_verifies_a_url_that_takes_it(
         assert (await ask(api, "POST", "/subscriptions/ops/ping")).status in (200, 429)
 
 
-async def test_an_edit_that_its_request_did_not_wait_for_is_told_of(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_edit_that_outlives_its_request_is_logged(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     put_all = Directory.put_all
 
     async def slow(self: Directory, writes: Sequence[Write]) -> list[Written]:
@@ -391,7 +389,7 @@ async def test_an_edit_that_its_request_did_not_wait_for_is_told_of(
             await until(lambda: [line for line in lines if line["event"] == "directory.changed"])
 
 
-async def test_a_subscription_that_was_deleted_leaves_nothing_to_the_next_one_of_its_name(rig: Rig) -> None:
+async def test_a_deleted_subscription_leaves_nothing_to_the_next_one_of_its_name(rig: Rig) -> None:
     async with a_worker(rig) as (_, api):
         rig.receiver.fail = Fail(410, times=10**6)
         body = {"url": rig.receiver.url, "secrets": [SECRET], "accounts": ["treasury"]}
@@ -416,7 +414,7 @@ async def test_a_subscription_that_was_deleted_leaves_nothing_to_the_next_one_of
         rig.receiver.fail = None
 
 
-async def test_what_waits_for_a_subscription_that_was_deleted_is_taken_away(
+async def test_deliveries_that_wait_for_a_deleted_subscription_are_removed(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory, "FOLLOWED_S", 0)
@@ -437,7 +435,7 @@ async def test_what_waits_for_a_subscription_that_was_deleted_is_taken_away(
         rig.receiver.fail = None
 
 
-async def test_the_document_names_what_there_is_and_nothing_else(rig: Rig) -> None:
+async def test_the_document_names_every_endpoint_and_nothing_else(rig: Rig) -> None:
     async with a_worker(rig) as (_, api):
         said = await ask(api, "GET", "/openapi.json")
         document = said.data

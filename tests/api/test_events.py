@@ -109,7 +109,7 @@ async def live(rig: Rig, worker: Worker) -> None:
     await until(lambda: not worker.in_flight)
 
 
-async def test_what_is_pulled_is_byte_for_byte_what_was_sent_in_the_order_of_each_account(rig: Rig) -> None:
+async def test_pulled_events_have_the_bytes_and_the_order_of_those_that_were_sent(rig: Rig) -> None:
     sent: dict[str, list[bytes]] = {}
 
     def capture(request: Captured) -> str | None:
@@ -140,7 +140,7 @@ async def test_what_is_pulled_is_byte_for_byte_what_was_sent_in_the_order_of_eac
         assert types == ["account.baseline"] * 2
 
 
-async def test_a_subscription_begins_with_balances_and_goes_on_with_what_came_after_to_the_last_digit(
+async def test_balances_and_the_events_after_them_add_up_to_the_last_digit(
     rig: Rig,
 ) -> None:
     subscribed(rig, *some(rig))
@@ -186,7 +186,7 @@ async def test_balances_of_a_subscription_that_names_its_accounts_come_page_by_p
         assert pages == [["alice"], ["treasury"]]
 
 
-async def test_a_subscription_sees_its_own_accounts_assets_and_types_whatever_it_asks(rig: Rig) -> None:
+async def test_whatever_it_asks_a_subscription_sees_only_its_own_accounts_assets_and_types(rig: Rig) -> None:
     subscribed(rig, *some(rig))
     async with rig.worker() as worker, an_api(worker) as api:
         await live(rig, worker)
@@ -239,7 +239,7 @@ async def test_a_subscription_sees_its_own_accounts_assets_and_types_whatever_it
         assert seen.data["items"] == []
 
 
-async def test_what_cannot_be_asked_for_is_said_and_what_is_gone_with_the_oldest_that_is_held(
+async def test_an_invalid_request_is_refused_and_one_for_trimmed_events_names_the_oldest_left(
     rig: Rig,
 ) -> None:
     subscribed(rig, *some(rig))
@@ -289,7 +289,7 @@ async def test_what_cannot_be_asked_for_is_said_and_what_is_gone_with_the_oldest
         assert (await api.get("/events", after=state.sequence, account="treasury")).data["items"] == []
 
 
-async def test_the_program_of_the_readme_pulls_what_it_lacks_and_nothing_twice(
+async def test_the_program_of_the_readme_pulls_missing_events_and_none_twice(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (program,) = (one.text for one in BLOCKS if "Journal(" in one.text)

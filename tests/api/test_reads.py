@@ -60,7 +60,7 @@ async def until(claim: Callable[[], Any]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_accounts_of_the_file_and_of_programs_are_one_list_by_name(rig: Rig) -> None:
+async def test_accounts_of_the_file_and_of_the_api_are_one_list_sorted_by_name(rig: Rig) -> None:
     async with a_scene(rig) as (_, worker, api, programs):
         for name in ("bob", "zoe", "treasury"):
             await programs.put_account(name, "loopring", account_id=7, interval="60s")
@@ -87,7 +87,7 @@ async def test_accounts_of_the_file_and_of_programs_are_one_list_by_name(rig: Ri
     assert shadowed.data["settings"]["account_id"] == TREASURY
 
 
-async def test_an_account_tells_when_it_was_polled_and_what_is_wrong_with_it(rig: Rig) -> None:
+async def test_an_account_shows_when_it_was_polled_and_what_is_wrong_with_it(rig: Rig) -> None:
     async with a_scene(rig) as (_, worker, api, programs):
         async with asyncio.timeout(10):
             while not (well := (await api.get("/accounts/treasury")).data["status"])["polled_at"]:
@@ -106,7 +106,7 @@ async def test_an_account_tells_when_it_was_polled_and_what_is_wrong_with_it(rig
     assert (unread["polled_at"], unread["balances"], unread["provider"]) == (None, [], "loopring")
 
 
-async def test_a_subscription_tells_its_state_and_what_waits_for_it(rig: Rig) -> None:
+async def test_a_subscription_shows_its_state_and_its_backlog(rig: Rig) -> None:
     async with a_scene(rig) as scene:
         _, worker, api, programs = scene
         await programs.put_subscription("new", HOOK, is_verified=False, accounts=["treasury"])
@@ -131,7 +131,7 @@ def a_pause(now_ms: int) -> Any:
     return paused(None, now_ms, reason="by hand")
 
 
-async def test_what_waits_or_is_dead_is_listed_page_by_page_and_nothing_twice(rig: Rig) -> None:
+async def test_deliveries_and_dead_letters_are_listed_page_by_page_and_none_twice(rig: Rig) -> None:
     rig.receiver.fail = Fail(410, 10**6)
     async with a_scene(rig) as scene:
         _, worker, api, _ = scene
@@ -176,7 +176,7 @@ REFUSED = [
 ]
 
 
-async def test_what_is_not_there_is_a_problem_that_says_so_without_harm(rig: Rig) -> None:
+async def test_a_missing_resource_is_a_problem_that_quotes_its_name_escaped(rig: Rig) -> None:
     async with a_scene(rig) as (_, _, api, _):
         for path, status, why in REFUSED:
             seen = await api.get(path)
@@ -185,7 +185,7 @@ async def test_what_is_not_there_is_a_problem_that_says_so_without_harm(rig: Rig
             assert len(seen.data["detail"]) < 200
 
 
-async def test_no_answer_shows_a_secret_and_a_worker_without_the_key_shows_what_is_readable(rig: Rig) -> None:
+async def test_no_answer_shows_a_secret_with_or_without_the_key(rig: Rig) -> None:
     named = a_subscription("named", HOOK, headers=HEADERS).model_copy(update={"secrets": (SecretStr(OTHER),)})
     rig.settings = rig.settings.model_copy(
         update={"subscription_by_name": {**rig.settings.subscription_by_name, "named": named}}
@@ -210,7 +210,7 @@ async def test_no_answer_shows_a_secret_and_a_worker_without_the_key_shows_what_
         assert canary not in "".join(texts), canary
 
 
-async def test_a_worker_that_has_not_begun_says_that_it_is_too_early(rig: Rig) -> None:
+async def test_a_worker_that_is_still_starting_says_so(rig: Rig) -> None:
     async with an_api_of(Worker(rig.settings, name="w")) as api:
         for path in ("/accounts", "/accounts/treasury", "/subscriptions", "/subscriptions/ops/deliveries"):
             seen = await api.get(path)

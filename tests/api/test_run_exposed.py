@@ -57,7 +57,7 @@ async def until(is_so: Callable[[], object]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_worker_is_seen_to_live_to_reload_what_is_edited_and_to_end(place: Path) -> None:
+async def test_a_worker_shows_that_it_lives_reloads_an_edited_file_and_ends(place: Path) -> None:
     beat = place / "beat"
     arguments = ("--http", "127.0.0.1:0", "--watch", "--heartbeat-file", str(beat))
     async with a_process(place, "run", *arguments) as process:
@@ -119,7 +119,7 @@ def test_a_token_that_is_too_short_is_refused_even_on_loopback(
     assert "canary" not in str(refused)
 
 
-def test_a_variable_that_was_named_for_the_token_must_hold_one(place: Path) -> None:
+def test_a_variable_that_is_named_for_the_token_must_hold_one(place: Path) -> None:
     for environment in ({}, {"MINE": ""}, {"MINE_FILE": str(place / "none")}):
         done = ran(place, "--http", "127.0.0.1:0", "--http-token-env", "MINE", **environment)
         assert getattr(done.exception, "exit_code", None) == 78
@@ -139,7 +139,7 @@ def test_an_api_always_takes_a_token_a_key_and_an_address(place: Path) -> None:
     assert "--http 127.0.0.1:8787" in str(misused)
 
 
-def test_what_is_no_address_is_a_mistake_of_use(place: Path) -> None:
+def test_an_invalid_address_is_a_usage_error(place: Path) -> None:
     done = ran(place, "--http", "8787")
     assert getattr(done.exception, "exit_code", None) == 2
     assert "127.0.0.1:8787" in str(done.exception)

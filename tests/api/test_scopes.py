@@ -74,7 +74,7 @@ def leaks(seen: Said) -> list[str]:
     return [canary for canary in CANARIES if canary in json.dumps(seen.data) + str(seen.headers)]
 
 
-async def test_a_subscriptions_token_opens_two_endpoints_of_its_own_and_nothing_else(rig: Rig) -> None:
+async def test_a_subscriptions_token_opens_only_two_endpoints_of_its_own(rig: Rig) -> None:
     async with rig.worker(with_key(rig.settings)) as worker, an_api_of(worker) as api:
         await some_history(rig, worker, api)
         found = [*await endpoints(api), ("GET", "/v1/nothing"), ("POST", "/v1/subscriptions/{name}/events")]
@@ -93,7 +93,7 @@ async def test_a_subscriptions_token_opens_two_endpoints_of_its_own_and_nothing_
     assert len(refusals) == 1, "whatever there is"
 
 
-async def test_no_filter_cursor_or_sequence_shows_what_it_does_not_get(rig: Rig) -> None:
+async def test_no_filter_cursor_or_sequence_shows_an_event_of_another_subscription(rig: Rig) -> None:
     async with rig.worker(with_key(rig.settings)) as worker, an_api_of(worker) as api:
         await some_history(rig, worker, api)
         foreign = [
@@ -188,7 +188,7 @@ LINES = [
 EVENTS, BALANCES = "/v1/subscriptions/mine/events", "/v1/subscriptions/mine/balances"
 
 
-async def test_no_spelling_of_a_path_no_header_and_no_made_up_cursor_leads_to_another(rig: Rig) -> None:
+async def test_no_path_header_or_forged_cursor_leads_to_another_subscription(rig: Rig) -> None:
     chance = random.Random(7)
     async with rig.worker(with_key(rig.settings)) as worker, an_api_of(worker) as api:
         await some_history(rig, worker, api)
@@ -222,7 +222,7 @@ async def test_no_spelling_of_a_path_no_header_and_no_made_up_cursor_leads_to_an
         assert found, "some were a place of its own"
 
 
-async def test_nothing_else_than_its_token_is_its_token_and_that_ends_with_it(rig: Rig) -> None:
+async def test_only_the_exact_token_is_accepted_until_its_subscription_is_deleted(rig: Rig) -> None:
     digest, password = sha256(OWN.encode()).hexdigest(), b64encode(f"mine:{OWN}".encode()).decode()
     async with rig.worker(with_key(rig.settings)) as worker, an_api_of(worker) as api:
         await some_history(rig, worker, api)

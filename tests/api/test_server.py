@@ -49,7 +49,7 @@ def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
-async def test_an_answer_is_plain_uncached_and_the_last_of_its_connection(port: int) -> None:
+async def test_an_answer_is_plain_uncached_and_closes_its_connection(port: int) -> None:
     answer = await get(port, "/livez?probe=1")
     assert (answer.status, answer.body) == (200, "fine\n")
     assert answer.headers == {
@@ -110,14 +110,14 @@ async def test_what_is_not_exactly_http_is_refused(port: int, request_head: str)
     assert status(await said(port, request_head.encode("latin-1") + b"\r\n\r\n")) == 400
 
 
-async def test_a_request_that_was_led_here_by_rebinding_is_refused(port: int) -> None:
+async def test_a_request_by_dns_rebinding_is_refused(port: int) -> None:
     assert status(await said(port, b"GET /livez HTTP/1.1\r\nHost: evil.example\r\n\r\n")) == 421
     led = b"GET http://evil.example/livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert status(await said(port, led)) == 421
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-async def test_with_a_token_nothing_is_told_without_it(host: str) -> None:
+async def test_where_a_token_is_set_a_request_without_it_learns_nothing(host: str) -> None:
     async with a_listener(TOKEN, host) as port:
         answers = [
             await get(port, path, *shown)
@@ -128,7 +128,7 @@ async def test_with_a_token_nothing_is_told_without_it(host: str) -> None:
     assert answers[0].headers["www-authenticate"] == "bearer"
 
 
-async def test_a_bug_behind_a_route_is_said_in_the_log_and_not_to_the_client(port: int) -> None:
+async def test_a_bug_behind_a_route_is_logged_and_not_shown_to_the_client(port: int) -> None:
     with capture_logs() as lines:
         answer = await get(port, "/broken")
     assert (answer.status, answer.body) == (500, "Internal Server Error\n")
@@ -136,7 +136,7 @@ async def test_a_bug_behind_a_route_is_said_in_the_log_and_not_to_the_client(por
 
 
 @pytest.mark.parametrize("line", [b"x: " + b"a" * 20_000, b"\r\n".join([b"x: " + b"a" * 1000] * 20)])
-async def test_a_head_that_is_too_long_is_refused_in_words(port: int, line: bytes) -> None:
+async def test_a_head_that_is_too_long_is_refused_with_a_reason(port: int, line: bytes) -> None:
     with capture_logs() as lines:
         assert (
             status(await said(port, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + line + b"\r\n\r\n"))
@@ -146,13 +146,15 @@ async def test_a_head_that_is_too_long_is_refused_in_words(port: int, line: byte
     assert (await get(port, "/livez")).status == 200
 
 
-async def test_a_head_that_is_long_to_read_is_not_long_to_refuse(port: int) -> None:
+async def test_a_costly_head_is_refused_within_a_second(port: int) -> None:
     started = time.perf_counter()
     assert status(await said(port, b"GET /livez HTTP/1.1\r\nx:" + b" " * 8000 + b"\x7f\r\n\r\n")) == 400
     assert time.perf_counter() - started < 1
 
 
-async def test_who_says_nothing_or_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_sends_nothing_or_does_not_read_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server, "REQUEST_S", 0.2)
     async with a_listener() as port:
         silent = await asyncio.open_connection("127.0.0.1", port)
@@ -168,7 +170,7 @@ async def test_who_says_nothing_or_does_not_read_is_cut_off(monkeypatch: pytest.
             writer.close()
 
 
-async def test_connections_held_open_keep_no_probe_out_and_are_bounded(port: int) -> None:
+async def test_idle_connections_are_bounded_and_keep_no_probe_out(port: int) -> None:
     held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
     assert (await get(port, "/livez")).status == 200
     async with asyncio.timeout(5):
@@ -179,7 +181,7 @@ async def test_connections_held_open_keep_no_probe_out_and_are_bounded(port: int
         writer.close()
 
 
-async def test_an_end_cuts_off_who_is_still_connected() -> None:
+async def test_closing_the_listener_cuts_off_open_connections() -> None:
     async with a_listener() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         await get(port, "/livez")
@@ -191,7 +193,7 @@ async def test_an_end_cuts_off_who_is_still_connected() -> None:
         await asyncio.open_connection("127.0.0.1", port)
 
 
-async def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
+async def test_a_port_that_is_taken_is_reported_in_one_sentence() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -145,7 +145,7 @@ STRANGERS = {
     "path", ["/v1", "/v1/", "/v1/accounts/a", "/v1/nothing", "/v1/events?token=" + OPERATORS]
 )
 @pytest.mark.parametrize("shown", STRANGERS.values(), ids=STRANGERS)
-async def test_without_a_token_of_the_api_nothing_is_told_but_what_to_show(
+async def test_without_a_token_the_api_says_only_that_it_needs_one(
     api: Api, path: str, shown: Mapping[str, str]
 ) -> None:
     lines = "".join(f"{name}: {value}\r\n" for name, value in shown.items())
@@ -156,7 +156,7 @@ async def test_without_a_token_of_the_api_nothing_is_told_but_what_to_show(
     assert json.loads(body)["detail"] == "send a token of this API: `Authorization: Bearer ...`"
 
 
-async def test_two_tokens_are_refused_whichever_they_are(api: Api) -> None:
+async def test_a_request_with_two_tokens_is_refused(api: Api) -> None:
     shown = f"Authorization: Bearer {OPS}\r\nAuthorization: Bearer {OPERATORS}\r\n"
     told = await said(api.port, f"GET /v1/events HTTP/1.1\r\nHost: a\r\n{shown}\r\n".encode())
     assert told.startswith(b"HTTP/1.1 400 ")
@@ -164,7 +164,7 @@ async def test_two_tokens_are_refused_whichever_they_are(api: Api) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
-async def test_the_operator_is_let_in_to_all_there_is(api: Api, scheme: str) -> None:
+async def test_the_operators_token_opens_endpoints_of_any_subscription(api: Api, scheme: str) -> None:
     seen = await api.request(
         "GET", "/v1/subscriptions/ops", None, headers={"authorization": f"{scheme} {OPERATORS}"}
     )
@@ -207,7 +207,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"])
-async def test_a_subscriptions_token_is_good_for_nothing_else_and_told_the_same_whatever_there_is(
+async def test_a_subscriptions_token_gets_the_same_refusal_for_all_else_whether_it_exists_or_not(
     api: Api, method: str
 ) -> None:
     seen = [
@@ -219,7 +219,7 @@ async def test_a_subscriptions_token_is_good_for_nothing_else_and_told_the_same_
     assert {one.headers["content-length"] for one in seen} == {seen[0].headers["content-length"]}
 
 
-async def test_what_is_wrong_is_a_problem_with_all_its_findings(api: Api) -> None:
+async def test_a_refusal_is_one_problem_with_all_its_findings(api: Api) -> None:
     seen = await api.request("GET", "/v1/refusing")
     assert is_problem(seen)
     assert seen.data == {
@@ -244,7 +244,7 @@ async def test_what_is_wrong_is_a_problem_with_all_its_findings(api: Api) -> Non
         ("GET", "/v1/broken", 500, "a bug"),
     ],
 )
-async def test_an_end_that_is_none_of_a_handler_is_a_problem_too(
+async def test_an_error_outside_of_a_handler_is_a_problem_too(
     api: Api, method: str, path: str, status: int, why: str
 ) -> None:
     with capture_logs() as lines:
@@ -258,7 +258,7 @@ async def test_an_end_that_is_none_of_a_handler_is_a_problem_too(
     assert api.counted == {"failed" if status >= 500 else "refused": 1}
 
 
-async def test_what_takes_too_long_is_given_up_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_that_takes_too_long_is_ended_with_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REQUEST_S", 0.2)
     monkeypatch.setattr(server.Connection, "begin", lambda *_: None)
     async with an_api() as api:
@@ -324,7 +324,7 @@ async def test_a_name_in_a_path_is_decoded_once_and_is_no_path(api: Api, segment
 
 
 @pytest.mark.parametrize("segment", ["..", ".", "a/..", "..;", "%2e%2e/%2e%2e"])
-async def test_dots_lead_nowhere(api: Api, segment: str) -> None:
+async def test_dots_in_a_path_lead_nowhere(api: Api, segment: str) -> None:
     shown = f"Host: a\r\nConnection: close\r\nAuthorization: Bearer {OPERATORS}\r\n"
     told = await said(api.port, f"GET /v1/accounts/{segment}/../../livez HTTP/1.1\r\n{shown}\r\n".encode())
     assert told.startswith(b"HTTP/1.1 404 ")
@@ -341,7 +341,7 @@ async def test_one_connection_carries_many_requests(api: Api) -> None:
     writer.close()
 
 
-async def test_a_connection_that_showed_a_token_may_rest_and_must_not_dawdle(
+async def test_a_connection_with_a_token_may_be_idle_but_not_slow_within_a_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "REQUEST_S", 0.2)
@@ -359,7 +359,7 @@ async def test_a_connection_that_showed_a_token_may_rest_and_must_not_dawdle(
         writer.close()
 
 
-async def test_a_client_that_goes_away_in_the_middle_of_a_body_is_no_bug(api: Api) -> None:
+async def test_a_client_that_disconnects_within_a_body_is_no_bug(api: Api) -> None:
     head = f"PUT /v1/accounts/a HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {OPERATORS}\r\n"
     with capture_logs() as lines:
         _, writer = await asyncio.open_connection("127.0.0.1", api.port)
@@ -374,7 +374,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_a_body_is_no_bug(api: Ap
     assert api.counted == {"refused": 1}
 
 
-async def test_connections_of_strangers_make_room_for_those_that_showed_a_token(api: Api) -> None:
+async def test_connections_without_a_token_give_way_to_those_with_one(api: Api) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     request = f"GET /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {OPERATORS}\r\n\r\n".encode()
     writer.write(request)
@@ -386,7 +386,7 @@ async def test_connections_of_strangers_make_room_for_those_that_showed_a_token(
         one.close()
 
 
-async def test_who_asks_too_often_is_told_when_to_come_again_and_costs_others_nothing(api: Api) -> None:
+async def test_a_caller_over_its_rate_gets_retry_after_and_others_are_not_slowed(api: Api) -> None:
     seen = [await api.request("GET", OWN[0], OPS) for _ in range(2 * PER_SECOND)]
     refused = [one for one in seen if one.status == 429]
     assert len(seen) - len(refused) >= PER_SECOND
@@ -405,7 +405,7 @@ def test_a_bucket_lets_a_hundred_in_at_once_and_a_hundred_a_second_after_that() 
     assert let_in == pytest.approx(PER_SECOND, abs=1)
 
 
-def test_an_answer_that_is_long_or_took_the_store_much_time_counts_as_many_requests() -> None:
+def test_an_answer_that_is_long_or_kept_redis_busy_counts_as_many_requests() -> None:
     rates, ops = Rates(), Caller("ops")
     rates.wait_s(ops, 5.0)
     rates.charge(ops, web.Response(body=bytes(60_000)))
@@ -418,7 +418,7 @@ def test_an_answer_that_is_long_or_took_the_store_much_time_counts_as_many_reque
     assert rates.wait_s(ops, 5.0) > 0
 
 
-def test_callers_that_rest_are_forgotten_and_others_are_not() -> None:
+def test_idle_callers_are_forgotten_and_busy_ones_are_not() -> None:
     rates, busy = Rates(), Caller("busy")
     for number in range(10_000):
         rates.wait_s(Caller(f"{number}"), 0.0)
@@ -428,7 +428,7 @@ def test_callers_that_rest_are_forgotten_and_others_are_not() -> None:
     assert len(rates._left) == 1
 
 
-async def test_too_many_requests_at_the_same_time_are_refused_and_the_rest_is_answered(
+async def test_concurrent_requests_beyond_the_limit_are_refused_and_the_rest_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "_AT_ONCE", 2)
@@ -485,8 +485,6 @@ async def test_a_page_is_asked_for_by_a_cursor_and_a_limit(api: Api, query: str,
         ),
     ],
 )
-async def test_a_page_that_is_asked_for_in_another_way_is_refused_and_not_guessed(
-    api: Api, query: str
-) -> None:
+async def test_an_invalid_query_for_a_page_is_refused(api: Api, query: str) -> None:
     seen = await api.request("GET", f"/v1/accounts?{query}")
     assert (seen.status, is_problem(seen)) == (400, True)

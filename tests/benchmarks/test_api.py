@@ -8,7 +8,7 @@ from tests.benchmarks.stage import on_a_loop
 
 
 @pytest.mark.slow
-def test_requests_beside_full_traffic_and_an_event_to_many_hold_up_no_worker() -> None:
+def test_api_requests_under_full_load_hold_up_no_worker() -> None:
     found = on_a_loop(measure(QUICK))
     assert [*found.phases] == [
         "nothing",

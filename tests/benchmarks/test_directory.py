@@ -7,7 +7,7 @@ from tests.benchmarks.stage import on_a_loop
 
 
 @pytest.mark.slow
-def test_what_programs_add_holds_up_no_worker() -> None:
+def test_accounts_added_by_the_api_hold_up_no_worker() -> None:
     found = on_a_loop(measure(5000, 500))
     assert [*found] == ["nothing", "accounts", "subscriptions"]
     for phase in found.values():

@@ -35,18 +35,18 @@ def a_row(**promises: Any) -> Row:
     return Row("", lambda _: lambda _: GOOD, accounts=1, each_per_second=1, **promises)
 
 
-def test_what_is_taken_at_once_keeps_every_promise() -> None:
+def test_a_run_without_faults_keeps_every_promise() -> None:
     found = judged(a_row(share=1, p99_s=1, others_p99_s=1), at_once())
     assert (found.problems, found.delivered, found.offered) == ([], 100, 100)
 
 
-def test_what_came_after_the_fault_was_over_is_not_delivered_and_has_waited_until_its_end() -> None:
+def test_a_delivery_after_the_fault_does_not_count_and_has_waited_until_its_end() -> None:
     late = [an_answer(number, made_at=SINCE + number, at=UNTIL + 5) for number in range(50)]
     found = judged(a_row(share=0.6, others_p99_s=60), [*late, *at_once()[50:]])
     assert found.problems == ["50.0% delivered, of 60%", "p99 of the others 100.00 s, of 60 s"]
 
 
-def test_what_came_late_is_noticed() -> None:
+def test_a_late_delivery_is_noticed() -> None:
     late = [an_answer(number, made_at=SINCE + number, at=SINCE + number + 9) for number in range(5)]
     assert judged(a_row(p99_s=8), [*late, *at_once()[5:]]).problems == ["p99 9.00 s, of 8 s"]
 
@@ -77,13 +77,13 @@ def test_a_request_within_a_retry_after_is_noticed() -> None:
     ]
 
 
-def test_a_429_asks_for_the_silence_of_all_queues() -> None:
+def test_a_429_holds_all_queues_of_its_receiver() -> None:
     rest = an_answer(1000, made_at=SINCE, at=SINCE, said=Said(429, retry_after_s=3))
     found = judged(a_row(), [rest, *at_once(account="account-2")])
     assert found.problems == ["2 requests came within the Retry-After of a 429"]
 
 
-def test_of_a_receiver_with_a_limit_what_it_takes_counts_and_what_it_refuses() -> None:
+def test_a_limited_receiver_is_judged_by_what_it_takes_and_what_it_refuses() -> None:
     refused = [an_answer(number, made_at=SINCE, at=SINCE + number, said=Said(429)) for number in range(20)]
     found = judged(a_row(share=0.85, takes_per_second=1), [*at_once()[20:], *refused])
     assert found.problems == ["80.0% delivered, of 85%", "20.0% answered 429"]

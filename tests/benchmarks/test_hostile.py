@@ -41,7 +41,7 @@ def test_hostile_subscribers_cost_no_memory_and_no_more_than_their_time(form: st
         (CHEAP._replace(duration_ms=[1, 200, 1300]), "an attempt took 1300 ms"),
     ],
 )
-def test_what_costs_too_much_is_named(cost: Cost, fault: str) -> None:
+def test_a_cost_beyond_its_bound_is_named(cost: Cost, fault: str) -> None:
     assert list(CHEAP.faults(QUICK)) == []
     (told,) = cost.faults(QUICK)
     assert fault in told

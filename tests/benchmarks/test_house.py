@@ -30,14 +30,14 @@ def test_a_private_function_that_one_place_names_is_counted() -> None:
     assert source.used_once == ["one:_once"]
 
 
-def test_modules_that_import_each_other_are_found_lazily_or_not_but_not_for_types() -> None:
+def test_import_cycles_are_found_lazy_ones_too_but_not_those_for_types() -> None:
     lazily = "def later():\n    from watcher.one import x\n"
     typed = "if TYPE_CHECKING:\n    from watcher.one import x\n"
     assert Source({"one": "from watcher.two import y\n", "two": lazily}).cycle
     assert not Source({"one": "from watcher.two import y\n", "two": typed}).cycle
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_imports_form_a_cycle() -> None:
     assert our_house().cycle == []
 
 
@@ -71,7 +71,7 @@ OF_FORMATS = {"delivery.chat", "delivery.formats.sentences", "delivery.formats.s
 """Messages for people: their target, their words, and what each service takes."""
 
 
-def test_what_the_house_has_reached_it_keeps() -> None:
+def test_no_figure_of_the_code_is_worse_than_its_bound() -> None:
     source = our_house()
     assert len(source.text_by_module.keys() - SOURCES - OF_THE_API - OF_FORMATS) <= 128 + OF_SOURCES
     assert len(source.broad) <= 3, "what is unplanned is caught by engine.loop.survived"
@@ -79,7 +79,7 @@ def test_what_the_house_has_reached_it_keeps() -> None:
 
 
 @pytest.mark.slow
-async def test_a_poll_and_a_delivery_go_a_short_way() -> None:
+async def test_a_poll_and_a_delivery_pass_through_few_modules() -> None:
     with real_server("valkey") as server:
         trips = await house.travel(server.url)
         assert await house.per_provider(server.url) <= 5.5, "five, and what happens to be in hand"

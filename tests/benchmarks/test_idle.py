@@ -19,7 +19,7 @@ def test_an_idle_worker_asks_redis_no_more_the_more_providers_it_has(
     assert found.scripts <= 30
 
 
-def test_nor_any_node_of_a_cluster() -> None:
+def test_an_idle_worker_asks_no_node_of_a_cluster_more_either() -> None:
     with a_cluster() as cluster:
         nodes = [node.url for node in cluster.nodes]
         found = asyncio.run(idle(cluster.url, 50, nodes=nodes, seconds=3.0))

@@ -42,7 +42,7 @@ def test_the_small_form_finds_no_fault() -> None:
         (GOOD._replace(treated=Back(500, 33, True, 1.0)), "more than 32 at a time"),
     ],
 )
-def test_what_is_not_as_it_must_be_is_named(found: Found, fault: str) -> None:
+def test_a_figure_beyond_its_bound_is_named(found: Found, fault: str) -> None:
     assert list(GOOD.faults(QUICK)) == []
     (told,) = found.faults(QUICK)
     assert fault in told

@@ -15,7 +15,7 @@ MOST_MS = 25
 """Of the loop's own work between two turns; on a machine by itself, it never stands still for 50."""
 
 
-def test_a_large_store_is_moved_in_steps_that_hold_nothing_up() -> None:
+def test_a_large_store_is_moved_in_short_steps() -> None:
     async def moved() -> list[Moved]:
         with real_server() as server:
             return [one async for one in measure(server.url, ACCOUNTS, ACCOUNTS)]

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 ACCOUNTS = 300_000
 
 
-def test_no_start_with_so_many_accounts_and_none_of_their_polls_hold_the_loop_up() -> None:
+def test_neither_the_start_nor_the_polls_of_many_accounts_hold_the_loop_up() -> None:
     with fast_server() as url:
         rows = on_a_loop(measure_many(url, ACCOUNTS))
     stood_still = [float(row.ours) for row in rows if "stood still" in row.what]

@@ -28,7 +28,7 @@ def test_a_rate_is_taken_from_the_first_receipt_to_the_last() -> None:
     assert rate({"third": 12.0, "first": 10.0, "second": 10.5}) == 1.0
 
 
-def test_the_cpu_time_is_of_all_processes_of_a_group_however_they_are_called() -> None:
+def test_cpu_time_is_that_of_all_processes_of_a_group() -> None:
     def stat(name: str, group: int, *ticks: int) -> str:
         return f"7 ({name}) S 1 {group} 7 0 -1 4194560 900 0 0 0 {' '.join(map(str, ticks))} 20 0 1 0 5000"
 
@@ -51,7 +51,7 @@ def test_a_worker_that_is_not_fast_enough_is_a_fault() -> None:
     assert "1.19" in fault
 
 
-def test_it_is_a_fault_that_there_is_nothing_to_compare_with() -> None:
+def test_having_nothing_to_compare_with_is_a_fault() -> None:
     runs = {OURS: some_runs(5_000), "arq": some_runs(1_000)}
     (fault,) = faults(runs)
     assert "not both measured" in fault
@@ -64,7 +64,7 @@ def test_without_node_bullmq_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_pat
         install(BULLMQ, tmp_path)
 
 
-def test_what_cannot_be_installed_is_missing_for_the_reason_that_its_installer_gives() -> None:
+def test_a_peer_that_cannot_be_installed_is_missing_with_the_installers_reason() -> None:
     says_why = "import sys; sys.exit('a word before\\nno such package')"
     with pytest.raises(Missing, match="cannot be installed: no such package"):
         run_quietly((sys.executable, "-S", "-c", says_why))

@@ -17,7 +17,7 @@ BESIDE_OTHERS_MS = 500
 
 
 @pytest.mark.parametrize("accounts", [30_000, pytest.param(100_000, marks=pytest.mark.long)])
-def test_no_reload_of_so_many_accounts_holds_the_loop_up(tmp_path: Path, accounts: int) -> None:
+def test_no_reload_of_many_accounts_holds_the_loop_up(tmp_path: Path, accounts: int) -> None:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         rows = runner.run(measure(tmp_path, accounts))
     assert [what for what, _ in rows] == ["nothing changed", "one more", "one less", "beside others"]

@@ -103,13 +103,13 @@ def test_a_broken_file_is_one_warning(config: Path, run: Run, broken: str) -> No
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_a_file_that_is_right_is_no_warning(config: Path, run: Run, name: str) -> None:
+def test_a_correct_file_makes_no_warning(config: Path, run: Run, name: str) -> None:
     done = run(name, "--config", config)
     assert (done.code, "warning" in done.err) == (0, False)
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_no_file_is_needed_where_the_store_is_named(
+def test_no_file_is_needed_where_redis_is_named(
     config: Path, run: Run, name: str, redis_server_url: str, namespace: str
 ) -> None:
     config.unlink()
@@ -118,7 +118,7 @@ def test_no_file_is_needed_where_the_store_is_named(
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_a_variable_may_name_the_store_too(
+def test_a_variable_may_name_redis_too(
     config: Path,
     run: Run,
     name: str,
@@ -152,7 +152,7 @@ def test_a_variable_may_name_the_store_too(
         ("[redis]", '[worker]\ndrain = "5s"\n[redis'),
     ],
 )
-def test_a_store_that_nobody_can_name_is_not_guessed(
+def test_without_any_address_of_redis_none_is_guessed(
     file: Path, run: Run, name: str, find: str, put: str, tmp_path: Path
 ) -> None:
     file.write_text(file.read_text().replace(find, put, 1))
@@ -166,7 +166,7 @@ def test_a_store_that_nobody_can_name_is_not_guessed(
     ("option", "value"),
     [("--redis", "rdis://here"), ("--redis", "canary"), ("--namespace", "a b"), ("--namespace", "")],
 )
-def test_an_option_that_names_no_store_is_a_mistake_of_use(
+def test_an_option_with_an_invalid_address_is_a_usage_error(
     file: Path, run: Run, name: str, option: str, value: str
 ) -> None:
     done = run(name, "--config", file, option, value)
@@ -176,7 +176,7 @@ def test_an_option_that_names_no_store_is_a_mistake_of_use(
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_the_embedded_store_is_found_by_its_directory(run: Run, name: str, tmp_path: Path) -> None:
+def test_the_embedded_server_is_found_by_its_directory(run: Run, name: str, tmp_path: Path) -> None:
     done = run(name, "--data-dir", tmp_path / "data")
     assert done.code == 69
     assert f"the embedded server has no state in {tmp_path / 'data'} yet" in done.err
@@ -184,22 +184,20 @@ def test_the_embedded_store_is_found_by_its_directory(run: Run, name: str, tmp_p
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_a_directory_that_cannot_be_looked_at_is_no_bug(run: Run, name: str) -> None:
+def test_an_unreadable_directory_is_no_bug(run: Run, name: str) -> None:
     done = run(name, "--data-dir", "x" * 5000)  # as one that is closed to the user, but for root too
     assert (done.code, done.out) == (78, "")
     assert done.err.rstrip().endswith("cannot be used: File name too long")
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_a_store_with_nothing_in_it_is_valid_json_too(
-    run: Run, name: str, redis_server_url: str, namespace: str
-) -> None:
+def test_an_empty_store_is_valid_json_too(run: Run, name: str, redis_server_url: str, namespace: str) -> None:
     done = run(name, "--redis", redis_server_url, "--namespace", f"{namespace}-empty", "--json")
     assert done.code == 0
     assert all(isinstance(one, dict) for one in done.objects)
 
 
-def test_an_account_that_only_the_store_knows_is_stale_when_its_workers_said_so(
+def test_an_account_that_only_redis_knows_is_stale_if_its_workers_said_so(
     config: Path, run: Run, redis_server_url: str, namespace: str
 ) -> None:
     """Its interval is not known: it is not guessed, which would call every slow account stale."""
@@ -232,7 +230,7 @@ def test_a_subscription_is_paused_and_resumed_while_the_file_is_broken(config: P
     assert "opss" in done.err
 
 
-def test_what_is_not_known_of_a_provider_is_left_out(config: Path, run: Run) -> None:
+def test_unknown_facts_of_a_provider_are_left_out(config: Path, run: Run) -> None:
     config.write_text(config.read_text().replace("[providers.loopring]", "[providers.loopringg]"))
     done = run("status", "--config", config, "--json")
     lines: dict[str, Any] = {line["provider"]: line for line in done.objects if line["kind"] == "provider"}

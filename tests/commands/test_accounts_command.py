@@ -84,7 +84,7 @@ def test_an_account_that_is_reset_is_polled_at_once_and_begins_with_a_baseline(
     assert now == queued + 1, "what waited waits, and behind it what moved since the baseline"
 
 
-def test_without_yes_it_asks_and_a_no_or_no_answer_leaves_all_as_it_is(
+def test_without_yes_it_asks_and_anything_but_a_yes_changes_nothing(
     run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(lived)
@@ -99,7 +99,7 @@ def test_without_yes_it_asks_and_a_no_or_no_answer_leaves_all_as_it_is(
     assert write(lambda books: books.polls.read_state("loopring", "treasury")).entry_by_asset == {}
 
 
-def test_a_name_that_is_not_known_is_refused_with_the_nearest_one(run: Run, write: Write) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_one(run: Run, write: Write) -> None:
     write(lived)
     done = run("accounts", "reset", "tresury", "--yes")
     assert done.code == 2
@@ -115,7 +115,7 @@ def test_an_account_that_was_never_read_has_nothing_to_forget(run: Run, write: W
     )
 
 
-def test_an_account_on_no_schedule_and_a_damaged_state_are_left_as_they_are(run: Run, write: Write) -> None:
+def test_an_unscheduled_account_and_a_damaged_state_are_not_reset(run: Run, write: Write) -> None:
     async def taken_off(books: Books) -> None:
         await lived(books)
         await books.damage("DEL", books.keys.polls(shard_of("treasury"), "loopring"))
@@ -132,7 +132,7 @@ def test_an_account_on_no_schedule_and_a_damaged_state_are_left_as_they_are(run:
 
 
 @pytest.mark.parametrize(("polls", "code"), [(10, 0), (11, 1)])
-def test_polls_that_come_in_between_are_followed_but_not_for_ever(
+def test_a_reset_is_retried_beside_polls_but_not_for_ever(
     polls: int, code: int, run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(lived)
@@ -148,7 +148,7 @@ def test_polls_that_come_in_between_are_followed_but_not_for_ever(
     assert (done.code, "changes all the time" in done.err) == (code, code == 1)
 
 
-async def test_beside_a_worker_that_polls_all_the_time_its_next_poll_is_the_baseline(
+async def test_beside_a_busy_worker_the_next_poll_is_the_baseline(
     redis_server_url: str, namespace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What moves between the reset and that poll is never emitted; what moves before and after is."""

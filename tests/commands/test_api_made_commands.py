@@ -92,7 +92,7 @@ def place(
     return place
 
 
-def test_the_lists_say_where_each_one_comes_from(place: Place) -> None:
+def test_lists_say_whether_each_entry_is_from_the_file_or_the_api(place: Place) -> None:
     assert [line.split() for line in place.run("accounts").lines] == [
         ["account", "provider", "from"],
         ["treasury", "loopring", "file"],
@@ -109,7 +109,7 @@ def test_the_lists_say_where_each_one_comes_from(place: Place) -> None:
     assert not any(one in said.out for one in ("canaryToken", "canaryHeader", "whsec_"))
 
 
-def test_what_only_redis_is_needed_for_needs_no_key(place: Place) -> None:
+def test_commands_that_only_need_redis_need_no_key(place: Place) -> None:
     for change in (lambda text: text.partition("[api]")[0], lambda text: text.partition("[providers")[0]):
         place.configure(change)
         status = {line["kind"]: line for line in place.run("status", "--json").objects}
@@ -124,7 +124,7 @@ def test_what_only_redis_is_needed_for_needs_no_key(place: Place) -> None:
         }
 
 
-def test_one_is_shown_as_a_section_without_its_secrets(place: Place) -> None:
+def test_an_entry_is_shown_as_a_section_without_its_secrets(place: Place) -> None:
     shown = place.run("accounts", "show", "bob")
     assert tomllib.loads(shown.out) == {"accounts": [{"name": "bob", "provider": "loopring", **BOB}]}
     assert shown.lines[0] == "# It came through the API."
@@ -141,7 +141,7 @@ def test_one_is_shown_as_a_section_without_its_secrets(place: Place) -> None:
     assert (unknown.code, "did you mean 'bob'?" in unknown.err) == (2, True)
 
 
-def test_to_show_one_of_the_api_takes_its_key(place: Place) -> None:
+def test_showing_an_entry_of_the_api_takes_its_key(place: Place) -> None:
     place.configure(lambda text: text.replace(KEY, OTHER))
     done = place.run("subscriptions", "show", "desk")
     assert (done.code, done.out) == (78, "")
@@ -151,7 +151,7 @@ def test_to_show_one_of_the_api_takes_its_key(place: Place) -> None:
     assert (done.code, "with [api] secret_key" in done.err) == (78, True)
 
 
-def test_removing_takes_what_the_api_made_and_nothing_of_the_file(place: Place) -> None:
+def test_removing_deletes_entries_of_the_api_and_none_of_the_file(place: Place) -> None:
     done = place.run("accounts", "remove", "bob", "--yes")
     assert (done.code, done.out) == (0, "bob: removed\n")
     assert place.run("subscriptions", "remove", "desk", "--yes").out == "desk: removed\n"
@@ -183,9 +183,7 @@ def exported(place: Place, folder: Path, *options: str) -> Ended:
     return place.run("export", "--to", folder, *options)
 
 
-def test_an_export_without_secrets_names_the_variables_that_stand_for_them(
-    place: Place, tmp_path: Path
-) -> None:
+def test_an_export_without_secrets_names_variables_in_their_place(place: Place, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     done = exported(place, folder)
     assert done.code == 0
@@ -203,9 +201,7 @@ def test_an_export_without_secrets_names_the_variables_that_stand_for_them(
     assert table["secrets"] == ["${DESK_SECRET}"]
 
 
-def test_the_files_are_for_no_other_eyes_and_never_take_the_place_of_another(
-    place: Place, tmp_path: Path
-) -> None:
+def test_exported_files_are_private_and_overwrite_nothing(place: Place, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     assert exported(place, folder, "--secrets").code == 0
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -223,9 +219,7 @@ def without_the_api(place: Place, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("has_secrets", [True, False])
-def test_a_worker_without_the_api_takes_what_is_exported(
-    has_secrets: bool, place: Place, tmp_path: Path
-) -> None:
+def test_a_worker_without_the_api_loads_an_export(has_secrets: bool, place: Place, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     place.run("accounts", "remove", "treasury", "--yes")
     exported(place, folder, *(["--secrets"] if has_secrets else []))
@@ -244,7 +238,7 @@ def test_a_worker_without_the_api_takes_what_is_exported(
     assert desk.thresholds[0].below == "1.5"
 
 
-def test_a_record_that_does_not_open_is_left_out_and_said(place: Place, tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_decrypted_is_left_out_with_a_warning(place: Place, tmp_path: Path) -> None:
     place.configure(lambda text: text.replace(KEY, OTHER))
     done = exported(place, tmp_path / "out")
     assert (done.code, done.err.count("left out: ")) == (1, 3)
@@ -309,9 +303,7 @@ def test_without_state_a_subscription_waits_for_a_ping_and_gets_no_token(
     assert content["settings"]["headers"] == {"x-key": "another"}
 
 
-def test_where_anything_is_wrong_all_of_it_is_said_and_nothing_is_written(
-    place: Place, tmp_path: Path
-) -> None:
+def test_an_import_with_mistakes_lists_them_all_and_writes_nothing(place: Place, tmp_path: Path) -> None:
     before = place.records()
     accounts, sections, state = (tmp_path / name for name in ("a.jsonl", "s.toml", "state.jsonl"))
     accounts.write_text(
@@ -350,7 +342,7 @@ def test_where_anything_is_wrong_all_of_it_is_said_and_nothing_is_written(
     assert place.records() == before
 
 
-def test_two_that_alert_each_other_and_what_is_in_the_directory_are_imported(
+def test_subscriptions_that_alert_each_other_or_existing_ones_are_imported(
     place: Place, tmp_path: Path
 ) -> None:
     path = tmp_path / "s.toml"
@@ -373,7 +365,7 @@ def test_import_takes_a_key(place: Place, tmp_path: Path) -> None:
     assert (done.code, "with [api] secret_key" in done.err) == (78, True)
 
 
-def test_status_counts_what_came_through_the_api_and_what_is_to_be_known_of_it(place: Place) -> None:
+def test_status_counts_entries_of_the_api_and_those_that_need_attention(place: Place) -> None:
     def said() -> tuple[dict[str, object], str]:
         (line,) = (line for line in place.run("status", "--json").objects if line["kind"] == "directory")
         return line, place.run("status").out.partition("\nAPI")[2]
@@ -430,7 +422,7 @@ def a_receiver() -> Iterator[tuple[str, list[bytes]]]:
         thread.join()
 
 
-def test_a_ping_and_a_resend_reach_what_came_through_the_api(place: Place) -> None:
+def test_ping_and_resend_reach_a_subscription_of_the_api(place: Place) -> None:
     with a_receiver() as (url, taken):
         allowed = '[egress]\nallow = ["127.0.0.0/8"]\nallow_http = true\n'
         place.configure(lambda text: f"{text}{allowed}")

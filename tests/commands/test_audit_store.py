@@ -36,7 +36,7 @@ def run(tmp_path: Path, redis_server_url: str, namespace: str, capsys: pytest.Ca
     return lambda *arguments: ended(capsys, "audit", "--config", config, "--store", *arguments)
 
 
-def test_a_store_that_agrees_passes_and_says_what_was_compared(
+def test_a_consistent_store_passes_and_the_output_says_what_was_compared(
     run: Run, redis_server_url: str, namespace: str
 ) -> None:
     in_the_books(redis_server_url, namespace, a_past)
@@ -48,7 +48,7 @@ def test_a_store_that_agrees_passes_and_says_what_was_compared(
     assert all(found["ok"] and not found["findings"] and not found["moving"] for found in done.objects)
 
 
-def test_what_disagrees_is_told_with_what_to_do_and_exits_with_1(
+def test_an_inconsistency_is_shown_with_what_to_do_and_exits_with_1(
     run: Run, redis_server_url: str, namespace: str
 ) -> None:
     in_the_books(redis_server_url, namespace, a_damaged_past)
@@ -68,13 +68,13 @@ def test_what_disagrees_is_told_with_what_to_do_and_exits_with_1(
     assert kinds == {"unknown", "index", "count", "size"}
 
 
-def test_an_audit_of_the_store_is_of_all_of_it(run: Run) -> None:
+def test_an_audit_of_the_store_takes_no_filter(run: Run) -> None:
     done = run("treasury")
     assert done.code == 2
     assert "--store looks at everything: leave out ACCOUNT" in done.err
 
 
-def test_keys_that_this_user_may_not_list_are_said_not_to_be_looked_at(
+def test_keys_that_this_user_may_not_list_are_reported_as_unchecked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with limited_server("valkey-acl") as url:

@@ -116,7 +116,7 @@ def verdicts(tried: list[dict[str, str]]) -> dict[str, str]:
     return {line["kind"]: line["verdict"] for line in tried}
 
 
-async def test_what_is_well_is_ok_and_leaves_no_trace(
+async def test_healthy_parts_are_ok_and_the_check_leaves_no_trace(
     tmp_path: Path, redis_server_url: str, namespace: str
 ) -> None:
     async with Sandbox() as sandbox, a_subscriber() as (port, heard):
@@ -150,7 +150,7 @@ def a_file(redis_url: str, namespace: str, accounts: Sequence[str]) -> Settings:
     )
 
 
-async def test_accounts_that_are_polled_and_that_the_file_does_not_name_are_a_warning(
+async def test_accounts_that_are_polled_but_not_in_the_file_are_a_warning(
     redis_server_url: str, redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -165,7 +165,7 @@ async def test_accounts_that_are_polled_and_that_the_file_does_not_name_are_a_wa
     assert [line.kind async for line in try_server(whole)] == ["redis", "rights"]
 
 
-async def test_what_came_through_the_api_is_not_missed_in_the_file_and_has_to_open(
+async def test_entries_of_the_api_need_not_be_in_the_file_but_must_decrypt(
     redis_server_url: str, redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -188,7 +188,7 @@ async def test_what_came_through_the_api_is_not_missed_in_the_file_and_has_to_op
     assert untried.verdict == "ok"
 
 
-async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_path: Path) -> None:
+async def test_every_failure_is_shown_in_one_run_with_its_fix_and_no_secret(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         code, tried, printed = await check(
             tmp_path,
@@ -213,7 +213,7 @@ async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_
         assert secret not in printed
 
 
-async def test_where_the_settings_describe_the_answers_their_paths_are_looked_at_too() -> None:
+async def test_paths_of_a_declared_provider_are_checked_too() -> None:
     async def hello(_: web.Request) -> web.Response:
         return web.json_response({"hello": []})
 
@@ -232,7 +232,7 @@ async def test_where_the_settings_describe_the_answers_their_paths_are_looked_at
         assert ("--recipe" in todo) is is_described
 
 
-async def test_people_get_a_line_each_and_no_progress_where_there_is_no_terminal(tmp_path: Path) -> None:
+async def test_without_a_terminal_there_is_a_line_for_each_and_no_progress(tmp_path: Path) -> None:
     file = tmp_path / "watcher.toml"
     values = {"redis": "embedded", "namespace": "w", "key": "k", "secret": SECRET}
     port = a_free_port()
@@ -295,14 +295,14 @@ async def test_a_server_with_a_certificate_of_its_own_names_the_switches(tmp_pat
     assert "redis" not in trusting
 
 
-async def test_a_wrong_password_is_told_as_what_it_is(tmp_path: Path, guarded: RealServer) -> None:
+async def test_a_wrong_password_is_named_as_such(tmp_path: Path, guarded: RealServer) -> None:
     url = f"{guarded.url}?username=watcher&password=wrong-canary"
     text, todo = (await told(tmp_path, redis=url))["redis"]
     assert text == f"Redis at {guarded.socket} refuses the credentials in redis.url"
     assert todo == "fix redis.url or the server: until then no worker starts"
 
 
-async def test_a_server_that_evicts_keys_is_told_with_the_setting(tmp_path: Path) -> None:
+async def test_a_server_that_evicts_keys_fails_with_the_setting(tmp_path: Path) -> None:
     evicting = ("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     with real_server("valkey", *evicting) as server:
         text, _ = (await told(tmp_path, redis=server.url))["redis"]
@@ -357,7 +357,7 @@ async def rights(server: RealServer, user: str, namespace: str = "watcher") -> l
         return await missing_rights(Pipe(client), Keys(namespace))
 
 
-async def test_the_user_of_deploy_may_do_everything_and_a_narrower_one_is_told_what_it_lacks(
+async def test_the_user_of_deploy_passes_and_a_narrower_one_learns_what_it_lacks(
     guarded: RealServer,
 ) -> None:
     assert await rights(guarded, "watcher") == []
@@ -413,7 +413,7 @@ def trust(monkeypatch: pytest.MonkeyPatch, path: Path, certificate: str) -> None
     monkeypatch.setenv("SSL_CERT_FILE", str(path / "ca.pem"))
 
 
-async def test_tls_is_tried_and_nothing_is_said_inside_it(
+async def test_tls_is_tried_and_nothing_is_sent_through_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     context, certificate = a_certificate(HOST, expires_in=timedelta(days=90))
@@ -454,7 +454,7 @@ async def test_a_port_without_tls_fails() -> None:
     )
 
 
-async def test_a_denied_address_is_said_and_not_dialled() -> None:
+async def test_a_denied_address_is_reported_and_not_dialled() -> None:
     async with asyncio.timeout(2):
         tried = await reached(f"https://{HOST}/", LOOPBACK, "169.254.169.254")
     assert tried.text == f"https://{HOST}: refused: link-local address"
@@ -467,7 +467,7 @@ async def test_a_name_that_does_not_resolve_fails() -> None:
     assert tried.todo == "look at the host name in its url, and at the DNS of this machine"
 
 
-async def test_one_that_hangs_costs_the_others_nothing() -> None:
+async def test_a_subscriber_that_hangs_does_not_delay_the_others() -> None:
     async def hang() -> AsyncIterator[Tried]:
         yield Tried("rights", "a", "ok", "came before")
         await asyncio.Event().wait()
@@ -489,7 +489,7 @@ async def test_one_that_hangs_costs_the_others_nothing() -> None:
 @pytest.mark.parametrize(
     ("ahead_s", "verdict"), [(0, "ok"), (-29, "ok"), (31, "warning"), (-299, "warning"), (301, "failed")]
 )
-def test_a_clock_that_is_off_is_told(ahead_s: int, verdict: str) -> None:
+def test_a_wrong_clock_is_reported(ahead_s: int, verdict: str) -> None:
     there = datetime(2026, 11, 20, 14, 3, 5, tzinfo=UTC)
     tried = clock("loopring", "Fri, 20 Nov 2026 14:03:05 GMT", there + timedelta(seconds=ahead_s))
     assert tried.verdict == verdict
@@ -497,5 +497,5 @@ def test_a_clock_that_is_off_is_told(ahead_s: int, verdict: str) -> None:
     assert f"clock {apart} its Date" in tried.text
 
 
-def test_a_date_that_is_none_is_a_warning() -> None:
+def test_an_invalid_date_is_a_warning() -> None:
     assert clock("loopring", "yesterday", datetime.now(UTC)).verdict == "warning"

@@ -44,7 +44,7 @@ def test_help_lists_every_command_by_its_purpose() -> None:
             assert f"\n  {name.ljust(max(map(len, COMMANDS)))}  {text}\n" in done.stdout
 
 
-def test_help_imports_click_and_nothing_else_of_weight() -> None:
+def test_help_imports_click_and_nothing_else_heavy() -> None:
     done = script(
         "import sys\nfrom watcher.cli import main\n"
         "try: main(['--help'])\n"
@@ -63,13 +63,13 @@ def test_help_imports_click_and_nothing_else_of_weight() -> None:
     )
 
 
-def test_no_command_shows_the_help_and_is_a_mistake_of_use() -> None:
+def test_without_a_command_the_help_is_shown_as_a_usage_error() -> None:
     done = watcher()
     assert done.returncode == 2
     assert "Start here:" in done.stderr
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     assert watcher("--version").stdout == f"watcher {package.__version__}\n"
 
 
@@ -85,7 +85,7 @@ def test_the_version_is_told() -> None:
         (("tail", "--level", "loud"), "'loud' is not one of"),
     ],
 )
-def test_what_is_mistyped_is_a_mistake_of_use_with_a_hint(
+def test_a_mistyped_command_or_option_is_a_usage_error_with_a_hint(
     args: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -134,7 +134,7 @@ class Unreachable(Exception):
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_what_was_planned_is_told_without_a_traceback(
+def test_expected_errors_are_shown_without_a_traceback(
     error: BaseException,
     code: int,
     told: str,
@@ -149,7 +149,7 @@ def test_what_was_planned_is_told_without_a_traceback(
     "error",
     [KeyError("treasury"), BrokenPipeError("a socket"), ExceptionGroup("two", [OSError(), OSError()])],
 )
-def test_all_else_is_a_bug_with_a_traceback_but_no_locals(
+def test_any_other_error_is_a_bug_with_a_traceback_but_no_locals(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def run() -> None:
@@ -167,7 +167,7 @@ def test_all_else_is_a_bug_with_a_traceback_but_no_locals(
     assert out == ""
 
 
-def test_what_fails_because_a_signal_came_is_no_bug(
+def test_an_error_after_a_signal_is_no_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(signals, "_came", [signal.SIGTERM])  # and a library made an error of its own of it
@@ -192,7 +192,7 @@ def test_a_shell_completes_commands_without_importing_them(monkeypatch: pytest.M
     assert done.stdout == "plain,secret\n"
 
 
-def test_a_reader_of_the_help_may_leave() -> None:
+def test_a_closed_pipe_ends_the_help_quietly() -> None:
     code = "import sys; sys.stdin.read(); import watcher.__main__ as program; program.main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, "--help"],
@@ -222,7 +222,7 @@ def test_a_reader_of_the_help_may_leave() -> None:
         (("schema", "event"), "'event' is not one of"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_one_that_was_meant_or_where_all_are(
+def test_an_unknown_name_is_answered_with_the_nearest_or_where_to_list_all(
     args: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -71,7 +71,7 @@ def test_names_are_completed_where_an_argument_takes_one(line: str, offered: lis
     assert completed(line, file) == offered
 
 
-def test_the_configuration_that_the_line_names_is_the_one_that_is_read(file: Path) -> None:
+def test_the_configuration_named_on_the_command_line_is_read(file: Path) -> None:
     assert completed(f"watcher ping --config {file} al") == ["alerts"]
 
 
@@ -91,20 +91,18 @@ def test_the_configuration_that_the_line_names_is_the_one_that_is_read(file: Pat
         b"a = " + b"[" * 5000,
     ],
 )
-def test_a_configuration_that_is_broken_completes_nothing_and_says_nothing(
-    content: bytes, tmp_path: Path
-) -> None:
+def test_a_broken_configuration_completes_nothing_silently(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "watcher.toml").write_bytes(content)
     for line in ("watcher ping ", "watcher balances "):
         assert completed(line, tmp_path / "watcher.toml") == []
 
 
-def test_one_that_is_not_there_completes_nothing_and_says_nothing(tmp_path: Path) -> None:
+def test_a_missing_configuration_completes_nothing_silently(tmp_path: Path) -> None:
     for place in (tmp_path / "none.toml", tmp_path):
         assert completed("watcher ping ", place) == []
 
 
-def test_a_hundred_thousand_accounts_are_offered_when_few_enough_are_left(tmp_path: Path) -> None:
+def test_of_a_hundred_thousand_accounts_few_enough_are_offered(tmp_path: Path) -> None:
     names = (f"shop-{number:06}" for number in range(100_000))
     (tmp_path / "watcher.toml").write_text('accounts_file = "accounts.jsonl"')
     (tmp_path / "accounts.jsonl").write_text("".join(json.dumps({"name": name}) + "\n" for name in names))
@@ -112,7 +110,7 @@ def test_a_hundred_thousand_accounts_are_offered_when_few_enough_are_left(tmp_pa
     assert len(completed("watcher balances shop-0994", tmp_path / "watcher.toml")) == 100
 
 
-def test_it_is_quick_because_nothing_of_weight_is_imported(file: Path) -> None:
+def test_completion_imports_nothing_heavy(file: Path) -> None:
     script = "import sys; from types import SimpleNamespace as N"
     script += "; from watcher.commands._shared import names_of"
     script += "; print(names_of('accounts')(N(params={}), None, 't'), *sorted(sys.modules))"

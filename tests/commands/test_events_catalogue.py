@@ -53,12 +53,12 @@ def a_body(type_: str) -> bytes:
     return next(body for body in BODIES if json.loads(body)["type"] == type_)
 
 
-def test_the_catalogue_names_every_event_there_is() -> None:
+def test_the_catalogue_names_every_event() -> None:
     assert tuple(MODEL_BY_TYPE) == CHANGE_EVENTS + SERVICE_EVENTS
     assert tuple(openapi()["webhooks"]) == CHANGE_EVENTS + SERVICE_EVENTS
 
 
-def test_what_is_sent_is_what_is_published() -> None:
+def test_events_that_are_sent_match_the_published_schema() -> None:
     assert {
         "account.baseline",
         "account.stale",
@@ -82,7 +82,7 @@ BALANCES = st.builds(
 
 @settings(max_examples=50)
 @given(st.lists(BALANCES, min_size=2, max_size=4))
-def test_every_change_that_can_happen_fits(balances: list[Balance]) -> None:
+def test_every_possible_change_matches_the_schema(balances: list[Balance]) -> None:
     for body in bodies(tuple(a_snapshot(ETH=balance) for balance in balances)):
         assert_valid(body)
 
@@ -114,7 +114,7 @@ def test_every_change_that_can_happen_fits(balances: list[Balance]) -> None:
         (("subscription",), None),
     ],
 )
-def test_any_other_spelling_is_no_event(path: tuple[str, ...], to: Any) -> None:
+def test_any_other_spelling_is_refused_by_the_schema(path: tuple[str, ...], to: Any) -> None:
     with pytest.raises((ValidationError, AssertionError)):
         assert_valid(edited(a_body("total.increased"), *path, to=to))
 
@@ -127,14 +127,14 @@ def test_no_part_of_an_event_may_be_missing(part: str) -> None:
         assert_valid(json.dumps(event).encode())
 
 
-def test_additions_are_no_mistake() -> None:
+def test_added_fields_are_no_mistake() -> None:
     for body in BODIES:
         assert_valid(edited(body, "new", to={"more": 1}))
         assert_valid(edited(body, "data", "new", to=None))
         assert_valid(edited(body, "subscription", "new", to=[1.5]))
 
 
-def test_pendings_that_a_provider_does_not_have_are_null() -> None:
+def test_pending_fields_that_a_provider_lacks_are_null() -> None:
     before, after = (a_snapshot(MK=a_balance(total, "0", None, None)) for total in ("1", "2"))
     for body in bodies((before, after)):
         assert_valid(body)
@@ -180,7 +180,7 @@ def test_each_webhook_says_what_it_means_and_what_an_answer_means() -> None:
         ]
 
 
-def test_every_trouble_that_a_stale_account_may_have_is_documented() -> None:
+def test_every_error_class_of_a_stale_account_is_documented() -> None:
     said = Stale.model_fields["trouble"].description or ""
     assert all(trouble in said for trouble in get_args(ErrorClass))
 

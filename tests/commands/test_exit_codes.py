@@ -361,7 +361,7 @@ async def test_every_command_says_why_a_server_cannot_be_used(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", READABLE)
-async def test_a_server_that_only_refuses_writes_is_looked_at_all_the_same(
+async def test_a_server_that_only_refuses_writes_can_still_be_read(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, words = READABLE[kind]
@@ -393,7 +393,7 @@ async def test_a_server_that_hangs_is_given_up_within_seconds(
             assert "does not answer in time" in complaint(done)
 
 
-def test_every_command_is_tried_that_has_a_store() -> None:
+def test_every_command_that_uses_redis_is_tried() -> None:
     tried = {call[0] for call in (*LOOKS, *ACTS, *TRIES, *RUNS)}
     assert tried | WITHOUT_A_STORE == {*COMMANDS}
     assert not tried & WITHOUT_A_STORE

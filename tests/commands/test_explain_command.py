@@ -51,7 +51,7 @@ def explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Explain:
     return run
 
 
-def test_what_is_told_at_once(explain: Explain, tmp_path: Path) -> None:
+def test_a_movement_that_is_emitted_at_once_is_explained(explain: Explain, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.json"
     tokens.write_text(json.dumps(TOKENS))
     before, after = (
@@ -67,13 +67,13 @@ def test_what_is_told_at_once(explain: Explain, tmp_path: Path) -> None:
     ]
 
 
-def test_without_tokens_amounts_are_in_the_smallest_unit_and_that_is_said(explain: Explain) -> None:
+def test_without_tokens_amounts_are_in_the_smallest_unit_with_a_note(explain: Explain) -> None:
     done = explain([a_row(1, "100")], [a_row(1, "90")])
     assert done.out == "at once               total.decreased       10 1  total -10\n"
     assert done.err == "amounts are in the smallest unit of a token unless --tokens knows it\n"
 
 
-def test_what_is_pending_confirmation_is_said_with_the_reason_and_its_fate(
+def test_a_change_pending_confirmation_is_shown_with_its_reason_and_its_end(
     explain: Explain,
 ) -> None:
     done = explain([a_row(1, "100", deposit="5")], [a_row(1, "100")])
@@ -85,7 +85,7 @@ def test_what_is_pending_confirmation_is_said_with_the_reason_and_its_fate(
     assert at_once.lines == ["at once               deposit.dropped       5 1  pending_deposit -5"]
 
 
-def test_what_is_suspect_is_said_and_told_when_a_poll_agrees(explain: Explain) -> None:
+def test_a_suspect_reading_is_shown_and_emitted_once_a_poll_agrees(explain: Explain) -> None:
     done = explain([a_row(0, "1"), a_row(1, "2")], [a_row(0, "0")])
     assert done.lines == [
         "suspect               0: total fell to zero",
@@ -95,14 +95,14 @@ def test_what_is_suspect_is_said_and_told_when_a_poll_agrees(explain: Explain) -
     ]
 
 
-def test_a_listing_that_is_suddenly_empty_is_followed_for_its_minute(explain: Explain) -> None:
+def test_a_suddenly_empty_listing_is_followed_for_its_minute(explain: Explain) -> None:
     assert explain([a_row(0, "1")], []).lines == [
         "suspect               0: the listing names nothing, which counts after a minute",
         "after 3 more polls    total.decreased       1 0  total -1",
     ]
 
 
-def test_what_is_suspect_first_and_then_pending_confirmation_is_followed_to_its_end(explain: Explain) -> None:
+def test_a_suspect_reading_that_is_then_pending_is_followed_to_its_end(explain: Explain) -> None:
     done = explain([a_row(1, "5", deposit="5")], [a_row(1, "0")], "--json")
     kinds = [(line["polls"], line["kind"], line.get("type")) for line in done.objects]
     assert kinds == [
@@ -132,12 +132,12 @@ def test_metakeep_is_known_by_its_shape(explain: Explain) -> None:
     assert done.objects[0]["after"]["pending_deposit"] is None
 
 
-def test_a_coin_that_was_not_there_before_starts_anew(explain: Explain) -> None:
+def test_a_coin_that_was_not_there_before_starts_with_a_baseline(explain: Explain) -> None:
     done = explain(an_answer(), an_answer(a_coin("1")))
     assert done.out == "starts anew           MK: first seen\n"
 
 
-def test_nothing_that_moved_is_said_too(explain: Explain) -> None:
+def test_two_equal_answers_are_said_to_show_no_movement(explain: Explain) -> None:
     assert explain([a_row(1, "1")], [a_row(1, "1")]).out == "nothing moved\n"
     assert explain([a_row(1, "1")], [a_row(1, "1")], "--json").out == ""
 
@@ -177,7 +177,7 @@ def test_nothing_that_moved_is_said_too(explain: Explain) -> None:
         ([], an_answer(), "after.json is rejected, malformed: "),
     ],
 )
-def test_an_answer_that_a_poll_would_refuse_is_refused_with_its_reason(
+def test_an_answer_that_a_poll_would_reject_is_rejected_with_its_reason(
     explain: Explain, before: Any, after: Any, told: str
 ) -> None:
     done = explain(before, after)
@@ -187,29 +187,29 @@ def test_an_answer_that_a_poll_would_refuse_is_refused_with_its_reason(
     assert (line["kind"], line["file"]) == ("rejected", told.split()[0])
 
 
-def test_a_list_of_tokens_that_is_none_is_refused(explain: Explain, tmp_path: Path) -> None:
+def test_an_invalid_list_of_tokens_is_refused(explain: Explain, tmp_path: Path) -> None:
     (tmp_path / "tokens.json").write_text("[]")
     done = explain([a_row(1, "1")], [a_row(1, "2")], "--tokens", tmp_path / "tokens.json")
     assert (done.code, done.out) == (1, "tokens.json is rejected, malformed: not a list of tokens\n")
 
 
-def test_a_file_that_could_be_anything_needs_its_kind(explain: Explain) -> None:
+def test_an_ambiguous_file_needs_its_kind(explain: Explain) -> None:
     done = explain({}, {})
     assert done.code == 2
     assert "say --kind" in done.err
     assert explain({}, {}, "--kind", "metakeep").code == 1
 
 
-def test_a_file_that_is_not_there_is_a_mistake_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(capsys, "explain", "/nowhere/a", "/nowhere/b").code == 2
 
 
 @pytest.mark.parametrize("answer", [None, 1, "x", {}, {"code": 1}, {"balance": []}])
-def test_no_kind_is_guessed_where_nothing_says_it(answer: Any) -> None:
+def test_no_kind_is_guessed_without_evidence(answer: Any) -> None:
     assert kind_of(answer) is None
 
 
-def test_a_rehearsal_ends_whatever_it_holds() -> None:
+def test_a_preview_ends_with_nothing_pending_or_suspect() -> None:
     before, after = a_snapshot(ETH=a_balance("5", pending_deposit="5")), a_snapshot(ETH="0")
     for settle_polls in range(5):
         rounds = [*preview(before, after, Rules("outside", settle_polls))]

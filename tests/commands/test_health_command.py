@@ -31,7 +31,7 @@ def touched(path: Path, *, ago_s: float = 0) -> str:
     return str(path)
 
 
-def test_a_heartbeat_that_is_fresh_is_a_worker_that_lives(tmp_path: Path) -> None:
+def test_a_fresh_heartbeat_is_a_healthy_worker(tmp_path: Path) -> None:
     done = health("--file", touched(tmp_path / "beat", ago_s=20))
     assert (done.return_value, done.stdout, done.stderr) == (0, "ok\n", "")
 
@@ -48,14 +48,14 @@ def test_a_heartbeat_that_is_fresh_is_a_worker_that_lives(tmp_path: Path) -> Non
         (0.3, "250ms", 1),
     ],
 )
-def test_how_old_a_heartbeat_may_be_is_said_and_the_future_is_no_proof(
+def test_max_age_bounds_a_heartbeat_and_one_from_the_future_is_no_proof(
     tmp_path: Path, ago_s: float, max_age: str, code: int
 ) -> None:
     path = touched(tmp_path / "beat", ago_s=ago_s)
     assert health("--file", path, "--max-age", max_age).return_value == code
 
 
-def test_a_heartbeat_that_is_old_or_missing_is_a_worker_that_does_not(tmp_path: Path) -> None:
+def test_an_old_or_missing_heartbeat_is_an_unhealthy_worker(tmp_path: Path) -> None:
     old = health("--file", touched(tmp_path / "beat", ago_s=100))
     assert (old.return_value, old.stdout) == (1, "")
     assert "was touched 100 s ago: the worker is stuck or gone" in old.stderr
@@ -64,7 +64,7 @@ def test_a_heartbeat_that_is_old_or_missing_is_a_worker_that_does_not(tmp_path: 
     assert "No such file or directory; is a worker running with --heartbeat-file?" in missing.stderr
 
 
-def test_the_environment_may_name_the_file_and_a_url_goes_before_it(tmp_path: Path) -> None:
+def test_the_environment_may_name_the_file_and_a_url_wins_over_it(tmp_path: Path) -> None:
     path = touched(tmp_path / "beat")
     assert health(WATCHER_HEARTBEAT_FILE=path).return_value == 0
     assert health("--url", "http://127.0.0.1:1", WATCHER_HEARTBEAT_FILE=path).return_value == 1
@@ -98,26 +98,26 @@ def url(server: HTTPServer) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def test_a_worker_that_answers_200_lives(server: HTTPServer) -> None:
+def test_a_worker_that_answers_200_is_healthy(server: HTTPServer) -> None:
     for address in (url(server), f"{url(server)}/"):
         assert health("--url", address).return_value == 0
 
 
 @pytest.mark.parametrize("status", [204, 301, 401, 404, 500, 503])
-def test_a_worker_that_answers_anything_else_does_not(server: HTTPServer, status: int) -> None:
+def test_a_worker_that_answers_anything_else_is_unhealthy(server: HTTPServer, status: int) -> None:
     server.answer = (status, b"deliver has not turned for 130 s\n", None)  # type: ignore[attr-defined]
     done = health("--url", url(server))
     assert (done.return_value, done.stdout) == (1, "")
     assert f"answers {status}" in done.stderr
 
 
-def test_the_reason_is_shown_without_what_could_harm_a_terminal(server: HTTPServer) -> None:
+def test_the_reason_is_shown_without_control_characters(server: HTTPServer) -> None:
     server.answer = (503, b"poll shop\nhas \x1b[31mnot turned\n", None)  # type: ignore[attr-defined]
     done = health("--url", url(server))
     assert "answers 503: poll shop; has \\x1b[31mnot turned" in done.stderr
 
 
-def test_a_token_is_shown_where_there_is_one(server: HTTPServer, tmp_path: Path) -> None:
+def test_a_configured_token_is_sent(server: HTTPServer, tmp_path: Path) -> None:
     server.answer = (200, b"", TOKEN)  # type: ignore[attr-defined]
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     assert health("--url", url(server)).return_value == 1
@@ -126,7 +126,7 @@ def test_a_token_is_shown_where_there_is_one(server: HTTPServer, tmp_path: Path)
     assert health("--url", url(server), "--http-token-env", "MINE", MINE=TOKEN).return_value == 0
 
 
-def test_nobody_at_the_address_is_said(tmp_path: Path) -> None:
+def test_an_address_without_a_listener_is_reported(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         done = health("--url", f"http://127.0.0.1:{free.getsockname()[1]}")
@@ -136,7 +136,7 @@ def test_nobody_at_the_address_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["watcher..svc", "x" * 64])
-def test_a_host_that_can_be_none_is_the_answer_no(host: str) -> None:
+def test_an_impossible_host_is_an_unhealthy_worker(host: str) -> None:
     done = health("--url", f"http://{host}:8787")
     assert done.return_value == 1
     assert f"nothing answers at http://{host}:8787: " in done.stderr
@@ -145,11 +145,11 @@ def test_a_host_that_can_be_none_is_the_answer_no(host: str) -> None:
 @pytest.mark.parametrize(
     "address", ["ftp://127.0.0.1", "127.0.0.1:8787", "http://", "http://me:pass@127.0.0.1", "http://[::1"]
 )
-def test_what_is_no_url_of_a_worker_is_a_mistake_of_use(address: str) -> None:
+def test_an_invalid_url_is_a_usage_error(address: str) -> None:
     assert "http://HOST:PORT" in str(health("--url", address).exception)
 
 
-def test_a_max_age_that_is_none_is_a_mistake_of_use(tmp_path: Path) -> None:
+def test_an_invalid_max_age_is_a_usage_error(tmp_path: Path) -> None:
     assert "not a duration" in str(health("--file", str(tmp_path), "--max-age", "soon").exception)
 
 
@@ -172,7 +172,7 @@ def spent_s(*arguments: str) -> "tuple[float, subprocess.CompletedProcess[str]]"
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
 
 
-def test_it_takes_less_than_a_tenth_of_a_second_and_loads_nothing_of_weight(tmp_path: Path) -> None:
+def test_it_takes_less_than_a_tenth_of_a_second_and_imports_nothing_heavy(tmp_path: Path) -> None:
     source = (
         "import sys\nfrom watcher.cli import main\n"
         "try: main(['health', '--file', sys.argv[1]])\n"

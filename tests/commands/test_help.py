@@ -80,7 +80,7 @@ def hints() -> Iterator[str]:
 HINTS = sorted({hint.strip() for hint in hints() if not hint.endswith(" ")})
 
 
-def test_every_command_is_looked_at() -> None:
+def test_every_command_is_checked() -> None:
     assert {*COMMANDS, "accounts show", "store layout", "secret new"} < {*EVERY}
 
 
@@ -97,7 +97,7 @@ WITHOUT_JSON = {
 }
 
 
-def test_whatever_shows_data_shows_it_to_programs_too() -> None:
+def test_every_command_that_shows_data_takes_json() -> None:
     without = {
         name
         for name, command in EVERY.items()
@@ -128,7 +128,7 @@ def all_invoked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("hint", HINTS)
-def test_a_command_that_is_named_as_the_next_one_is_taken(
+def test_a_command_named_as_the_next_one_is_accepted(
     hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     invoked = all_invoked(monkeypatch)
@@ -143,7 +143,7 @@ def test_a_command_that_is_named_as_the_next_one_is_taken(
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_examples_of_a_help_are_taken_by_the_command_itself(
+def test_the_examples_of_a_help_are_accepted_by_the_command_itself(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = examples(helped(EVERY[name]))

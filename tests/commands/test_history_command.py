@@ -42,7 +42,7 @@ def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return lambda name, *arguments: ended(capsys, name, "--config", config, *arguments)
 
 
-def test_each_line_says_what_was_held_from_then_on(run: Run) -> None:
+def test_each_line_shows_the_balance_from_then_on(run: Run) -> None:
     lines = [json.loads(line) for line in run("history", "--json", "treasury").out.splitlines()]
     held = [line["total"] for line in lines if line["asset"] == "ETH"]
     assert (held[0], held[-1]) == ("110", "101")
@@ -54,7 +54,7 @@ def test_each_line_says_what_was_held_from_then_on(run: Run) -> None:
     assert len(shown.splitlines()) == len(lines) + 1
 
 
-def test_a_sheet_holds_the_same_exactly_and_runs_nothing(run: Run) -> None:
+def test_csv_has_the_same_exact_amounts_and_no_formulas(run: Run) -> None:
     rows = [*csv.DictReader(io.StringIO(run("history", "--csv", "alice").out))]
     assert [row["total"] for row in rows] == ["1", "2"]
     assert rows[-1]["symbol"].startswith("'=\\x1b")
@@ -69,7 +69,7 @@ def test_an_asset_is_found_by_symbol_or_id_in_any_case(run: Run) -> None:
     assert "did you mean 'ETH'?" in refused.err
 
 
-def test_since_begins_with_what_was_held_then(run: Run) -> None:
+def test_since_begins_with_the_balance_at_that_time(run: Run) -> None:
     lines = [json.loads(line) for line in run("history", "--json", "treasury").out.splitlines()]
     third = lines[3]
     later = run("history", "--json", "--since", third["timestamp"], "treasury").out.splitlines()
@@ -81,7 +81,7 @@ def test_since_begins_with_what_was_held_then(run: Run) -> None:
         assert (first["timestamp"], first["total"]) == (third["timestamp"], before[-1]["total"])
 
 
-def test_an_unknown_account_is_refused_and_a_quiet_one_is_not(run: Run) -> None:
+def test_an_unknown_account_is_refused_and_one_without_events_is_not(run: Run) -> None:
     refused = run("history", "tresury")
     assert (refused.code, "did you mean 'treasury'?" in refused.err) == (2, True)
     quiet = run("history", "bob")
@@ -91,7 +91,7 @@ def test_an_unknown_account_is_refused_and_a_quiet_one_is_not(run: Run) -> None:
     assert both.code == 2
 
 
-def test_what_was_read_is_printed_while_more_is_read(
+def test_lines_are_printed_while_more_are_read(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = records_of(steps([a_snapshot(ETH=str(100 + number % 7)) for number in range(1100)]))
@@ -115,7 +115,7 @@ def test_a_baseline_has_the_symbol_that_the_provider_gave_its_asset(run: Run) ->
     assert {line["symbol"] for line in lines} == {HOSTILE.symbol}
 
 
-def test_a_plot_keeps_a_long_past_in_little_memory_and_its_extremes() -> None:
+def test_a_plot_of_a_long_past_takes_little_memory_and_keeps_its_extremes() -> None:
     past = [a_step(minute, str(5 + minute % 3)) for minute in range(20_000)]
     past[7_001] = a_step(7_001, "90")
     curve = Curve("total", since_ms=0, until_ms=20_000 * MINUTE_MS)
@@ -159,18 +159,18 @@ def test_a_curve_steps_up_where_the_balance_did(monkeypatch: pytest.MonkeyPatch)
     assert bottom[: len(top) // 3] == "▁" * (len(top) // 3)
 
 
-def test_a_plot_of_what_never_moved_or_is_not_known_is_a_line_or_none() -> None:
+def test_a_plot_without_movement_is_a_line_and_one_without_data_is_empty() -> None:
     flat = plot([a_step(0, "5")], "total", until_ms=MINUTE_MS)
     assert set(flat[-2].partition("┤")[2]) == {"▁"}
     assert plot([a_step(0, None)], "total", until_ms=MINUTE_MS) == ["ETH  total is not known"]
 
 
-def test_amounts_that_no_float_holds_are_labelled_to_the_digit() -> None:
+def test_amounts_beyond_floats_are_labelled_to_the_digit() -> None:
     huge = "9" * 60 + ".123456789123456789"
     lines = plot([a_step(0, "-1"), a_step(1, huge)], "total", until_ms=2 * MINUTE_MS)
     assert any(line.startswith(huge) for line in lines)
 
 
 @given(st.integers(0, 4_102_444_800_000))
-def test_a_time_that_was_printed_is_the_same_time_again(ms: int) -> None:
+def test_a_printed_time_is_read_as_the_same_time(ms: int) -> None:
     assert since_ms(parse_since(iso(ms)), 0) == ms

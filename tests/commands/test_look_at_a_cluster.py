@@ -38,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
     ],
     ids=" ".join,
 )
-def test_every_command_that_looks_works_on_a_cluster(
+def test_every_read_command_works_on_a_cluster(
     cluster: Cluster,
     namespace: str,
     tmp_path: Path,

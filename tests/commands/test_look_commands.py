@@ -75,7 +75,7 @@ def text_of(ended: Ended) -> str:
 # audit
 
 
-def test_an_audit_passes_what_was_committed_and_says_since_when(run: Run, write: Write) -> None:
+def test_an_audit_passes_committed_events_and_says_since_when(run: Run, write: Write) -> None:
     write(two_accounts)
     done = run("audit")
     assert done.code == 0
@@ -123,7 +123,7 @@ def test_an_audit_says_that_a_log_was_trimmed_only_where_it_was(run: Run, write:
     assert "beginning with its first: no balance is known yet" in run("audit", "bob").out
 
 
-def test_an_audit_of_a_state_that_cannot_be_read_says_so(run: Run, write: Write) -> None:
+def test_an_audit_of_an_unreadable_state_says_so(run: Run, write: Write) -> None:
     async def damaged(books: Books) -> None:
         await two_accounts(books)
         await books.damage_state("alice")
@@ -134,7 +134,7 @@ def test_an_audit_of_a_state_that_cannot_be_read_says_so(run: Run, write: Write)
     assert done.lines[1:] == ["alice    DIFFERS  its state is not readable: JSONDecodeError"]
 
 
-def test_an_audit_tells_a_few_findings_of_many(run: Run, write: Write) -> None:
+def test_an_audit_shows_a_few_findings_of_many(run: Run, write: Write) -> None:
     async def emptied(books: Books) -> None:
         await books.live(STORY)
         key = books.keys.log(shard_of("treasury"))
@@ -148,7 +148,7 @@ def test_an_audit_tells_a_few_findings_of_many(run: Run, write: Write) -> None:
     assert len(run("audit", "treasury", "--json").objects[0]["findings"]) > 6
 
 
-def test_an_audit_of_a_part_of_the_log_takes_what_was_held_before_as_given(run: Run, write: Write) -> None:
+def test_an_audit_of_a_part_of_the_log_takes_the_balance_before_it_as_given(run: Run, write: Write) -> None:
     async def lacking(books: Books, place: int) -> list[str]:
         key = books.keys.log(shard_of("treasury"))
         ids = [entry_id for entry_id, _ in await books.pipe.command("XRANGE", key, "-", "+")]
@@ -197,7 +197,7 @@ async def test_an_audit_beside_a_busy_worker_finds_nothing(
     assert audits > 1
 
 
-async def test_an_audit_passes_what_a_worker_did(redis_server_url: str, namespace: str) -> None:
+async def test_an_audit_passes_the_work_of_a_worker(redis_server_url: str, namespace: str) -> None:
     from watcher.commands.audit import _audit
 
     async with a_rig(redis_server_url, namespace) as rig, rig.worker():
@@ -231,7 +231,7 @@ async def pending_and_suspect(books: Books) -> None:
     await books.live(polls, at_ms=int(time.time() * 1000) - 200_000)
 
 
-def test_balances_show_what_was_accepted_and_what_is_not_told_yet(run: Run, write: Write) -> None:
+def test_balances_show_accepted_amounts_and_those_not_emitted_yet(run: Run, write: Write) -> None:
     write(pending_and_suspect)
     header, eth, lrc, alice, bob = (re.split(r"  +", line.strip()) for line in run("balances").lines)
     assert header == [
@@ -247,9 +247,7 @@ def test_balances_show_what_was_accepted_and_what_is_not_told_yet(run: Run, writ
     assert bob[0] == "bob"
 
 
-def test_an_account_whose_listing_is_suddenly_empty_shows_what_it_held_and_that_this_is_suspect(
-    run: Run, write: Write
-) -> None:
+def test_a_suddenly_empty_listing_shows_the_last_balances_as_suspect(run: Run, write: Write) -> None:
     polls = [a_snapshot(LRC="100", ETH="0"), a_snapshot()]
     write(lambda books: books.live(polls))
     eth, lrc = (
@@ -315,14 +313,14 @@ def test_an_account_that_is_overdrawn_is_shown_emitted_and_proven_like_any_other
     assert run("audit", "treasury").code == 0
 
 
-def test_balances_of_nobody_are_a_mistake_of_use(run: Run, write: Write) -> None:
+def test_balances_of_an_unknown_account_are_a_usage_error(run: Run, write: Write) -> None:
     done = run("balances", "tresury*")
     assert done.code == 2
     assert "no account of the configuration is called 'tresury*'" in done.err
     assert run("balances", "--json", "--csv").code == 2
 
 
-def test_a_provider_without_pendings_shows_none_rather_than_zero(run: Run, write: Write) -> None:
+def test_a_provider_without_pending_fields_shows_none_rather_than_zero(run: Run, write: Write) -> None:
     async def shop(books: Books) -> None:
         await books.live([a_snapshot(MK=a_balance("1", "0", None, None))])
 
@@ -333,7 +331,7 @@ def test_a_provider_without_pendings_shows_none_rather_than_zero(run: Run, write
 # events
 
 
-def test_events_are_told_oldest_first_over_all_accounts(run: Run, write: Write) -> None:
+def test_events_are_shown_oldest_first_over_all_accounts(run: Run, write: Write) -> None:
     write(two_accounts)
     done = run("events")
     told = [line.split()[1:3] for line in done.lines[1:]]
@@ -375,13 +373,13 @@ def test_events_are_chosen_by_type_account_time_and_number(run: Run, write: Writ
 
 
 @pytest.mark.parametrize("since", ["yesterday", "1 hour", "-1h", "10"])
-def test_a_time_that_is_none_is_a_mistake_of_use(run: Run, since: str) -> None:
+def test_an_invalid_time_is_a_usage_error(run: Run, since: str) -> None:
     done = run("events", "--since", since)
     assert done.code == 2
     assert "write how long ago" in done.err
 
 
-def test_hostile_text_is_shown_harmlessly_everywhere(run: Run, write: Write) -> None:
+def test_hostile_text_is_escaped_everywhere(run: Run, write: Write) -> None:
     async def hostile(books: Books) -> None:
         rows = [Snapshot({"7": a_row(HOSTILE, total)}, None, absent_is_zero=True) for total in ("1", "2")]
         await books.live(rows)
@@ -395,7 +393,7 @@ def test_hostile_text_is_shown_harmlessly_everywhere(run: Run, write: Write) -> 
         assert all(letter.isprintable() for line in text_of(done).split("\n") for letter in line), arguments
 
 
-def test_a_record_that_cannot_be_read_is_passed_over_and_named(run: Run, write: Write) -> None:
+def test_an_unreadable_record_is_skipped_and_named(run: Run, write: Write) -> None:
     async def damaged(books: Books) -> None:
         await two_accounts(books)
         log = books.keys.log(shard_of("treasury"))
@@ -409,7 +407,7 @@ def test_a_record_that_cannot_be_read_is_passed_over_and_named(run: Run, write: 
     assert run("audit").code == 1
 
 
-def test_following_goes_on_with_what_is_told_until_ctrl_c(config: Path, write: Write) -> None:
+def test_follow_shows_new_events_until_ctrl_c(config: Path, write: Write) -> None:
     made = steps([a_snapshot(ETH="1"), a_snapshot(ETH="2"), a_snapshot(ETH="3")])
 
     async def begin(books: Books) -> None:
@@ -491,9 +489,7 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
     assert "\x1b" not in screen
 
 
-def test_an_account_that_waits_for_confirmation_is_listed_and_is_as_it_should_be(
-    run: Run, write: Write
-) -> None:
+def test_an_account_that_waits_for_confirmation_is_listed_as_healthy(run: Run, write: Write) -> None:
     async def half_of_a_deposit(books: Books) -> None:
         polls = [a_snapshot(LRC=a_balance("100", pending_deposit=amount)) for amount in ("5", "0")]
         await books.live(polls, at_ms=int(time.time() * 1000) - 60_000)
@@ -505,7 +501,7 @@ def test_an_account_that_waits_for_confirmation_is_listed_and_is_as_it_should_be
 
 
 @pytest.mark.parametrize(("owed", "listed"), [(False, ["ops"]), (True, ["ops", "gone"])])
-def test_a_subscription_that_was_taken_out_is_listed_for_as_long_as_something_of_it_is_kept(
+def test_a_removed_subscription_is_listed_while_anything_of_it_is_kept(
     run: Run, write: Write, *, owed: bool, listed: list[str]
 ) -> None:
     async def taken_out(books: Books) -> None:
@@ -520,7 +516,7 @@ def test_a_subscription_that_was_taken_out_is_listed_for_as_long_as_something_of
     assert [line["subscription"] for line in run("subscriptions", "--json").objects] == listed
 
 
-def test_of_a_paused_subscription_nothing_is_said_to_be_tried_again() -> None:
+def test_nothing_of_a_paused_subscription_is_listed_as_retrying() -> None:
     line: dict[str, Any] = {"queues": 1, "oldest_s": 3, "retrying": 1, "dead": 0, "paused_at": None}
     assert (
         backlog_text(line, "2 waiting")
@@ -594,7 +590,7 @@ def test_status_says_that_workers_have_different_accounts(run: Run, write: Write
     assert "                 their lists of accounts differ: is a deploy under way?" in run("status").lines
 
 
-def test_status_names_what_a_worker_leads_elsewhere_and_the_configuration_of_each(
+def test_status_names_what_workers_configure_differently_and_each_configuration(
     run: Run, write: Write
 ) -> None:
     here = Fingerprint({"loopring": "a", "shop": "b"}, {"ops": "c"}, {"treasury": "d"})
@@ -626,7 +622,7 @@ def test_status_names_what_a_worker_leads_elsewhere_and_the_configuration_of_eac
         ([{"loopring": 1.0}, {"loopring": 2.5}, {}], 3.5, "needs 0.1 requests/s, 4 allowed, makes 3.5\n"),
     ],
 )
-def test_status_tells_a_providers_rate_as_far_as_workers_know_it(
+def test_status_shows_a_providers_rate_as_far_as_workers_know_it(
     run: Run, write: Write, rates: list[dict[str, float]], made: float | None, text: str
 ) -> None:
     async def measured(books: Books) -> None:
@@ -640,7 +636,7 @@ def test_status_tells_a_providers_rate_as_far_as_workers_know_it(
     assert told == [4, 0.1, made]
 
 
-def test_status_says_when_accounts_need_more_than_their_provider_takes(
+def test_status_says_when_accounts_need_more_requests_than_their_provider_allows(
     run: Run, write: Write, config: Path
 ) -> None:
     config.write_text(
@@ -649,7 +645,7 @@ def test_status_says_when_accounts_need_more_than_their_provider_takes(
     assert "too few requests for so many accounts" in run("status").out
 
 
-def test_status_fits_on_one_screen_however_much_is_the_matter(
+def test_status_fits_on_one_screen_however_much_is_wrong(
     run: Run, write: Write, tmp_path: Path, config: Path
 ) -> None:
     config.write_text(
@@ -687,7 +683,7 @@ def test_status_fits_on_one_screen_however_much_is_the_matter(
         ("well", "watcher events --follow"),
     ],
 )
-def test_status_names_the_command_that_does_something_about_the_worst(
+def test_status_names_the_command_that_helps_with_the_worst_problem(
     run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, problem: str, command: str
 ) -> None:
     async def troubled(books: Books) -> None:
@@ -717,7 +713,7 @@ def test_status_names_the_command_that_does_something_about_the_worst(
 
 
 @pytest.mark.parametrize("width", [40, 60])
-def test_status_fits_a_narrow_terminal_and_loses_no_word(
+def test_status_fits_a_narrow_terminal_without_losing_a_word(
     run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     async def troubled(books: Books) -> None:
@@ -733,7 +729,7 @@ def test_status_fits_a_narrow_terminal_and_loses_no_word(
     assert [word for word in " ".join(lines).split() if not re.search(r"[\d/]", word)] == words
 
 
-def test_status_says_when_nobody_polls(run: Run, write: Write) -> None:
+def test_status_says_when_no_worker_polls(run: Run, write: Write) -> None:
     async def abandoned(books: Books) -> None:
         await books.enroll("treasury", "alice", "bob")
         for name in ("treasury", "alice", "bob"):
@@ -748,7 +744,7 @@ def test_status_says_when_nobody_polls(run: Run, write: Write) -> None:
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_a_server_that_is_away_is_said_in_one_line_with_exit_code_69(
+def test_an_unreachable_server_is_one_line_and_exit_code_69(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = a_configuration(tmp_path, f"unix://{tmp_path}/nobody", "x")
@@ -778,7 +774,7 @@ def test_a_state_of_another_version_is_refused_with_exit_code_78(name: str, run:
         ("deliveries", "due_subscriptions"),
     ],
 )
-def test_a_key_of_another_type_is_named_in_one_line_with_exit_code_69(
+def test_a_key_of_another_type_is_one_line_and_exit_code_69(
     name: str, key: str, run: Run, write: Write
 ) -> None:
     async def damaged(books: Books) -> None:
@@ -793,14 +789,14 @@ def test_a_key_of_another_type_is_named_in_one_line_with_exit_code_69(
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_a_mistake_in_the_configuration_is_told_with_exit_code_78(
+def test_a_mistake_in_the_configuration_is_shown_with_exit_code_78(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(capsys, name, "--config", tmp_path / "none.toml").code == 78
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_looking_writes_nothing(name: str, run: Run, write: Write, namespace: str) -> None:
+def test_read_commands_write_nothing(name: str, run: Run, write: Write, namespace: str) -> None:
     assert run(name).code == 0
 
     async def keys(books: Books) -> list[bytes]:
@@ -810,7 +806,7 @@ def test_looking_writes_nothing(name: str, run: Run, write: Write, namespace: st
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_people_are_told_the_next_command_and_programs_are_not(
+def test_people_see_the_next_command_and_programs_do_not(
     name: str, run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(two_accounts)
@@ -833,7 +829,7 @@ def test_people_are_told_the_next_command_and_programs_are_not(
     ],
     ids=str,
 )
-def test_an_account_that_was_mistyped_is_one_line_with_the_one_that_was_meant(
+def test_a_mistyped_account_is_one_line_with_the_nearest_name(
     arguments: tuple[str, ...], told: str, run: Run, write: Write
 ) -> None:
     write(two_accounts)
@@ -845,16 +841,14 @@ def test_an_account_that_was_mistyped_is_one_line_with_the_one_that_was_meant(
     assert len(done.err.splitlines()) == 1
 
 
-def test_a_type_of_event_that_was_mistyped_is_one_line_with_the_one_that_was_meant(
-    run: Run, write: Write
-) -> None:
+def test_a_mistyped_event_type_is_one_line_with_the_nearest_type(run: Run, write: Write) -> None:
     write(two_accounts)
     done = run("events", "--type", "total.increase")
     assert (done.code, done.out) == (2, "")
     assert done.err == "Error: no type of event is called 'total.increase'; did you mean 'total.increased'?\n"
 
 
-def test_a_glob_that_finds_nothing_yet_is_no_mistake(run: Run, write: Write) -> None:
+def test_a_glob_without_a_match_is_no_mistake(run: Run, write: Write) -> None:
     write(two_accounts)
     for arguments in (("--type", "withdrawal.*"), ("--account", "bo*"), ("--type", "forgotten")):
         done = run("events", *arguments)
@@ -863,7 +857,7 @@ def test_a_glob_that_finds_nothing_yet_is_no_mistake(run: Run, write: Write) -> 
 
 @pytest.mark.parametrize("name", LOOK)
 @pytest.mark.parametrize("state", [two_accounts, pending_and_suspect])
-def test_who_follows_the_advice_never_comes_back_to_where_it_was_given(
+def test_next_commands_never_lead_in_a_circle(
     state: Callable[[Books], Any], name: str, run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(state)
@@ -899,7 +893,7 @@ def test_no_secret_shows(run: Run, write: Write) -> None:
 # the embedded server
 
 
-def test_an_embedded_store_is_found_whether_or_not_a_worker_runs(
+def test_an_embedded_server_is_found_whether_or_not_a_worker_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = a_configuration(tmp_path, "embedded", "watcher")
@@ -919,7 +913,7 @@ def test_an_embedded_store_is_found_whether_or_not_a_worker_runs(
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_no_embedded_store_is_made_by_looking_for_one(
+def test_a_read_command_makes_no_embedded_server(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = a_configuration(tmp_path, "embedded", "watcher")

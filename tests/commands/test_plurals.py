@@ -12,11 +12,11 @@ from watcher.printable import many
 @pytest.mark.parametrize(
     ("count", "said"), [(0, "0 queues"), (1, "1 queue"), (2, "2 queues"), (1234, "1,234 queues")]
 )
-def test_one_is_singular_and_all_else_is_plural(count: int, said: str) -> None:
+def test_one_is_singular_and_any_other_number_is_plural(count: int, said: str) -> None:
     assert many(count, "queue") == said
 
 
-def test_an_odd_plural_is_given() -> None:
+def test_an_irregular_plural_can_be_given() -> None:
     assert [many(count, "delivery", "deliveries") for count in (1, 2)] == ["1 delivery", "2 deliveries"]
 
 
@@ -26,7 +26,7 @@ COUNTED = re.compile(
 )
 
 
-def test_nobody_writes_a_plural_without_the_helper() -> None:
+def test_no_code_writes_a_plural_without_the_helper() -> None:
     """Of a number that may be one; `of many` is another sentence."""
     for path in Path(watcher.__file__).parent.rglob("*.py"):
         found = [match[0] for match in COUNTED.finditer(path.read_text())]

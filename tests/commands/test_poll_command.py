@@ -54,14 +54,14 @@ def due_in_ms(write: Write, account: str, provider: str = PROVIDER) -> float:
     return due
 
 
-def test_the_accounts_that_are_named_are_due_now(run: Run, write: Write) -> None:
+def test_named_accounts_are_due_now(run: Run, write: Write) -> None:
     write(a_past)
     done = run("treasury")
     assert (done.code, done.out, done.err) == (0, "treasury: due now\n", "")
     assert due_in_ms(write, "treasury") <= 0 < due_in_ms(write, "alice")
 
 
-def test_an_unknown_name_is_a_mistake_and_the_others_are_polled_all_the_same(run: Run, write: Write) -> None:
+def test_an_unknown_name_is_a_mistake_and_the_other_accounts_are_still_polled(run: Run, write: Write) -> None:
     write(a_past)
     done = run("tresury", "alice")
     assert (done.code, done.out) == (2, "alice: due now\n")
@@ -69,7 +69,7 @@ def test_an_unknown_name_is_a_mistake_and_the_others_are_polled_all_the_same(run
     assert due_in_ms(write, "alice") <= 0
 
 
-def test_an_account_that_no_worker_has_enrolled_is_said_and_exits_with_1(run: Run, write: Write) -> None:
+def test_an_account_that_no_worker_has_enrolled_is_named_and_exits_with_1(run: Run, write: Write) -> None:
     write(a_past)
     done = run("late", "treasury")
     assert done.code == 1
@@ -81,7 +81,7 @@ def test_an_account_that_no_worker_has_enrolled_is_said_and_exits_with_1(run: Ru
     assert (late["account"], late["state"], late["provider"]) == ("late", "unscheduled", None)
 
 
-def test_a_poll_that_is_under_way_is_followed_by_one_more(run: Run, write: Write) -> None:
+def test_a_poll_in_flight_is_followed_by_another(run: Run, write: Write) -> None:
     async def in_hand(books: Books) -> None:
         await a_past(books)
         await claim(books, "treasury")
@@ -115,7 +115,9 @@ def test_an_account_that_backs_off_says_until_when_and_why(run: Run, write: Writ
     assert 3 * MINUTE_MS < line["due_in_ms"] <= 4 * MINUTE_MS
 
 
-def test_a_provider_that_asked_for_a_break_is_not_asked_and_that_is_said(run: Run, write: Write) -> None:
+def test_a_provider_that_sent_retry_after_is_not_polled_and_the_output_says_so(
+    run: Run, write: Write
+) -> None:
     async def held(books: Books) -> None:
         await a_past(books)
         await books.polls.take_turns(PROVIDER, 0, spacing_ms=0, not_before_ms=90_000)
@@ -135,7 +137,9 @@ def test_all_accounts_of_a_provider_are_due_and_no_others(run: Run, write: Write
     assert (line["account"], line["provider"], line["state"]) == ("bob", "shop", "due")
 
 
-def test_a_provider_is_named_right_or_not_at_all(run: Run, write: Write, config: Path) -> None:
+def test_an_unknown_provider_is_refused_and_one_without_accounts_is_named(
+    run: Run, write: Write, config: Path
+) -> None:
     write(a_past)
     done = run("--provider", "lopring")
     assert (done.code, done.out) == (2, "")
@@ -146,7 +150,7 @@ def test_a_provider_is_named_right_or_not_at_all(run: Run, write: Write, config:
 
 
 @pytest.mark.parametrize("arguments", [(), ("treasury", "--provider", "loopring")])
-def test_either_accounts_or_a_provider_are_named(run: Run, arguments: tuple[str, ...]) -> None:
+def test_accounts_and_a_provider_exclude_each_other(run: Run, arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert (done.code, done.out) == (2, "")
     assert "name the accounts to poll, or all of a provider" in done.err
@@ -163,9 +167,7 @@ def test_without_a_worker_it_says_who_will_poll(run: Run, write: Write) -> None:
 
 
 @pytest.mark.parametrize("find", ["api_key", "[providers.loopring]", "secrets"])
-def test_it_reads_nothing_of_a_file_but_where_redis_is(
-    run: Run, write: Write, config: Path, find: str
-) -> None:
+def test_of_a_file_it_reads_only_where_redis_is(run: Run, write: Write, config: Path, find: str) -> None:
     write(a_past)
     config.write_text(config.read_text().replace(find, f"x{find}" if find[0] != "[" else "[providers.x]"))
     done = run("treasury")
@@ -175,13 +177,13 @@ def test_it_reads_nothing_of_a_file_but_where_redis_is(
 @pytest.mark.parametrize(
     ("find", "put"), [("[redis]", "[redsi]"), ("url =", "urll ="), ("[redis]", "[redis")]
 )
-def test_a_store_that_is_not_named_is_not_guessed(run: Run, config: Path, find: str, put: str) -> None:
+def test_without_any_address_of_redis_none_is_guessed(run: Run, config: Path, find: str, put: str) -> None:
     config.write_text(config.read_text().replace(find, put, 1))
     done = run("treasury")
     assert (done.code, done.out) == (78, "")
 
 
-def test_no_file_is_needed_where_the_store_is_named(
+def test_no_file_is_needed_where_redis_is_named(
     config: Path, write: Write, redis_server_url: str, namespace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(a_past)
@@ -192,9 +194,7 @@ def test_no_file_is_needed_where_the_store_is_named(
     assert (done.code, "did you mean 'treasury'?" in done.err) == (2, True)
 
 
-def test_beside_workers_of_the_version_before_it_says_that_the_store_is_theirs(
-    run: Run, write: Write
-) -> None:
+def test_in_a_store_of_0_1_it_is_refused_until_the_move(run: Run, write: Write) -> None:
     async def of_0_1(books: Books) -> None:
         await books.pipe.command("HSET", books.keys.meta(), "shards", 16, "schema", 1)
         await books.pipe.command("ZADD", f"{books.keys.namespace}:{{1}}:polls:loopring", 5, "treasury")

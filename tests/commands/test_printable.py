@@ -60,13 +60,13 @@ def test_no_control_character_passes_and_no_length_beyond_the_limit(text: str, l
         ("\x00" * 200, ("\\x00" * 50)[:199] + "…"),
     ],
 )
-def test_what_harms_is_escaped_and_all_else_stays(text: str, shown: str) -> None:
+def test_harmful_characters_are_escaped_and_all_others_stay(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
 @settings(max_examples=50)
 @given(any_value)
-def test_whatever_is_logged_can_be_written_as_json_with_printable_texts(value: object) -> None:
+def test_any_logged_value_becomes_json_with_printable_text(value: object) -> None:
     written = json.loads(orjson.dumps(plain(value)))
     assert all(text == printable(text) for text in texts_in(written))
 
@@ -87,11 +87,11 @@ def test_whatever_is_logged_can_be_written_as_json_with_printable_texts(value: o
         (range(1000), list(range(50))),
     ],
 )
-def test_what_is_no_plain_data_is_named_or_written_out(value: object, shown: object) -> None:
+def test_values_that_are_no_plain_data_become_their_name_or_text(value: object, shown: object) -> None:
     assert plain(value) == shown
 
 
-def test_a_traceback_has_its_cause_and_the_code_but_no_local_variable() -> None:
+def test_a_traceback_shows_cause_and_code_but_no_local_variable() -> None:
     def fetch(api_key: str) -> None:
         raise ConnectionError("reset")
 
@@ -125,14 +125,14 @@ def test_a_traceback_is_bounded_and_keeps_its_end() -> None:
     assert "\x1b" not in text
 
 
-def test_hidden_secrets_come_out_of_no_traceback() -> None:
+def test_no_traceback_shows_a_hidden_secret() -> None:
     hide(["correct-horse", "correct-horse-battery-staple", "short", ""])
     text = traceback_text(ValueError("no redis://:correct-horse-battery-staple@host, a short one"))
     assert text.endswith("ValueError: no redis://:[secret]@host, a short one")
     assert without_secrets("correct-horse!") == "[secret]!"
 
 
-def test_of_many_secrets_that_begin_and_end_alike_a_text_brings_up_few() -> None:
+def test_hiding_many_similar_secrets_compares_few_of_them() -> None:
     urls = [f"https://hooks.example.com/{number:05}/sendMessage" for number in range(2_000)]
     for _ in range(2):  # as often as its record changes
         hide(urls)

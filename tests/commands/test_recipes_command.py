@@ -22,7 +22,7 @@ def answers(name: str, *kinds: str) -> list[object]:
     return [argument for path in paths for argument in ("--answer", path)]
 
 
-def test_they_are_listed_with_what_they_know_and_what_they_ran_against(
+def test_recipes_are_listed_with_their_fields_and_what_they_were_tested_against(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     done = run(capsys, "recipes")
@@ -34,7 +34,7 @@ def test_they_are_listed_with_what_they_know_and_what_they_ran_against(
     assert listed["esplora"]["fields"] == ["total", "pending_deposit", "pending_withdrawal"]
 
 
-def test_one_is_printed_as_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_is_printed_as_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "recipes", "lnd")
     assert done.out.rstrip() == recipes.recipe("lnd").text.rstrip()
     assert "[recipe]" not in done.out
@@ -52,7 +52,7 @@ def test_answers_are_shown_asset_by_asset_and_two_polls_as_events(capsys: pytest
     assert done.lines[-1].split()[:4] == ["at", "once", "deposit.cleared", "0.00000001"]
 
 
-def test_the_same_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recorded_answers_are_shown_as_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "check", "--json", "--recipe", "esplora", *answers("esplora", "answer", "later"))
     assert [line["kind"] for line in done.objects] == ["row", "row", "event"]
     assert done.objects[0]["total"] == "20999999.99700001"
@@ -66,7 +66,7 @@ def test_a_poll_of_several_answers_says_which_are_missing(capsys: pytest.Capture
     assert "poll 1 takes 1 more --answer, of what it asks next:\n  GET /v1/balance/channels\n" in done.err
 
 
-def test_without_answers_it_says_what_is_asked_and_shows_no_key(
+def test_without_answers_it_shows_the_requests_and_no_key(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ETHERSCAN_API_KEY", "the-secret")
@@ -75,7 +75,7 @@ def test_without_answers_it_says_what_is_asked_and_shows_no_key(
     assert "the-secret" not in done.out
 
 
-def test_a_key_that_is_written_out_in_a_file_is_not_shown_either(
+def test_a_key_written_into_a_file_is_not_shown_either(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.toml"
@@ -85,7 +85,7 @@ def test_a_key_that_is_written_out_in_a_file_is_not_shown_either(
     assert "the-secret" not in done.out + done.err
 
 
-def test_what_a_poll_would_reject_is_said_with_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rejection_is_shown_with_its_error_class(capsys: pytest.CaptureFixture[str]) -> None:
     sample = SAMPLES / "wise" / "answer-1.json"
     done = run(capsys, "check", "--recipe", "stripe", "--answer", sample)
     assert done.code == 1
@@ -94,7 +94,7 @@ def test_what_a_poll_would_reject_is_said_with_its_class(capsys: pytest.CaptureF
     assert (line["kind"], line["poll"], line["error_class"]) == ("rejected", 1, "malformed")
 
 
-def test_a_file_of_ones_own_is_tried_and_its_mistakes_are_told(
+def test_a_users_own_file_is_tried_and_its_mistakes_are_shown(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.toml"
@@ -111,7 +111,7 @@ def test_a_file_of_ones_own_is_tried_and_its_mistakes_are_told(
     assert (empty.code, "has no [[accounts]]" in empty.err) == (1, True)
 
 
-def test_the_example_of_everything_is_followed_answer_by_answer(
+def test_the_example_with_every_key_is_followed_answer_by_answer(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     blocks = re.findall(r"```toml\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)
@@ -136,14 +136,14 @@ def test_the_example_of_everything_is_followed_answer_by_answer(
     assert rows[1].split() == ["£", "GBP", "1.26", "0", "0", "0", "-"]
 
 
-def test_what_is_neither_a_file_nor_a_recipe_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_argument_that_is_neither_file_nor_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "check", "--recipe", "stripee")
     assert done.err == "Error: no recipe, and no file, is called 'stripee'; did you mean 'stripe'?\n"
     alone = run(capsys, "check", "--answer", SAMPLES / "wise" / "answer-1.json")
     assert (alone.code, "--answer needs --recipe" in alone.err) == (2, True)
 
 
-def test_a_path_to_the_next_page_that_finds_nothing_is_doubted(
+def test_a_next_page_path_that_finds_nothing_is_a_warning(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """A misspelled one makes the first page pass for all; null says that it was the last."""
@@ -167,13 +167,13 @@ def test_a_path_to_the_next_page_that_finds_nothing_is_doubted(
     assert done.err.startswith("note: more: 'has_more' finds nothing, ")
 
 
-def test_a_kind_that_is_code_is_told_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kind_that_is_code_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "recipes", "evm")
     assert done.code == 2
     assert "'evm' is code, not a recipe: `watcher init --provider evm` writes a section" in done.err
 
 
-def test_a_poll_that_no_worker_would_take_is_rejected_here_too(
+def test_a_poll_that_a_worker_would_reject_is_rejected_here_too(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Whose height is lower than that of the one before."""

@@ -69,7 +69,7 @@ async def noted(store: Store, *layouts: int, stands_by: bool = False) -> None:
     await Workers(store.pipe, store.keys).note(presence)
 
 
-def test_a_store_that_is_new_is_in_the_layout_of_this_version(run: Run) -> None:
+def test_a_new_store_is_in_the_layout_of_this_version(run: Run) -> None:
     done = run("--json")
     assert (done.code, done.err) == (0, "")
     (said,) = done.objects
@@ -77,7 +77,7 @@ def test_a_store_that_is_new_is_in_the_layout_of_this_version(run: Run) -> None:
     assert run().lines == ["layout 2, as wanted"]
 
 
-def test_a_store_of_0_1_is_shown_with_the_workers_that_are_in_the_way(run: Run, do: Do) -> None:
+def test_a_store_of_0_1_is_shown_with_the_workers_that_block_the_move(run: Run, do: Do) -> None:
     do(filled)
     do(lambda store: noted(store, 1))
     (said,) = run("--json").objects
@@ -97,7 +97,7 @@ def test_a_store_of_0_1_is_shown_with_the_workers_that_are_in_the_way(run: Run, 
     ]
 
 
-def test_other_commands_say_that_the_store_is_in_another_layout_and_where_to_look(
+def test_other_commands_refuse_another_layout_and_say_where_to_look(
     run: Run, do: Do, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     do(filled)
@@ -109,9 +109,7 @@ def test_other_commands_say_that_the_store_is_in_another_layout_and_where_to_loo
     )
 
 
-async def test_what_was_read_while_a_move_began_may_not_be_all_there_is(
-    redis_server_url: str, namespace: str
-) -> None:
+async def test_a_read_during_which_a_move_began_is_refused(redis_server_url: str, namespace: str) -> None:
     settings = RedisSettings(url=SecretStr(redis_server_url), namespace=namespace)
     async with connect(redis_server_url) as client:
         store = a_store(client, namespace)
@@ -146,7 +144,7 @@ async def contents(store: Store) -> dict[str, Any]:
     return without_numbers(await store.contents())
 
 
-def test_a_store_that_is_new_can_be_kept_for_0_1(run: Run, do: Do) -> None:
+def test_a_new_store_can_be_kept_for_0_1(run: Run, do: Do) -> None:
     (said,) = run("--to", "1", "--json").objects
     assert (said["layout"], said["wanted"]) == (1, 1)
 
@@ -156,7 +154,7 @@ def test_a_store_that_is_new_can_be_kept_for_0_1(run: Run, do: Do) -> None:
     assert do(schema) == [b"1", b"16"]
 
 
-def test_only_layouts_that_there_are_can_be_wanted(run: Run) -> None:
+def test_only_existing_layouts_can_be_asked_for(run: Run) -> None:
     assert run("--to", "3").code == 2
 
 
@@ -173,7 +171,7 @@ def until(is_so: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-def test_it_waits_for_workers_and_goes_on_once_they_stand_by(run: Run, do: Do, tmp_path: Path) -> None:
+def test_a_move_waits_for_workers_and_goes_on_once_they_stand_by(run: Run, do: Do, tmp_path: Path) -> None:
     do(filled)
     run("--to", "2")
     do(lambda store: noted(store, 2))
@@ -192,7 +190,7 @@ def test_it_waits_for_workers_and_goes_on_once_they_stand_by(run: Run, do: Do, t
 
 
 @pytest.mark.slow
-def test_it_ends_where_another_layout_is_wanted_meanwhile(run: Run, do: Do, tmp_path: Path) -> None:
+def test_a_move_ends_if_another_layout_is_asked_for_meanwhile(run: Run, do: Do, tmp_path: Path) -> None:
     do(filled)
     run("--to", "2")
     do(lambda store: noted(store, 2))
@@ -209,7 +207,7 @@ def test_it_ends_where_another_layout_is_wanted_meanwhile(run: Run, do: Do, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_it_may_be_ended_while_it_waits_and_in_the_middle(
+def test_a_move_can_be_interrupted_at_any_time(
     run: Run, do: Do, tmp_path: Path, number: signal.Signals
 ) -> None:
     before = do(filled)
@@ -239,7 +237,7 @@ def test_it_may_be_ended_while_it_waits_and_in_the_middle(
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_how_many_shards_are_moved(do: Do, run: Run, tmp_path: Path) -> None:
+def test_a_terminal_shows_the_number_of_moved_shards(do: Do, run: Run, tmp_path: Path) -> None:
     do(filled)
     with a_terminal(tmp_path / "shown") as terminal:
         assert start(tmp_path / "watcher.toml", "--to", "2", stderr=terminal, stdout=terminal).wait(30) == 0
@@ -248,7 +246,7 @@ def test_a_terminal_shows_how_many_shards_are_moved(do: Do, run: Run, tmp_path: 
     assert "100%" in shown
 
 
-def test_what_is_moved_of_each_shard_is_shown_meanwhile(run: Run, do: Do) -> None:
+def test_progress_within_each_shard_is_shown(run: Run, do: Do) -> None:
     do(filled)
 
     async def begun(store: Store) -> None:

@@ -73,7 +73,7 @@ def ended(place: Path, arguments: Sequence[str], redirection: str, **env: str) -
 
 
 @pytest.mark.parametrize("closed", [CLOSED[1], CLOSED[-1]])
-def test_a_closed_stream_costs_what_it_would_have_said_and_no_more(tmp_path: Path, closed: str) -> None:
+def test_a_closed_stream_loses_its_own_output_and_nothing_else(tmp_path: Path, closed: str) -> None:
     code, said = ended(tmp_path, ["check"], closed)
     is_told = "2>&-" not in closed
     if ">&-" in closed.split():
@@ -92,7 +92,7 @@ def test_a_full_disk_is_no_bug(tmp_path: Path, full: str) -> None:
         assert said.splitlines()[-1] == "watcher: cannot write to stdout: No space left on device"
 
 
-def test_an_exit_code_outranks_the_disk_that_is_full(tmp_path: Path) -> None:
+def test_a_commands_exit_code_wins_over_that_of_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "watcher.toml").write_text("[[accounts]]\nname = 1\n")
     for redirection in (">/dev/full", "2>/dev/full", ">&- 2>&-"):
         assert ended(tmp_path, ["check"], redirection)[0] == 78
@@ -117,7 +117,7 @@ def test_no_locale_makes_a_name_unprintable_or_breaks_json(tmp_path: Path, env: 
     assert {json.loads(line)["line"] for line in said.splitlines()} == {1}
 
 
-def test_a_pipe_that_somebody_made_non_blocking_gets_everything(tmp_path: Path) -> None:
+def test_a_non_blocking_pipe_gets_everything(tmp_path: Path) -> None:
     program = (
         "import os; os.set_blocking(1, False)\n"
         "from watcher import streams; streams.fix()\n"
@@ -142,7 +142,7 @@ def test_a_pipe_that_somebody_made_non_blocking_gets_everything(tmp_path: Path) 
     "redirection",
     [">&-", FULL[0], *(pytest.param(more, marks=pytest.mark.long) for more in (CLOSED[-1], FULL[1]))],
 )
-def test_no_stream_makes_a_bug_of_any_command(tmp_path: Path, redirection: str) -> None:
+def test_no_broken_stream_is_a_bug_of_any_command(tmp_path: Path, redirection: str) -> None:
     for name in COMMANDS:
         code, said = ended(tmp_path, ONCE.get(name, [name]), redirection)
         assert code in (0, 1, 2, 69, 78), (name, code, said)
@@ -153,7 +153,7 @@ def test_no_stream_makes_a_bug_of_any_command(tmp_path: Path, redirection: str) 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("env", NO_LOCALES[-3::2], ids=str)
-def test_no_locale_makes_a_bug_of_any_command(tmp_path: Path, env: dict[str, str]) -> None:
+def test_no_locale_is_a_bug_of_any_command(tmp_path: Path, env: dict[str, str]) -> None:
     for name in COMMANDS:
         code, said = ended(tmp_path, [*ONCE.get(name, [name]), f"{ODD}\udcff"], "", **env)
         assert code in (0, 1, 2, 69, 78), (name, code, said)

@@ -57,12 +57,12 @@ AMOUNTS = ("0", "-12.5", "1234567.123456789012345678", "0.000000000123456789123"
         ("-", "-"),
     ],
 )
-def test_an_amount_is_cut_to_eight_significant_decimals_and_says_so(exact: str, shown: str) -> None:
+def test_an_amount_is_cut_to_eight_significant_decimals_with_a_mark(exact: str, shown: str) -> None:
     assert amount_text(exact) == shown
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=18), st.integers(8, 40))
-def test_a_cut_amount_is_the_beginning_of_the_exact_one_and_fits(amount: Decimal, width: int) -> None:
+def test_a_cut_amount_is_a_prefix_of_the_exact_one_and_fits(amount: Decimal, width: int) -> None:
     exact = f"{amount.normalize():f}"
     shown = amount_text(exact, width)
     assert len(shown) <= width
@@ -96,7 +96,7 @@ def test_no_line_is_wider_than_the_terminal(width: int, capsys: pytest.CaptureFi
     assert lines[0].split()[:3] == ["account", "asset", "total"]
 
 
-def test_what_there_is_no_room_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_that_do_not_fit_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     with Table(*BALANCES, width=40) as table:
         table.say([("treasury", "ETH", "1", "1", "evt_exq2atkfezkrl7uwjqzorlfh", "gone")])
     done = capsys.readouterr()
@@ -104,7 +104,7 @@ def test_what_there_is_no_room_for_is_named(capsys: pytest.CaptureFixture[str]) 
     assert done.err == "no room for id: --wide shows all\n"
 
 
-def test_without_a_terminal_all_columns_are_there_and_amounts_are_cut_all_the_same(
+def test_without_a_terminal_all_columns_are_there_and_amounts_are_still_cut(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     lines = shown_at(None, capsys)
@@ -120,18 +120,18 @@ def test_wide_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(text in shown for text in (NAMES[4], *AMOUNTS[3:], "x " * 99))
 
 
-def test_a_terminal_takes_two_columns_for_a_wide_letter_and_none_for_a_mark() -> None:
+def test_a_wide_character_counts_as_two_columns_and_a_combining_mark_as_none() -> None:
     assert [width_of(text) for text in ("abc", "国庫", "🚀", "z̸a̷", "é", "한글")] == [3, 4, 2, 2, 1, 4]
 
 
-def test_columns_line_up_whatever_the_letters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_line_up_with_characters_of_any_width(capsys: pytest.CaptureFixture[str]) -> None:
     with Table(Column("name"), Column("total", "amount"), Column("why")) as table:
         table.say([("国庫", "1", "x"), ("treasury", "12.5", "x"), ("🚀", "3", "x"), ("z̸a̷", "3", "x")])
     lines = capsys.readouterr().out.splitlines()
     assert {width_of(line) for line in lines[1:]} == {len("treasury  total  x")}
 
 
-def test_what_fails_is_red_and_what_waits_yellow_on_a_terminal_alone(
+def test_failures_are_red_and_waits_yellow_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [(Fails("DIFFERS"), "x"), (Waits("suspect"), "y"), ("ok", "z")]
@@ -144,14 +144,14 @@ def test_what_fails_is_red_and_what_waits_yellow_on_a_terminal_alone(
 
 
 @given(st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "), max_size=200))
-def test_a_text_is_cut_and_wrapped_to_the_width_and_loses_nothing_by_wrapping(text: str) -> None:
+def test_text_is_cut_or_wrapped_to_the_width_and_wrapping_loses_nothing(text: str) -> None:
     assert width_of(cut(text, 20)) <= 20
     lines = wrapped(text, 20)
     assert max(map(width_of, lines)) <= 20
     assert "".join("".join(lines).split()) == "".join(text.split())
 
 
-def test_a_time_is_shown_to_the_second_as_since_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_is_shown_to_the_second_as_since_accepts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "2026-11-20T11:45:55.846Z"
     assert Display().time(text) == "2026-11-20T11:45:55Z"
     assert Display(is_wide=True).time(text) == text
@@ -175,7 +175,7 @@ def shown_on_a_terminal(file: Path, columns: int, *arguments: str, **more: str) 
     return file.read_text()
 
 
-def test_the_terminal_says_how_wide_it_is(tmp_path: Path) -> None:
+def test_the_width_is_taken_from_the_terminal(tmp_path: Path) -> None:
     shown = shown_on_a_terminal(tmp_path / "shown", 60, "recipes")
     assert max(map(width_of, shown.splitlines())) <= 60
     assert shown.startswith("recipe ")
@@ -183,7 +183,7 @@ def test_the_terminal_says_how_wide_it_is(tmp_path: Path) -> None:
     assert shown.endswith("next: watcher init --provider NAME, or watcher recipes NAME\n")
 
 
-def test_a_hundred_thousand_rows_are_shown_in_parts_and_in_no_time(
+def test_a_hundred_thousand_rows_are_shown_in_parts_quickly(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = [("treasury", "ETH", "1234567.123456789012345678", "1", "evt_1", "because")] * 500
@@ -202,7 +202,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("waits_s", "is_shown"), [(0.5, False), (1.5, True)])
-def test_long_work_says_how_far_it_is_and_how_long_the_rest_takes(
+def test_long_work_shows_its_progress_and_the_time_left(
     monkeypatch: pytest.MonkeyPatch, waits_s: float, *, is_shown: bool
 ) -> None:
     terminal, now = Terminal(), [100.0]
@@ -237,7 +237,7 @@ def test_work_that_fails_leaves_its_progress_where_it_was(monkeypatch: pytest.Mo
     assert terminal.getvalue().endswith("\n")
 
 
-def test_no_progress_is_shown_but_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("auditing", 4, is_long=True) as progress:
         progress.done()
     assert capsys.readouterr().err == ""

@@ -33,7 +33,7 @@ def test_standard_input_is_shown_pretty_without_colours_in_a_pipe() -> None:
     assert (done.stderr, done.returncode) == ("", 0)
 
 
-def test_filters_choose() -> None:
+def test_filters_choose_lines() -> None:
     assert watcher("tail", "--event", "delivery.*", stdin=STREAM).stdout == DEAD
     assert watcher("tail", "--account", "nobody", "--account", "trea*", stdin=STREAM).stdout == FINISHED
 
@@ -48,14 +48,14 @@ def test_json_is_one_object_a_line_and_foreign_lines_go_to_stderr() -> None:
     assert done.stderr == "worker-1  | Killed\\x1b]0;title\\x07\n"
 
 
-def test_files_are_read_one_after_the_other(tmp_path: Path) -> None:
+def test_files_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "one").write_text(a_line(account="treasury") + "\n")
     (tmp_path / "two").write_text("plain, without end")
     done = watcher("tail", str(tmp_path / "one"), str(tmp_path / "two"))
     assert done.stdout == FINISHED + "plain, without end\n"
 
 
-def test_a_file_that_is_not_there_is_a_mistake_of_use() -> None:
+def test_a_missing_file_is_a_usage_error() -> None:
     done = watcher("tail", "/nowhere/log")
     assert done.returncode == 2
     assert "'/nowhere/log' does not exist" in done.stderr
@@ -65,7 +65,7 @@ def test_colours_can_be_asked_for_in_a_pipe() -> None:
     assert "\x1b[2maccount=\x1b[0mtreasury" in watcher("tail", "--color", stdin=STREAM).stdout
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     with subprocess.Popen(
         [*COMMAND, "tail"],
         stdin=subprocess.PIPE,

@@ -46,13 +46,13 @@ def flaws(read: Any) -> list[tuple[str, str]]:
     return []
 
 
-def test_what_is_right_becomes_the_settings_of_a_file() -> None:
+def test_a_valid_body_becomes_the_settings_that_a_file_would() -> None:
     made, _ = account_of(ACCOUNT, PROVIDERS, lambda _: None)
     assert made == PROVIDERS.asked_by_name["loopring"].Account.model_validate(ACCOUNT)
     assert subscription_of(SUBSCRIPTION, Policy(), ()).accounts == ("a-*",)
 
 
-def test_all_mistakes_of_a_body_are_said_at_once() -> None:
+def test_all_mistakes_of_a_body_are_reported_at_once() -> None:
     found = dict(account(interval="0s", account_id="x", colour=1, provider=3))
     assert found.keys() >= {"/interval", "/colour", "/provider"}
     found = dict(
@@ -93,9 +93,7 @@ def test_all_mistakes_of_a_body_are_said_at_once() -> None:
         *("headers_too_many", "names", "secrets", "thresholds", "unknown_keys", "urls"),
     ],
 )
-def test_what_a_file_is_refused_for_a_body_is_refused_for_in_the_same_words(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_body_and_a_file_are_refused_in_the_same_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(BAD)
     with pytest.raises(ConfigRefused) as refused:
         load(Path(f"{name}.toml"), {"SECRET": SECRET})

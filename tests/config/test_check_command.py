@@ -45,7 +45,7 @@ def check(path: Path, text: str, *arguments: str) -> Result:
     return CliRunner().invoke(command, ["--config", str(path), *arguments])
 
 
-def test_a_good_file_is_summed_up_on_stdout_with_its_warnings_on_stderr(path: Path) -> None:
+def test_a_valid_file_is_summarized_on_stdout_with_its_warnings_on_stderr(path: Path) -> None:
     result = check(path, GOOD)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
@@ -60,7 +60,7 @@ def test_a_good_file_is_summed_up_on_stdout_with_its_warnings_on_stderr(path: Pa
     ]
 
 
-def test_mistakes_are_told_on_stderr_with_exit_code_78(path: Path) -> None:
+def test_mistakes_are_shown_on_stderr_with_exit_code_78(path: Path) -> None:
     result = check(path, BAD)
     assert result.exit_code == 78
     assert result.stdout == ""
@@ -118,7 +118,7 @@ def test_show_prints_what_is_in_effect_as_toml(path: Path) -> None:
     assert json.loads(check(path, GOOD, "--show", "--json").stdout.splitlines()[-1]) == shown
 
 
-def test_show_escapes_what_a_terminal_would_obey(path: Path) -> None:
+def test_show_escapes_control_characters(path: Path) -> None:
     text = GOOD.replace('accounts = ["treasury", "nobody"]', 'assets = ["\\U0001F600"]').replace(
         "account_id = 1", 'account_id = 1\n[providers.shop]\nkind = "metakeep"\napi_key = "k"\n'
         '[[accounts]]\nname = "a"\nprovider = "shop"\nof = { "e\\u001bmail" = "\\u202e\\u009b\\u007f" }\n'
@@ -131,14 +131,14 @@ def test_show_escapes_what_a_terminal_would_obey(path: Path) -> None:
     assert shown["subscriptions"][0]["assets"] == ["\U0001f600"]
 
 
-def test_what_show_prints_of_a_file_without_secrets_reads_back_to_the_same(path: Path) -> None:
+def test_without_secrets_the_output_of_show_loads_as_the_same_settings(path: Path) -> None:
     text = GOOD[: GOOD.index("[[subscriptions]]")]
     first = check(path, text, "--show").stdout
     again = first.replace('"***"', '"k"')
     assert check(path, again, "--show").stdout == first
 
 
-def test_a_flood_of_mistakes_is_cut_for_people_and_whole_for_programs(path: Path) -> None:
+def test_many_mistakes_are_cut_for_people_and_complete_as_json(path: Path) -> None:
     (path.parent / "a.jsonl").write_text("{\n" * 3000)
     text = 'accounts_file = "a.jsonl"\n'
     lines = check(path, text).stderr.splitlines()

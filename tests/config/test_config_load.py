@@ -96,7 +96,7 @@ def warnings_of(loaded: Loaded) -> list[str]:
     return [str(warning).removeprefix(f"{loaded.path}:") for warning in loaded.warnings]
 
 
-def test_the_example_of_the_readme_loads_whole(write: Write) -> None:
+def test_the_example_of_the_readme_loads(write: Write) -> None:
     loaded = load(write(README_EXAMPLE), README_ENVIRON)
     settings = loaded.settings
     provider, account = settings.provider_by_name["loopring"], settings.account_by_name["treasury"]
@@ -123,7 +123,7 @@ def test_the_example_that_init_writes_loads_when_its_variables_are_set(write: Wr
     assert load(path, {"LOOPRING_API_KEY": "k", "OPS_SECRET": SECRET}).warnings == ()
 
 
-def test_what_the_example_comments_out_is_right_too(write: Write) -> None:
+def test_the_commented_settings_of_the_example_are_valid_too(write: Write) -> None:
     lines = [
         line.removeprefix("# ") if " = " in line or line.startswith("# [") else line
         for line in example().splitlines()
@@ -164,9 +164,7 @@ def test_the_file_is_looked_for_in_the_order_of_the_contract(
     assert load(None, {}).path == etc
 
 
-def test_a_place_that_cannot_be_looked_at_holds_no_file(
-    write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_place_counts_as_having_no_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """`sudo -u watcher watcher status` in a home that is closed to that user: a file there is none for it."""
     etc = write(SMALL, "etc.toml")
     monkeypatch.setattr("watcher.environment.Environment.PLACES", (Path("x" * 5000), etc))
@@ -194,7 +192,7 @@ def test_the_environment_wins_over_the_file(write: Write, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("file", ['[redis]\nurl = "embedded"\n', ""])
-def test_whoever_names_a_file_with_the_url_of_redis_never_gets_the_embedded_store_unsaid(
+def test_a_bad_file_of_the_redis_url_never_means_the_embedded_server(
     write: Write, tmp_path: Path, file: str
 ) -> None:
     path, named = write(file + SMALL), tmp_path / "redis_url"
@@ -211,7 +209,7 @@ def test_whoever_names_a_file_with_the_url_of_redis_never_gets_the_embedded_stor
     assert load(path, {"REDIS_URL_FILE": ""}).settings.redis.url.get_secret_value() == "embedded"
 
 
-def test_what_is_set_to_nothing_overrides_nothing(write: Write, tmp_path: Path) -> None:
+def test_an_empty_variable_overrides_nothing(write: Write, tmp_path: Path) -> None:
     path = write('[log]\nlevel = "error"\n' + SMALL)
     (tmp_path / "empty").touch()
     loaded = load(path, {"LOG_LEVEL": "", "LOG_FORMAT": "", "LOG_LEVEL_FILE": str(tmp_path / "empty")})
@@ -220,7 +218,7 @@ def test_what_is_set_to_nothing_overrides_nothing(write: Write, tmp_path: Path) 
     assert str(warning) == "environment: LOG_LEVEL: the file that LOG_LEVEL_FILE names is empty"
 
 
-def test_the_files_that_hold_a_configuration_are_known_secrets_included(write: Write, tmp_path: Path) -> None:
+def test_all_files_of_a_configuration_are_known_those_of_secrets_too(write: Write, tmp_path: Path) -> None:
     write('{"name": "a", "provider": "loopring", "account_id": 2}', "accounts.jsonl")
     (tmp_path / "key").write_text("k")
     (tmp_path / "ops").write_text(SECRET)
@@ -245,7 +243,7 @@ def test_a_variable_or_a_file_may_hold_several_secrets_one_a_line(write: Write) 
         load(path, {"S": f"{others[0]}\n {others[1]}"})
 
 
-def test_numbers_and_truth_may_come_from_the_environment(write: Write) -> None:
+def test_numbers_and_booleans_may_come_from_the_environment(write: Write) -> None:
     path = write(
         '[egress]\nallow = ["${NET}"]\nallow_http = "${HTTP:-true}"\n'
         + SMALL.replace('api_key = "k"', 'api_key = "k"\nrequests_per_second = "${RATE}"')
@@ -256,17 +254,17 @@ def test_numbers_and_truth_may_come_from_the_environment(write: Write) -> None:
     assert settings.provider_by_name["loopring"].requests_per_second == 2.5
 
 
-def test_a_rate_that_would_never_come_to_a_poll_is_refused(write: Write) -> None:
+def test_a_rate_too_low_for_any_poll_is_refused(write: Write) -> None:
     path = write(SMALL.replace('api_key = "k"', 'api_key = "k"\nrequests_per_second = 1e-320'))
     with pytest.raises(ConfigRefused, match="requests_per_second"):
         load(path, {})
 
 
-def test_a_file_from_an_editor_that_marks_utf8_loads(write: Write) -> None:
+def test_a_file_with_a_byte_order_mark_loads(write: Write) -> None:
     assert load(write(SMALL, encoding="utf-8-sig"), {}).settings.account_by_name
 
 
-def test_accounts_of_the_file_beside_join_those_of_the_configuration(write: Write) -> None:
+def test_accounts_of_the_accounts_file_join_those_of_the_configuration(write: Write) -> None:
     write(
         '{"name": "a", "provider": "loopring", "account_id": 2, "interval": "5s"}\n\n'
         '{"name": "${B}", "provider": "loopring", "address": "0x1111111111111111111111111111111111111111"}',
@@ -299,7 +297,7 @@ def test_accounts_come_from_a_file_of_any_editor(write: Write, tmp_path: Path, e
         (b'{"a": NaN}', "accounts.jsonl:1: not valid JSON at column 7"),
     ],
 )
-def test_what_is_no_line_of_accounts_is_said(
+def test_an_invalid_line_of_the_accounts_file_is_reported(
     write: Write, tmp_path: Path, content: bytes, expected: str
 ) -> None:
     (tmp_path / "accounts.jsonl").write_bytes(content)
@@ -309,12 +307,12 @@ def test_what_is_no_line_of_accounts_is_said(
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_a_configuration_that_was_saved_as_utf_16_is_told_so(write: Write, encoding: str) -> None:
+def test_a_configuration_saved_as_utf_16_is_named_as_such(write: Write, encoding: str) -> None:
     with pytest.raises(ConfigRefused, match=r"toml:1: not valid TOML: UTF-16, not UTF-8: save it as UTF-8"):
         load(write(SMALL, encoding=encoding), {})
 
 
-def test_what_stands_exactly_at_a_limit_is_allowed(write: Write) -> None:
+def test_a_value_exactly_at_its_limit_is_allowed(write: Write) -> None:
     headers = {f"x-{n}": "v" for n in range(31)}
     headers["x-long"] = "v" * (4096 - len("x-long") - sum(len(name) + 1 for name in headers))
     text = SMALL.replace("account_id = 1", 'account_id = 1\ninterval = "1s"\npending_interval = "1s"')
@@ -324,7 +322,7 @@ def test_what_stands_exactly_at_a_limit_is_allowed(write: Write) -> None:
     assert settings.account_by_name["treasury"].interval == timedelta(seconds=1)
 
 
-def test_more_subscriptions_of_one_account_than_one_step_can_serve_are_refused(
+def test_more_subscriptions_of_one_account_than_one_commit_can_serve_are_refused(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriptions, "MOST_OF_AN_ACCOUNT", 2)
@@ -354,7 +352,7 @@ def test_a_subscription_that_matches_nothing_is_a_warning(write: Write) -> None:
     ]
 
 
-def test_where_programs_add_more_nothing_is_said_of_what_matches_nothing_yet(write: Write) -> None:
+def test_with_the_api_a_subscription_that_matches_nothing_yet_is_no_warning(write: Write) -> None:
     api = f'[api]\nsecret_key = "{new_key()}"\n'
     idle = '[providers.shop]\nkind = "metakeep"\napi_key = "k"\n'
     globs = 'accounts = ["shop-*", "user-1"]\nthresholds = [{ asset = "0xAb", below = "1" }]\n'
@@ -363,7 +361,7 @@ def test_where_programs_add_more_nothing_is_said_of_what_matches_nothing_yet(wri
         assert warnings_of(load(write(text), {})) == []
 
 
-def test_what_does_nothing_is_a_warning(write: Write) -> None:
+def test_a_setting_without_effect_is_a_warning(write: Write) -> None:
     assert warnings_of(load(write(""), {})) == ["1: no [[accounts]]: nothing will be polled"]
     idle = '[egress]\nallow = ["0.0.0.0/0"]\n[providers.shop]\nkind = "metakeep"\napi_key = "k"\n' + SMALL
     idle = idle[: idle.index("[[subscriptions]]")]

@@ -25,7 +25,7 @@ def mistakes_in(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BAD.glob("*.toml")))
-def test_every_mistake_is_told_at_once_with_its_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_mistake_is_reported_at_once_with_its_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(BAD)
     lines = Path(name).read_text(errors="replace").splitlines()
     expected = [
@@ -57,7 +57,7 @@ def test_hostile_text_is_an_ordinary_mistake(tmp_path: Path, text: str, expected
     assert message.endswith(expected)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert mistakes_in(tmp_path / "no.toml") == [
         f"{tmp_path}/no.toml: cannot be read: No such file or directory"
     ]

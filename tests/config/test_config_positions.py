@@ -28,7 +28,7 @@ def keys_of(value: Any, above: Key = ()) -> Iterator[Key]:
         yield from keys_of(below, (*above, part))
 
 
-def test_it_finds_exactly_the_keys_that_tomllib_finds() -> None:
+def test_the_same_keys_are_found_as_by_tomllib() -> None:
     assert set(lines_by_key(EVERYTHING)) == set(keys_of(tomllib.loads(EVERYTHING)))
 
 
@@ -55,7 +55,7 @@ def test_it_finds_exactly_the_keys_that_tomllib_finds() -> None:
         (("array", 1, "nested", 0, "empty"), 38),
     ],
 )
-def test_it_finds_the_line(key: Key, line: int) -> None:
+def test_the_line_of_a_key_is_found(key: Key, line: int) -> None:
     assert lines_by_key(EVERYTHING)[key] == line
     assert lines_by_key(EVERYTHING.replace("\n", "\r\n"))[key] == line
 
@@ -103,7 +103,7 @@ def test_any_valid_text_has_a_line_for_each_of_its_keys(document: list[Any]) -> 
             assert name.replace('"', '\\"') in lines[line - 1] or name in lines[line - 1]
 
 
-def test_a_key_that_is_missing_is_told_at_the_table_that_misses_it(tmp_path: Path) -> None:
+def test_a_missing_key_is_reported_at_the_line_of_its_table(tmp_path: Path) -> None:
     path = tmp_path / "f.toml"
     path.write_text(EVERYTHING)
     document = read_toml(path, Environment({}), Findings())

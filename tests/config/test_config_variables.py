@@ -43,20 +43,20 @@ def test_references_are_replaced_once(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "text", ["${", "${}", "${NAME", "${1NAME}", "${NA ME}", "${NAME-x}", "${:-x}", "${NÄME}", "${NAME:-x"]
 )
-def test_what_is_no_reference_is_refused_and_not_repeated(text: str) -> None:
+def test_an_invalid_reference_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(NotSet, match="begins no") as refused:
         interpolate(text, ENVIRON)
     assert "NA" not in str(refused.value).replace("${NAME}", "").replace("${NAME:-default}", "")
 
 
-def test_what_is_begun_many_times_and_never_ended_is_refused_in_no_time() -> None:
+def test_many_unclosed_references_are_refused_quickly() -> None:
     started = time.thread_time()
     with pytest.raises(NotSet, match="begins no"):
         interpolate("${NAME:-x" * 20_000, ENVIRON)
     assert time.thread_time() - started < 1
 
 
-def test_all_unset_names_of_a_text_are_told() -> None:
+def test_all_unset_names_of_a_text_are_reported() -> None:
     with pytest.raises(NotSet) as refused:
         interpolate("${A} ${B} ${A}", {})
     assert (
@@ -74,16 +74,14 @@ def test_all_unset_names_of_a_text_are_told() -> None:
         (b"\xef\xbb\xbfs3cret\r\n", "s3cret"),
     ],
 )
-def test_name_file_is_read_and_one_newline_is_taken_off(
-    tmp_path: Path, content: bytes, expected: str
-) -> None:
+def test_name_file_is_read_and_one_newline_stripped(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "secret"
     path.write_bytes(content)
     assert interpolate("${KEY}", {"KEY_FILE": str(path)}) == expected
 
 
 @pytest.mark.parametrize("text", ["${A:-${B}}", "${A:-${B}", "x${A:-y$${B}z"])
-def test_a_default_within_a_default_is_refused_by_name_whether_or_not_it_is_needed(text: str) -> None:
+def test_a_nested_default_is_refused_by_name_whether_or_not_it_is_needed(text: str) -> None:
     for environ in ({}, {"A": "canary", "B": "canary"}):
         with pytest.raises(NotSet, match="the default of A holds another") as refused:
             interpolate(text, environ)
@@ -124,7 +122,7 @@ def test_a_file_is_read_by_its_path_without_any_variable(tmp_path: Path) -> None
         assert "canary" not in str(refused.value)
 
 
-def test_a_running_process_is_told_that_it_sees_no_new_variable() -> None:
+def test_an_unset_variable_at_a_reload_says_that_a_restart_is_needed() -> None:
     with pytest.raises(NotSet, match=r"a running process does not see .* \$\{file:/path\} instead"):
         files.interpolate("${NEW}", Environment({}, is_running=True))
 
@@ -143,7 +141,7 @@ def test_the_variable_wins_over_the_file() -> None:
         (b"x" * 70_000, "is longer than 65536"),
     ],
 )
-def test_a_bad_file_is_told_by_the_name_of_its_variable(
+def test_a_bad_file_is_reported_by_the_name_of_its_variable(
     tmp_path: Path, content: bytes | None, reason: str
 ) -> None:
     path = tmp_path / "canary"
@@ -154,7 +152,7 @@ def test_a_bad_file_is_told_by_the_name_of_its_variable(
     assert "canary" not in str(refused.value)
 
 
-def test_texts_are_found_wherever_they_are_and_keys_stay() -> None:
+def test_references_are_replaced_in_all_values_and_in_no_key() -> None:
     refused: list[object] = []
     tree = {"${NAME}": ["${NAME}", {"a": "${UNSET}"}, 1, True]}
     found = interpolate_all(tree, Environment(ENVIRON), lambda key, reason: refused.append((key, reason)))

@@ -66,7 +66,7 @@ def test_each_run_makes_its_own_secret_and_writes_it_nowhere() -> None:
     )
 
 
-def test_it_refuses_to_overwrite_and_says_how() -> None:
+def test_it_refuses_to_overwrite_and_says_what_to_do() -> None:
     Path("watcher.toml").write_text("mine")
     result = init()
     assert (result.exit_code, result.stdout) == (1, "")
@@ -76,7 +76,7 @@ def test_it_refuses_to_overwrite_and_says_how() -> None:
     assert Path("watcher.toml").read_text() == example()
 
 
-def test_another_path_stands_in_the_commands_that_follow() -> None:
+def test_another_path_is_named_in_the_next_commands() -> None:
     result = init("my watcher.toml")
     assert result.stdout.splitlines()[1:] == [
         "watcher check --config 'my watcher.toml'",
@@ -86,19 +86,19 @@ def test_another_path_stands_in_the_commands_that_follow() -> None:
     assert CliRunner(env=environ).invoke(check_command, ["--config", "my watcher.toml"]).exit_code == 0
 
 
-def test_a_place_that_cannot_be_written_is_an_answer_and_no_traceback() -> None:
+def test_an_unwritable_place_is_one_message_without_a_traceback() -> None:
     result = init("nowhere/watcher.toml")
     assert result.exit_code == 1
     assert result.stderr == "Error: nowhere/watcher.toml cannot be written: No such file or directory\n"
 
 
-def test_a_link_to_nowhere_is_not_followed() -> None:
+def test_a_dangling_link_is_not_followed() -> None:
     Path("watcher.toml").symlink_to("elsewhere.toml")
     assert init().exit_code == 1
     assert not Path("elsewhere.toml").exists()
 
 
-def test_the_file_is_an_ordinary_one() -> None:
+def test_the_file_has_ordinary_permissions() -> None:
     init()
     assert stat.S_ISREG(Path("watcher.toml").stat().st_mode)
 
@@ -112,7 +112,7 @@ def loaded(source: str, destination: str) -> Loaded:
 
 
 @pytest.mark.parametrize("source", [name for name in sources() if name != "exchange"])
-def test_each_source_and_destination_make_a_configuration_that_is_good(source: str) -> None:
+def test_each_source_and_destination_make_a_valid_configuration(source: str) -> None:
     for destination in destinations():
         found = loaded(source, destination)
         nobody = destination == "none"
@@ -125,7 +125,7 @@ def test_each_source_and_destination_make_a_configuration_that_is_good(source: s
         assert source in (provider.name, provider.kind)
 
 
-def test_an_exchange_asks_for_its_extra_and_for_nothing_else() -> None:
+def test_an_exchange_needs_its_extra_and_nothing_else() -> None:
     if find_spec("ccxt"):
         assert not loaded("exchange", "standard").warnings
         return
@@ -147,7 +147,7 @@ def test_each_variable_is_named_with_where_its_value_comes_from() -> None:
     assert result.stdout.splitlines()[1:] == ["watcher check", "watcher ping ops", "watcher run"]
 
 
-def test_for_a_chat_it_says_where_to_get_its_url_in_the_file_too() -> None:
+def test_the_file_says_where_to_get_the_url_of_a_chat_too() -> None:
     result = init("--provider", "evm", "--to", "slack")
     assert result.stdout.splitlines() == [
         "export SLACK_URL='https://hooks.slack.com/services/T000/B000/your-token'",
@@ -162,7 +162,7 @@ def test_every_format_is_a_destination() -> None:
     assert {*destinations()} == {*PER_SECOND_BY_FORMAT, "none"}
 
 
-def test_what_is_unknown_writes_nothing() -> None:
+def test_an_unknown_source_or_destination_writes_nothing() -> None:
     result = init("--provider", "stripee")
     assert result.stderr == "Error: no kind of provider is called 'stripee'; did you mean 'stripe'?\n"
     assert init("--to", "slak").stderr == "Error: no destination is called 'slak'; did you mean 'slack'?\n"
@@ -171,7 +171,7 @@ def test_what_is_unknown_writes_nothing() -> None:
     assert (result.exit_code, Path("watcher.toml").exists()) == (2, False)
 
 
-def test_on_a_terminal_it_asks_for_both_and_again_where_nothing_has_that_name() -> None:
+def test_on_a_terminal_it_asks_for_both_and_again_after_an_unknown_name() -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "watcher", "init"]
     with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as running:
@@ -190,7 +190,7 @@ def test_on_a_terminal_it_asks_for_both_and_again_where_nothing_has_that_name() 
 
 
 @pytest.mark.parametrize("destination", PER_SECOND_BY_FORMAT)
-def test_what_stands_behind_a_sign_is_good_too(destination: str) -> None:
+def test_the_commented_lines_are_valid_too(destination: str) -> None:
     text = example_with("ethereum", destination)
     Path("watcher.toml").write_text(re.sub(r"(?m)^# (?=(?:events|assets|template) = )", "", text))
     assignments = (stand_in(name).partition("=") for name in variables_of(text))

@@ -144,7 +144,7 @@ def check(tmp_path: Path) -> Callable[..., Result]:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",), ("--show",), ("--show", "--json"), ("--help",)])
-def test_a_good_configuration_is_shown_without_its_secrets(
+def test_a_valid_configuration_is_shown_without_its_secrets(
     check: Callable[..., Result], arguments: tuple[str, ...]
 ) -> None:
     for text in (CONFIGURATION, LITERAL):
@@ -168,7 +168,7 @@ def test_a_broken_configuration_is_refused_without_its_secrets(tmp_path: Path) -
     assert refusals > 150
 
 
-def test_whatever_is_wrong_show_repeats_no_secret(check: Callable[..., Result]) -> None:
+def test_whatever_is_wrong_check_show_repeats_no_secret(check: Callable[..., Result]) -> None:
     codes = set()
     for text in damaged():
         if 'name = "canary' in text:
@@ -180,7 +180,7 @@ def test_whatever_is_wrong_show_repeats_no_secret(check: Callable[..., Result]) 
     assert codes == {0, 78}
 
 
-def test_what_was_loaded_is_hidden_wherever_it_is_quoted(check: Callable[..., Result]) -> None:
+def test_a_loaded_secret_is_hidden_wherever_it_is_quoted(check: Callable[..., Result]) -> None:
     quotes = {
         "API_KEY": "key {}",
         "SECRET": "signed with {}",
@@ -203,7 +203,7 @@ def test_what_was_loaded_is_hidden_wherever_it_is_quoted(check: Callable[..., Re
     assert shows(traceback_text(RuntimeError("\n".join(said)))) == []
 
 
-def test_a_refusal_carries_no_other_exception_that_holds_a_secret(
+def test_a_refusal_chains_no_exception_that_holds_a_secret(
     check: Callable[..., Result], tmp_path: Path
 ) -> None:
     path = tmp_path / "watcher.toml"
@@ -234,7 +234,9 @@ def test_settings_do_not_repeat_a_secret_when_they_are_printed(tmp_path: Path) -
     assert shows(repr(loaded)) == []
 
 
-def test_what_show_prints_is_refused_as_a_configuration(check: Callable[..., Result]) -> None:
+def test_the_output_of_show_with_hidden_secrets_is_refused_as_a_configuration(
+    check: Callable[..., Result],
+) -> None:
     """A mask that is taken for the secret would sign every event with stars."""
     shown = check(CONFIGURATION, "--show").output
     result = check(shown)
@@ -243,7 +245,7 @@ def test_what_show_prints_is_refused_as_a_configuration(check: Callable[..., Res
     assert len(masked) == 10
 
 
-def test_a_key_that_is_put_where_it_is_shown_is_warned_of(check: Callable[..., Result]) -> None:
+def test_a_key_in_a_field_that_is_shown_is_a_warning(check: Callable[..., Result]) -> None:
     shown = CONFIGURATION.replace('path = "/v2/{key}/{who}"', 'path = "/v2/${KEY_HEADER}/{key}/{who}"')
     (warned,) = [line for line in check(shown).stderr.splitlines() if "belongs in `secrets`" in line]
     assert "providers.node.ask[0].path: is shown with the variable in it" in warned

@@ -161,7 +161,7 @@ def test_an_unlisted_kind_is_never_imported() -> None:
         provider_class("os:system")
 
 
-def test_true_is_no_number() -> None:
+def test_a_boolean_is_no_number() -> None:
     with pytest.raises(ValidationError, match="true or false"):
         provider_class("loopring").Settings.model_validate(
             {"name": "a", "kind": "loopring", "api_key": "k", "settle_polls": True}

@@ -56,7 +56,7 @@ def doubts(tmp_path: Path) -> Doubts:
 
 
 @pytest.mark.parametrize("value", ['"k-canary"', "'k-canary'", "`k-canary`"])
-def test_a_key_in_quotes_is_suspect_wherever_it_was_set(doubts: Doubts, value: str) -> None:
+def test_a_quoted_key_is_a_warning_wherever_it_was_set(doubts: Doubts, value: str) -> None:
     quoted = [
         "providers.loopring.api_key: is in quotes, which are part of the value: take them off where it is set"
     ]
@@ -65,7 +65,7 @@ def test_a_key_in_quotes_is_suspect_wherever_it_was_set(doubts: Doubts, value: s
 
 
 @pytest.mark.parametrize("value", ["$LOOPRING_API_KEY", "$1x", "${A:-$B}"])
-def test_a_key_that_begins_with_an_unbraced_dollar_is_suspect(doubts: Doubts, value: str) -> None:
+def test_a_key_that_begins_with_an_unbraced_dollar_is_a_warning(doubts: Doubts, value: str) -> None:
     assert doubts(HEAD.replace('"k"', f'"{value}"', 1) + OPS) == [
         "providers.loopring.api_key: holds a '$' without braces, which stays as it is: write ${NAME}"
     ]
@@ -85,7 +85,7 @@ def test_a_key_that_begins_with_an_unbraced_dollar_is_suspect(doubts: Doubts, va
         ),
     ],
 )
-def test_urls_and_headers_are_suspect_like_keys(doubts: Doubts, find: str, put: str, key: str) -> None:
+def test_urls_and_headers_are_checked_like_keys(doubts: Doubts, find: str, put: str, key: str) -> None:
     (found,) = doubts((HEAD + OPS).replace(find, put, 1))
     assert found.startswith(f"{key}: ")
 
@@ -131,7 +131,7 @@ format = "slack"
         ("https://hooks.slack.com/services/T/B/x", "teams", ["url: leads to Slack, but format is teams"]),
     ],
 )
-def test_a_format_is_held_against_the_service_that_the_url_leads_to(
+def test_a_format_is_compared_with_the_service_of_the_url(
     doubts: Doubts, url: str, format_: str, found: list[str]
 ) -> None:
     text = CHAT.replace("https://hooks.slack.com/services/T/B/x", url).replace('"slack"', f'"{format_}"')
@@ -143,7 +143,7 @@ def test_a_message_for_people_needs_no_secrets_and_does_not_use_them(doubts: Dou
     assert found == ["subscriptions[0].secrets: are not used: a message for people is not signed"]
 
 
-def test_a_pager_that_is_called_for_every_change_is_suspect(doubts: Doubts) -> None:
+def test_a_pager_for_every_change_is_a_warning(doubts: Doubts) -> None:
     pager = CHAT.replace("hooks.slack.com/services/T/B/x", "events.pagerduty.com/v2/enqueue").replace(
         '"slack"', f'"pagerduty"\nrouting_key = "{"a" * 32}"'
     )
@@ -152,7 +152,7 @@ def test_a_pager_that_is_called_for_every_change_is_suspect(doubts: Doubts) -> N
     assert doubts(NOBODY + pager + 'events = ["account.stale"]\n') == []
 
 
-def test_a_dollar_that_means_itself_is_not_suspect(doubts: Doubts) -> None:
+def test_a_literal_dollar_is_no_warning(doubts: Doubts) -> None:
     text = (HEAD + OPS).replace("example.com/", "example.com/$batch?$filter=x&price=5$", 1)
     assert doubts(text.replace('"k"', '"a$B"', 1)) == []
 
@@ -198,7 +198,7 @@ def a_threshold(fields: str, more: str = "") -> str:
         ("", 'asset = "LRC", below = "0.0", field = "locked"', "below: can never fire"),
     ],
 )
-def test_a_threshold_that_can_never_fire_is_suspect(
+def test_a_threshold_that_can_never_fire_is_a_warning(
     doubts: Doubts, more: str, fields: str, reason: str
 ) -> None:
     (found,) = doubts(a_threshold(fields, more))
@@ -223,18 +223,18 @@ def test_a_threshold_that_can_never_fire_is_suspect(
         ('events = ["threshold.*"]', 'asset = "LRC", below = 1'),
     ],
 )
-def test_a_threshold_that_may_fire_is_not_suspect(doubts: Doubts, more: str, fields: str) -> None:
+def test_a_threshold_that_may_fire_is_no_warning(doubts: Doubts, more: str, fields: str) -> None:
     assert doubts(a_threshold(fields, more)) == []
 
 
-def test_a_bound_that_is_set_twice_is_suspect(doubts: Doubts) -> None:
+def test_a_bound_that_is_set_twice_is_a_warning(doubts: Doubts) -> None:
     twice = a_threshold('asset = "LRC", below = 1').replace(
         "}]", '}, { asset = "LRC", below = "1", clear = 2 }]'
     )
     assert doubts(twice) == ["subscriptions[0].thresholds[1]: is the bound of thresholds[0]"]
 
 
-def test_thresholds_that_nobody_asks_to_be_told_of_are_suspect(doubts: Doubts) -> None:
+def test_thresholds_whose_events_are_not_asked_for_are_a_warning(doubts: Doubts) -> None:
     assert doubts(a_threshold('asset = "LRC", below = 1', 'events = ["deposit.*"]')) == [
         "subscriptions[0].events: lacks threshold.crossed: no threshold will be reported"
     ]
@@ -253,7 +253,7 @@ def test_thresholds_that_nobody_asks_to_be_told_of_are_suspect(doubts: Doubts) -
         (18, "10s", 2, False),
     ],
 )
-def test_polls_that_must_come_late_are_said_before_anything_runs(
+def test_polls_that_must_come_late_are_a_warning_before_anything_runs(
     doubts: Doubts, accounts: int, interval: str, rate: float, is_told: bool
 ) -> None:
     text = f'[providers.loopring]\napi_key = "k"\nrequests_per_second = {rate}\n' + "".join(
@@ -270,9 +270,7 @@ def test_polls_that_must_come_late_are_said_before_anything_runs(
 
 
 @pytest.mark.parametrize(("timeout", "stale"), [("10s", ""), ("2s", ", and 20 of these accounts are stale")])
-def test_accounts_whose_polls_come_so_late_that_they_are_stale_are_counted(
-    doubts: Doubts, timeout: str, stale: str
-) -> None:
+def test_accounts_that_must_go_stale_are_counted(doubts: Doubts, timeout: str, stale: str) -> None:
     text = f'[providers.loopring]\napi_key = "k"\nrequests_per_second = 2\ntimeout = "{timeout}"\n' + "".join(
         f'[[accounts]]\nname = "a{n}"\nprovider = "loopring"\naccount_id = {n}\ninterval = "1s"\n'
         for n in range(20)
@@ -402,7 +400,7 @@ def test_every_finding_of_every_kind_comes_in_one_run(
     ]
 
 
-def test_two_that_alert_each_other_are_as_they_should_be(doubts: Doubts) -> None:
+def test_two_subscriptions_that_alert_each_other_are_no_warning(doubts: Doubts) -> None:
     other = HEAD[HEAD.index("[[subscriptions]]") :].replace("ops", "desk")
     assert doubts(f'{HEAD}{OPS}alerts_to = "desk"\n{other}{OPS}alerts_to = "ops"\n') == []
 
