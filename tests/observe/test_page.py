@@ -40,7 +40,7 @@ from watcher.store.exceptions import StoreRefuses
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
-from watcher.store.queues import Breakers, Queues
+from watcher.store.queues import Breaker, Breakers, Queues
 
 HTML = files("watcher.observe.page").joinpath("page.html").read_text("utf-8")
 TOKEN = "a-token-of-some-length"
@@ -229,6 +229,8 @@ async def test_it_tells_what_programs_added_and_what_keeps_it_from_its_work(rig:
         await ours.put_subscription("customer", "https://hooks.example.com/in", is_verified=False)
         await ours.put_subscription("ops", "https://hooks.example.com/in")
         await others.put_subscription("encrypted", "https://hooks.example.com/in")
+        breakers = Breakers(worker.opened.schedule.pipe, Keys(namespace))
+        await breakers.change("customer", lambda _, __: Breaker(ping_error="status 404"))
         await worker.followed.follow_now()
         seen = (await told(worker))["seen"]
     record_by_account = {one["account"]: one["record"] for one in seen["accounts"]["shown"]}
@@ -237,6 +239,8 @@ async def test_it_tells_what_programs_added_and_what_keeps_it_from_its_work(rig:
     records = {name: one["record"] for name, one in shown.items()}
     assert records == {"customer": "unverified", "ops": "shadowed", "encrypted": "locked"}
     assert "key" in shown["encrypted"]["record_reason"]
+    assert shown["customer"]["ping_error"] == "status 404"
+    assert re.match("look at the path .*; `watcher ping customer` shows", shown["customer"]["todo"])
     counts = {
         "accounts": 2,
         "subscriptions": 3,

@@ -174,6 +174,46 @@ async def test_a_thousand_accounts_scroll_at_sixty_frames_and_are_searched_filte
         assert browser.complaints == []
 
 
+JUMP = """
+(() => {
+  document.querySelector("nav a[href='#h-subscriptions']").click();
+  const top = (name) => document.querySelector(name).getBoundingClientRect().top;
+  return [top("nav"), top("#h-subscriptions") > 0 && top("#h-subscriptions") < innerHeight - 100];
+})()
+"""
+ACCOUNTS = "document.querySelectorAll('.group').length"
+FOCUSED = "document.activeElement.closest('.group')?.querySelector('h3').textContent"
+
+
+async def test_on_a_phone_events_and_subscriptions_are_a_touch_away_however_many_accounts() -> None:
+    names = tuple(f"wallet-{number:04d}" for number in range(100))
+    async with a_days_page(many_accounts(100), names=names, last=None) as (port, _), a_browser() as browser:
+        await opened(browser, port, width=390, height=844)
+        first = await browser.value(ACCOUNTS)
+        assert 10 < first < 20
+        assert await browser.value(JUMP) == [0, True], "the links stay in sight"
+        assert (
+            await browser.value("document.querySelector('#all-accounts').innerText")
+            == "show all 100 accounts"
+        )
+        await browser.value("document.querySelector('#all-accounts').click()")
+        await browser.until(f"{ACCOUNTS} === 100")
+        assert await browser.value(FOCUSED) == f"wallet-{first:04d}"
+        assert await browser.value(JUMP) == [0, True]
+        await browser.value("document.querySelector('#all-accounts').click()")
+        await browser.until(f"{ACCOUNTS} === {first}")
+        await typed(browser, "wallet-0099")
+        await browser.until(f"{ACCOUNTS} === 1")
+        assert not await browser.value("document.querySelector('#all-accounts').checkVisibility()")
+        await typed(browser, "")
+        await browser.until(f"{ACCOUNTS} === {first}")
+        await browser.call(
+            "Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False
+        )
+        await browser.until(f"{ACCOUNTS} === 100")
+        assert browser.complaints == []
+
+
 async def computed_ms(browser: Browser) -> float:
     """How long the page's own thread has computed so far, not counting what others took of it."""
     metrics = (await browser.call("Performance.getMetrics"))["metrics"]

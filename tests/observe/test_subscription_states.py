@@ -106,6 +106,11 @@ async def test_a_delayed_subscription_says_how_its_latest_attempt_failed(
     reasons = {line["subscription"]: line["reason"] for line in lines if line["kind"] == "subscription"}
     assert (reasons["old"], reasons["idle"]) == ("status 422", None)
     assert "    failed last: status 422" in "\n".join(as_text(lines))
+    page = json.loads(await Look(worker).json())["seen"]["subscriptions"]["shown"]
+    said_by = {one["subscription"]: (one["reason"], one["todo"]) for one in page}
+    (todo,) = (line["todo"] for line in lines if line.get("subscription") == "old")
+    assert said_by["old"] == ("status 422", todo)
+    assert todo.startswith("look ")
 
 
 async def test_the_screen_says_what_was_answered_and_for_how_long_nothing_is_sent(worker: Worker) -> None:

@@ -11,7 +11,13 @@ from aiohttp import web
 
 from watcher.api.accounts import Names, Opened, etag, found_now, opened
 from watcher.api.problems import Problem, answer, limit_in, query_of
-from watcher.observe.views import dead_letter_line, remedy_of, subscription_line, waiting_line
+from watcher.observe.views import (
+    dead_letter_line,
+    remedy_of,
+    subscription_line,
+    unsaid_reasons,
+    waiting_line,
+)
 from watcher.run.worker import Worker
 from watcher.store.history import cursor_text, read_cursor
 from watcher.store.keys import SHARDS
@@ -42,8 +48,12 @@ class Subscriptions:
             store.reader.waiting([name]),
             Breakers(store.pipe, store.keys).read(),
         )
+        reasons = await unsaid_reasons(store.reader, waiting, breakers, now_ms)
         line = subscription_line(
-            name, waiting[name], breakers.get(name), now_ms, known=None, is_configured=True
+            *(name, waiting[name], breakers.get(name), now_ms),
+            known=None,
+            is_configured=True,
+            failed_last=reasons.get(name),
         )
         line["todo"] = remedy_of(
             {**line, "record": found["state"], "format": found["settings"].get("format")}

@@ -422,9 +422,10 @@ def subscription_line(
     *,
     known: SubscriptionSettings | None,
     is_configured: bool,
+    failed_last: str | None = None,
 ) -> Line:
     """Describe a subscription whose settings are `known` or not; `is_configured`: whether it is configured,
-    as far as that is known."""
+    as far as that is known; `failed_last`: how its latest attempt failed, if the breaker has no reason."""
     oldest = backlog.oldest_sequence
     is_paused = breaker is not None and breaker.paused_at_ms > 0
     until_ms = 0 if is_paused else backs_off_until_ms(breaker)
@@ -452,7 +453,7 @@ def subscription_line(
         "paused_at": _time(breaker and breaker.paused_at_ms),
         "backing_off_s": max(0, int(until_ms) - now_ms) // 1000,
         "per_second": round(min(pace, most or pace), 2) if (pace := pace_per_s(breaker, now_ms)) else None,
-        "reason": breaker.reason if breaker else None,
+        "reason": (breaker.reason if breaker else None) or failed_last,
         "ping_error": (breaker and breaker.ping_error) or None,
     }
 
@@ -481,6 +482,18 @@ def remedy_of(line: Line) -> str | None:
 _MOST_REASONS = 20
 
 
+async def unsaid_reasons(
+    reader: Reader, backlogs: Mapping[str, Backlog], breakers: Mapping[str, Breaker], now_ms: int
+) -> dict[str, str | None]:
+    """Return how the latest attempt failed, by subscription: of the first few that are delayed without a
+    reason from the breaker, whose receiver may refuse one event after the other. Each takes 16 requests to
+    Redis."""
+    delayed = (name for name, each in backlogs.items() if each.retrying and is_delayed(each, now_ms))
+    unsaid = (name for name in delayed if name not in breakers or not breakers[name].reason)
+    names = [*islice(unsaid, _MOST_REASONS)]
+    return dict(zip(names, await asyncio.gather(*map(reader.last_failure, names)), strict=True))
+
+
 async def subscription_lines(
     reader: Reader,
     settings: Settings,
@@ -492,15 +505,13 @@ async def subscription_lines(
 ) -> list[Line]:
     """Describe the subscriptions that are configured, or have a backlog or dead letters, and `others`. If the
     configuration is not whole (`is_whole`), every one with a backlog counts as configured.
-
-    The first few that are delayed without a reason from the breaker say how their latest attempt failed:
-    their receiver may refuse one event after the other. Each of these takes 16 requests to Redis.
     """
     backlogs = await reader.backlogs(settings.subscription_by_name)
     configured = settings.subscription_by_name if is_whole else backlogs
     # The index may still name subscriptions without a backlog.
     owed = [name for name, each in backlogs.items() if name in configured or each.queues or each.dead]
-    lines = [
+    reasons = await unsaid_reasons(reader, backlogs, breakers, now_ms)
+    return [
         subscription_line(
             name,
             backlogs.get(name, Backlog()),
@@ -508,15 +519,10 @@ async def subscription_lines(
             now_ms,
             known=settings.subscription_by_name.get(name),
             is_configured=not is_whole or name in configured,
+            failed_last=reasons.get(name),
         )
         for name in dict.fromkeys([*owed, *others])
     ]
-    unsaid = (
-        line for line in lines if line["state"] == "delayed" and line["retrying"] and not line["reason"]
-    )
-    for line in islice(unsaid, _MOST_REASONS):
-        line["reason"] = await reader.last_failure(line["subscription"])
-    return lines
 
 
 def _time(unix_ms: int | None) -> str | None:

@@ -159,6 +159,8 @@ class Found:
     recorded: Recorded = NOTHING_RECORDED
     needed: Mapping[str, float] = field(default_factory=dict)
     """Requests a second that the accounts of a provider need."""
+    reasons: Mapping[str, str | None] = field(default_factory=dict)
+    """Of some subscriptions that are delayed, how the latest attempt failed."""
 
 
 def names_shown(settings: Settings, overview: Overview, events: Iterable[Record]) -> list[str]:
@@ -345,7 +347,10 @@ def _subscription(settings: Settings, name: str, found: Found) -> Line:
     waiting = overview.waiting.get(name) or overview.unknown.get(name, Backlog())
     is_configured = name in overview.waiting or name in found.recorded.subscriptions
     line = subscription_line(
-        *(name, waiting, overview.breakers.get(name), found.now_ms), known=known, is_configured=is_configured
+        *(name, waiting, overview.breakers.get(name), found.now_ms),
+        known=known,
+        is_configured=is_configured,
+        failed_last=found.reasons.get(name),
     )
     record, why, since_ms = found.recorded.subscriptions.get(name, ("file", "", None))
     last = found.attempted.get(name)

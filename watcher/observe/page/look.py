@@ -28,7 +28,7 @@ from watcher.observe.page.document import (
     document,
     names_shown,
 )
-from watcher.observe.views import Overview, OverviewReader
+from watcher.observe.views import Overview, OverviewReader, unsaid_reasons
 from watcher.pause import compute, uncollected
 from watcher.printable import printable
 from watcher.run.directory import Followed, State
@@ -167,6 +167,7 @@ class Look:
             if opened.health.guarantee
             else None,
             needed=self._needed(),
+            reasons=await unsaid_reasons(reader, overview.waiting, overview.breakers, now_ms),
         )
 
     def _write(self, settings: Settings, found: Found) -> bytes:
