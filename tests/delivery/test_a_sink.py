@@ -125,14 +125,14 @@ async def stage(redis_client: Redis, namespace: str) -> Stage:
     return stage
 
 
-async def test_what_it_takes_is_delivered_in_order(stage: Stage) -> None:
+async def test_accepted_messages_are_delivered_in_order(stage: Stage) -> None:
     await stage.work()
     assert stage.chat.posted == [(OPS, each.body) for each in DELIVERIES]
     assert await stage.store.queue() == []
     assert await stage.breaker() is None
 
 
-async def test_a_200_that_says_no_is_tried_again_and_goes_past_nothing(stage: Stage) -> None:
+async def test_a_200_with_an_error_is_retried_and_overtaken_by_nothing(stage: Stage) -> None:
     stage.chat.error = "message_too_long"
     assert not await stage.work()
     assert (len(await stage.store.queue()), stage.chat.posted) == (3, [])
@@ -144,13 +144,13 @@ async def test_a_200_that_says_no_is_tried_again_and_goes_past_nothing(stage: St
     assert stage.chat.posted == [(OPS, each.body) for each in DELIVERIES]
 
 
-async def test_a_200_that_asks_for_less_sets_a_pace(stage: Stage) -> None:
+async def test_a_200_that_asks_to_slow_down_sets_a_rate(stage: Stage) -> None:
     stage.chat.error = "ratelimited"
     await stage.work()
     assert pace_per_s(await stage.breaker(), stage.store.schedule.now_ms()) > 0
 
 
-async def test_a_channel_that_is_gone_is_paused_and_its_owner_hears_of_it(stage: Stage) -> None:
+async def test_a_channel_that_is_gone_is_paused_and_the_alert_is_sent(stage: Stage) -> None:
     stage.chat.error = "channel_gone"
     await stage.work()
     assert state(await stage.breaker(), stage.store.schedule.now_ms()) is State.PAUSED

@@ -113,7 +113,7 @@ async def probe(breakers: SubscriptionBreakers, answer: Answer, account: str = "
     await breakers.leave_probe("ops", account)
 
 
-async def test_a_delivery_to_a_healthy_subscription_asks_redis_for_nothing(
+async def test_a_delivery_to_a_healthy_subscription_makes_no_call_to_redis(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     assert await note(breakers, *[Answer.DELIVERED] * 7) == 9
@@ -122,7 +122,7 @@ async def test_a_delivery_to_a_healthy_subscription_asks_redis_for_nothing(
     assert (shared.changes, shared.counts, shared.probes, shared.turns) == (0, 0, [], [])
 
 
-async def test_a_failure_is_counted_and_opens_it_if_the_count_says_so(
+async def test_a_failure_opens_the_breaker_if_the_count_of_all_workers_says_so(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     shared.results = GOOD
@@ -139,7 +139,7 @@ async def test_a_failure_is_counted_and_opens_it_if_the_count_says_so(
 
 
 @pytest.mark.parametrize("answer", [Answer.REJECTED, Answer.SLOW_DOWN])
-async def test_what_speaks_of_the_one_event_and_a_429_open_nothing(
+async def test_errors_about_one_event_and_429s_do_not_open_the_breaker(
     shared: Shared, breakers: SubscriptionBreakers, answer: Answer
 ) -> None:
     await note(breakers, *[answer] * 30)
@@ -147,7 +147,7 @@ async def test_what_speaks_of_the_one_event_and_a_429_open_nothing(
     assert breakers.is_closed("ops")
 
 
-async def test_failures_that_end_during_a_count_are_in_the_next_one(
+async def test_failures_during_a_count_are_in_the_next_one(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     shared.results = GOOD
@@ -156,7 +156,7 @@ async def test_failures_that_end_during_a_count_are_in_the_next_one(
     assert shared.counts == 2
 
 
-async def test_on_a_cluster_failures_are_counted_at_the_next_look(
+async def test_on_a_cluster_failures_are_counted_at_the_next_refresh(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     shared.is_apart = True
@@ -167,7 +167,7 @@ async def test_on_a_cluster_failures_are_counted_at_the_next_look(
     assert breakers.backoff_ms("ops") == 1000
 
 
-async def test_one_that_opened_lets_probes_out_which_close_it(
+async def test_an_open_breaker_lets_probes_out_which_close_it(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     assert await note(breakers, *[Answer.DELIVERED] * 40) == 32
@@ -200,7 +200,7 @@ async def test_probes_without_a_queue_are_given_back(shared: Shared, breakers: S
     assert shared.probes == []
 
 
-async def test_only_an_opening_and_a_rest_of_more_than_5_s_is_a_line(
+async def test_only_an_opening_and_waits_of_more_than_5_s_are_logged(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     with capture_logs() as lines:
@@ -212,7 +212,7 @@ async def test_only_an_opening_and_a_rest_of_more_than_5_s_is_a_line(
     assert {line["reason"] for line in lines} == {"status 500"}
 
 
-async def test_a_half_open_breaker_that_nothing_waits_for_is_closed(
+async def test_a_half_open_breaker_without_a_backlog_is_closed(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     await note(breakers, Answer.OVERLOADED)
@@ -230,7 +230,7 @@ async def test_a_half_open_breaker_that_nothing_waits_for_is_closed(
 
 
 @pytest.mark.parametrize("fate", ["resumed by hand", "closed by another worker"])
-async def test_a_worker_says_that_an_open_breaker_was_resumed_by_hand_and_not_that_another_closed_it(
+async def test_a_worker_logs_a_resume_by_hand_and_not_that_another_worker_closed_a_breaker(
     shared: Shared, breakers: SubscriptionBreakers, fate: str
 ) -> None:
     await note(breakers, Answer.OVERLOADED)
@@ -243,14 +243,14 @@ async def test_a_worker_says_that_an_open_breaker_was_resumed_by_hand_and_not_th
     assert [line["event"] for line in lines] == ["subscription.resumed"] * (fate == "resumed by hand")
 
 
-async def test_overload_halves_its_concurrency_and_nothing_else_does(breakers: SubscriptionBreakers) -> None:
+async def test_only_overload_halves_the_concurrency(breakers: SubscriptionBreakers) -> None:
     assert await note(breakers, *[Answer.DELIVERED] * 40) == 32
     assert await note(breakers, Answer.REJECTED) == 32
     await breakers.note(OPS, "a", an_attempt(Answer.OVERLOADED))
     assert breakers._concurrency._allowed["ops"] == 16
 
 
-async def test_a_429_holds_it_and_the_pace_is_kept_by_turns(
+async def test_a_429_holds_the_subscription_and_turns_keep_its_rate(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     shared.delivered = 100.0
@@ -273,7 +273,7 @@ async def test_a_429_holds_it_and_the_pace_is_kept_by_turns(
     assert breakers.capacity(OPS, 0, 0) == 24, "as many as have a turn soon"
 
 
-async def test_what_all_workers_counted_sets_a_pace_that_is_there_already(
+async def test_a_429_lowers_the_rate_to_what_all_workers_delivered(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     shared.breaker = Breaker(pace_per_s=50.0, pace_at_ms=NOW_MS - 1500)
@@ -293,7 +293,7 @@ async def test_what_all_workers_counted_sets_a_pace_that_is_there_already(
         ({"format": "slack"}, 0.8),
     ],
 )
-async def test_where_a_429_is_all_that_is_known_the_pace_begins_with_its_own_rate(
+async def test_after_a_first_429_the_rate_begins_with_the_configured_one(
     shared: Shared, breakers: SubscriptionBreakers, wish: dict[str, Any], per_second: float
 ) -> None:
     await breakers.note(a_subscription("ops", **wish), "a", an_attempt(Answer.SLOW_DOWN))
@@ -301,7 +301,7 @@ async def test_where_a_429_is_all_that_is_known_the_pace_begins_with_its_own_rat
     assert shared.breaker.pace_per_s == pytest.approx(per_second)
 
 
-async def test_a_turn_that_is_far_off_is_waited_for_like_a_breaker(
+async def test_a_distant_turn_is_waited_for_like_an_open_breaker(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     shared.turn_ms = 2500
@@ -319,7 +319,7 @@ async def test_of_two_rates_the_slower_one_is_kept(shared: Shared, breakers: Sub
         assert shared.turns[-1][0] == spacing_ms
 
 
-async def test_a_paused_one_is_looked_at_again_after_a_minute(
+async def test_a_paused_subscription_is_looked_at_again_after_a_minute(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     shared.breaker = Breaker(paused_at_ms=1, reason="by hand")
@@ -327,7 +327,7 @@ async def test_a_paused_one_is_looked_at_again_after_a_minute(
     assert breakers.backoff_ms("ops") == LONGEST_BACKOFF_MS
 
 
-async def test_what_other_workers_note_is_learned_and_what_is_better_is_named(
+async def test_a_refresh_learns_breakers_of_other_workers_and_names_those_that_improved(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     await shared.change("ops", partial(counted, results=BAD, failure=Failure("status 503")))
@@ -338,7 +338,7 @@ async def test_what_other_workers_note_is_learned_and_what_is_better_is_named(
     assert breakers.backoff_ms("ops") == 0
 
 
-async def test_while_redis_is_away_breakers_stand_as_they_did(
+async def test_while_redis_is_unreachable_breakers_keep_their_state(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     await shared.change("ops", partial(counted, results=BAD, failure=Failure("status 503")))
@@ -348,7 +348,7 @@ async def test_while_redis_is_away_breakers_stand_as_they_did(
     assert breakers.backoff_ms("ops") == 1000
 
 
-async def test_what_is_noted_while_a_read_fails_stands(
+async def test_a_failed_refresh_undoes_nothing_noted_meanwhile(
     shared: Shared, breakers: SubscriptionBreakers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def read() -> dict[str, Breaker]:
@@ -360,7 +360,7 @@ async def test_what_is_noted_while_a_read_fails_stands(
     assert breakers.backoff_ms("ops") == 1000
 
 
-async def test_breakers_that_are_damaged_are_closed_and_a_bug_once(
+async def test_damaged_breakers_are_closed_and_logged_as_a_bug_once(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
     await shared.change("ops", partial(counted, results=BAD, failure=Failure("status 503")))
@@ -374,7 +374,7 @@ async def test_breakers_that_are_damaged_are_closed_and_a_bug_once(
     assert shared.reads == 2, "not again so soon"
 
 
-async def test_a_pause_is_reported_by_the_attempt_that_made_it_and_by_none_that_fails_with_it(
+async def test_of_attempts_that_fail_together_one_reports_the_pause(
     shared: Shared,
 ) -> None:
     alerts: list[str] = []

@@ -35,7 +35,7 @@ def in_order(events: list[Any]) -> bool:
     return all(sequences == sorted(set(sequences)) for sequences in by_account.values())
 
 
-async def test_410_pauses_at_once_says_so_and_loses_nothing(
+async def test_a_410_pauses_at_once_with_a_log_line_and_loses_nothing(
     redis_client: Redis,
     redis_server_url: str,
     namespace: str,
@@ -69,7 +69,7 @@ async def test_410_pauses_at_once_says_so_and_loses_nothing(
     assert {line["event"] for line in logged} >= {"subscription.resumed"}
 
 
-async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers_until_it_takes_one(
+async def test_an_open_breaker_lets_one_attempt_of_all_workers_out_until_one_succeeds(
     one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
     inactive(monkeypatch, 50, 100, 200)
@@ -99,7 +99,7 @@ async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers
     assert not await one.pipe.command("ZCARD", one.keys.probes("ops"))
 
 
-async def test_a_probe_of_a_worker_that_died_is_made_by_another_when_its_lease_ends(
+async def test_the_probe_of_a_worker_that_died_is_made_by_another_when_its_lease_ends(
     one: Owed, subscriber: MoodySubscriber
 ) -> None:
     await fail(one.breakers, "ops", "status 503", open_ms=1)
@@ -111,9 +111,7 @@ async def test_a_probe_of_a_worker_that_died_is_made_by_another_when_its_lease_e
     assert subscriber.arrivals[0].at > probed_from
 
 
-async def test_a_subscription_earns_its_room_delivery_by_delivery(
-    one: Owed, subscriber: MoodySubscriber
-) -> None:
+async def test_concurrency_grows_with_each_delivery(one: Owed, subscriber: MoodySubscriber) -> None:
     subscriber.delay_s = 0.05
     await one.queue(FIFTY)
     async with one.worker():
@@ -123,7 +121,7 @@ async def test_a_subscription_earns_its_room_delivery_by_delivery(
     assert 8 < max(in_flight) <= 32
 
 
-async def test_of_one_that_hangs_from_the_beginning_two_attempts_are_made(
+async def test_a_subscriber_that_hangs_from_the_beginning_gets_two_attempts(
     one: Owed, subscriber: MoodySubscriber
 ) -> None:
     subscriber.delay_s = 1.0
@@ -133,7 +131,7 @@ async def test_of_one_that_hangs_from_the_beginning_two_attempts_are_made(
     assert subscriber.arrivals[2].at - subscriber.arrivals[0].at > 0.9
 
 
-async def test_thirty_attempts_that_fail_at_once_are_one_reason_for_patience(
+async def test_thirty_attempts_that_fail_at_once_open_the_breaker_once(
     one: Owed, subscriber: MoodySubscriber
 ) -> None:
     await one.queue(FIFTY)
@@ -146,7 +144,7 @@ async def test_thirty_attempts_that_fail_at_once_are_one_reason_for_patience(
         await subscriber.until(lambda: len(subscriber.taken) == 100, within_s=5)
 
 
-async def test_who_lost_its_lease_says_nothing_of_the_subscription(
+async def test_an_attempt_that_lost_its_lease_does_not_count_for_the_breaker(
     one: Owed, subscriber: MoodySubscriber, logged: list[Any]
 ) -> None:
     subscriber.status, subscriber.delay_s = 503, 0.3
@@ -160,7 +158,7 @@ async def test_who_lost_its_lease_says_nothing_of_the_subscription(
         assert await one.breakers.read() == {}
 
 
-async def test_what_the_receiver_asks_for_holds_for_all_its_queues_and_for_what_comes_later(
+async def test_retry_after_holds_all_queues_of_the_receiver_and_later_deliveries(
     one: Owed, subscriber: MoodySubscriber
 ) -> None:
     subscriber.delay_s = 0.3
@@ -180,7 +178,7 @@ async def test_what_the_receiver_asks_for_holds_for_all_its_queues_and_for_what_
     assert {each.event["data"]["account"]["name"] for each in subscriber.arrivals[2:]} == {"limited", "later"}
 
 
-async def test_a_day_of_patience_ends_at_once_when_somebody_resumes(
+async def test_a_resume_ends_a_days_wait_at_once(
     one: Owed, subscriber: MoodySubscriber, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = CommandLine(one.settings, tmp_path / "watcher.toml", capsys)
@@ -209,7 +207,7 @@ async def test_a_rate_is_kept_over_two_workers(one: Owed, subscriber: MoodySubsc
     assert max(sum(start <= other < start + 0.5 for other in at) for start in at) <= 15
 
 
-async def test_a_queue_is_not_held_for_a_turn_that_is_far_off(
+async def test_a_queue_is_given_back_while_its_turn_is_far_off(
     one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
     monkeypatch.setattr(breakers, "TURN_MS", 50)
@@ -225,7 +223,7 @@ async def test_a_queue_is_not_held_for_a_turn_that_is_far_off(
     assert Counter(event["id"] for event in subscriber.taken).most_common(1)[0][1] == 1
 
 
-async def test_a_delivery_that_cannot_be_read_is_given_up_and_holds_up_nobody(
+async def test_an_unreadable_delivery_becomes_a_dead_letter_and_holds_up_no_other(
     one: Owed, subscriber: MoodySubscriber, logged: list[Any]
 ) -> None:
     await one.pipe.command("RPUSH", one.keys.queue("ops", "treasury"), b"\xff\x1b damaged")

@@ -66,7 +66,7 @@ def text_of(format_: str, body: bytes) -> str:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_turns_are_as_far_apart_as_the_service_takes_messages(format_: Format) -> None:
+def test_turns_are_spaced_by_the_rate_of_the_service(format_: Format) -> None:
     shared: Any = None  # nothing of it is asked
     alert: Any = None
     breakers = SubscriptionBreakers(shared, now_ms=lambda: 0, alert=alert, most=1)
@@ -77,7 +77,7 @@ def test_turns_are_as_far_apart_as_the_service_takes_messages(format_: Format) -
     assert breakers.spacing_ms(faster) == 20, "what is configured wins"
 
 
-def test_the_format_says_which_target_it_is() -> None:
+def test_the_format_decides_the_kind_of_target() -> None:
     assert isinstance(target_of(a_subscription(), LOOPBACK), WebhookTarget)
     assert isinstance(target_of(a_chat().settings, LOOPBACK), ChatTarget)
     assert set(FORMATS) == {"standard", *SERVICES}
@@ -103,7 +103,7 @@ def test_a_request_is_the_golden_one_byte_for_byte(format_: str) -> None:
 
 
 @pytest.mark.parametrize("format_", [name for name in SERVICES if name != "pagerduty"])
-def test_several_deliveries_are_a_line_each(format_: str) -> None:
+def test_a_message_has_a_line_for_each_delivery(format_: str) -> None:
     target = a_chat(format_)
     deliveries = [a_change(amount=str(number)) for number in range(3)]
     assert target.together(deliveries) == 3
@@ -113,7 +113,7 @@ def test_several_deliveries_are_a_line_each(format_: str) -> None:
 
 
 @pytest.mark.parametrize("format_", [name for name in SERVICES if name != "pagerduty"])
-def test_fewer_go_together_where_all_would_have_to_be_said_in_other_words(format_: str) -> None:
+def test_fewer_go_together_rather_than_being_shortened(format_: str) -> None:
     words = "of {account} at {time}, as an operator wants to read it " * 4
     target = a_chat(format_, template="{amount} {asset}: " + words)
     deliveries = [a_change(amount=str(number)) for number in range(20)]
@@ -126,11 +126,11 @@ def test_fewer_go_together_where_all_would_have_to_be_said_in_other_words(format
         assert line.count("an operator wants") == 4
 
 
-def test_a_pager_is_told_of_one_event_at_a_time() -> None:
+def test_a_pager_gets_one_event_at_a_time() -> None:
     assert a_chat("pagerduty").together([a_change(), a_change()]) == 1
 
 
-def test_what_an_alert_is_about_is_the_same_for_its_end() -> None:
+def test_an_alert_and_its_end_have_the_same_key() -> None:
     stale, recovered, other, paused = (
         json.loads(sent(a_chat("pagerduty"), delivery)[1])
         for delivery in (
@@ -157,7 +157,7 @@ def test_a_header_that_is_configured_wins_over_ours() -> None:
 
 
 @pytest.mark.parametrize("format_", SERVICES)
-def test_what_is_too_long_is_shortened_and_its_amounts_stay_whole(format_: str) -> None:
+def test_a_long_sentence_is_shortened_and_its_amounts_stay_whole(format_: str) -> None:
     amount = "9" * 59 + "." + "123456789012345678"
     wide = a_change(
         asset={"id": "x" * 128, "symbol": "&*" * 32}, amount=amount, after={"total": amount, "locked": "0"}
@@ -246,7 +246,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("format_", "status", "body", "answer", "error"), ANSWERS)
-def test_what_a_service_answers_is_understood(
+def test_the_answers_of_each_service_are_understood(
     format_: str, status: int, body: str, answer: Answer, error: str | None
 ) -> None:
     reading = a_chat(format_).read(status, body.encode())
@@ -260,7 +260,7 @@ def test_what_a_service_answers_is_understood(
     [(429, Answer.SLOW_DOWN), (503, Answer.OVERLOADED), (502, Answer.NO_ANSWER), (302, FAILED), (204, OK)],
 )
 @pytest.mark.parametrize("body", [b"", b"\xff", b"{", b"[]", b"null", b'{"parameters":1,"error":[]}'])
-def test_an_answer_that_says_nothing_else_is_its_status(
+def test_an_answer_without_a_known_body_is_judged_by_its_status(
     format_: str, status: int, answer: Answer, body: bytes
 ) -> None:
     assert a_chat(format_).read(status, body).answer is answer
@@ -313,12 +313,12 @@ def test_no_answer_is_too_odd_to_be_read(said: object, status: int) -> None:
         ("telegram", b'{"parameters":{"retry_after":null}}', None),
     ],
 )
-def test_the_wait_that_a_body_asks_for_is_read(format_: str, body: bytes, asked_s: float | None) -> None:
+def test_a_retry_after_in_the_body_is_read(format_: str, body: bytes, asked_s: float | None) -> None:
     reading = a_chat(format_).read(429, body)
     assert (reading.answer, reading.retry_after_s) == (Answer.SLOW_DOWN, asked_s)
 
 
-def test_a_group_that_moved_says_where_to() -> None:
+def test_a_moved_group_names_its_new_id() -> None:
     body = (
         b'{"ok":false,"description":"Bad Request: group chat was upgraded to a supergroup chat","parameters":'
     )
@@ -326,7 +326,7 @@ def test_a_group_that_moved_says_where_to() -> None:
     assert (reading.answer, reading.fix) == (GONE, "write the new id of the group: chat = -1002")
 
 
-def test_a_chat_is_a_number_or_a_channel() -> None:
+def test_a_telegram_chat_is_a_number_or_a_channel() -> None:
     for chat, id_ in ((-100123, -100123), ("42", 42), ("@channel", "@channel")):
         _, body = sent(a_chat("telegram", chat=chat), a_change())
         assert json.loads(body)["chat_id"] == id_

@@ -18,7 +18,7 @@ def a_chat(service: ChatService, name: str, **fields: Any) -> SubscriptionSettin
     return SubscriptionSettings.model_validate({**given, **fields})
 
 
-async def test_a_group_that_moved_gets_what_waits_once_its_new_id_is_written(
+async def test_a_moved_group_gets_its_backlog_once_its_new_id_is_configured(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
     moved = {"ok": False, "error_code": 400, "parameters": {"migrate_to_chat_id": -1002}}

@@ -58,7 +58,7 @@ def seen(lines: Sequence[str]) -> list[str]:
 
 
 @every_format
-async def test_a_service_takes_what_is_written_for_it_and_shows_each_event_in_its_line(format_: str) -> None:
+async def test_each_service_accepts_its_message_and_shows_each_event_in_a_line(format_: str) -> None:
     async with ChatService(format_) as service, a_sink() as sink:
         target = a_chat(service)
         storm = a_storm(1, 20)
@@ -70,7 +70,7 @@ async def test_a_service_takes_what_is_written_for_it_and_shows_each_event_in_it
 
 
 @every_format
-async def test_as_many_go_together_as_the_service_takes_however_long_each_is(format_: str) -> None:
+async def test_a_message_holds_as_many_events_as_the_service_accepts(format_: str) -> None:
     asset = {"id": "7" * 200, "symbol": "&<*_@#" * 40, "name": "x", "decimals": 18}
     storm = a_storm(1, 20, asset=asset, after={"total": "9" * 78 + "." + "9" * 78, "locked": "0"})
     async with ChatService(format_) as service, a_sink() as sink:
@@ -85,7 +85,7 @@ async def test_as_many_go_together_as_the_service_takes_however_long_each_is(for
 
 
 @every_format
-async def test_each_says_in_its_own_way_that_it_wants_less_and_is_understood(format_: str) -> None:
+async def test_the_rate_limit_answer_of_each_service_is_understood(format_: str) -> None:
     async with ChatService(format_, credit=1.0) as service, a_sink() as sink:
         target = a_chat(service)
         answers = [await sink.send(target, a_storm(n, n), 1) for n in (1, 2)]
@@ -99,7 +99,7 @@ async def test_each_says_in_its_own_way_that_it_wants_less_and_is_understood(for
 
 
 @every_format
-async def test_what_no_service_would_take_is_a_flaw(format_: str) -> None:
+async def test_a_message_that_the_service_would_refuse_is_found(format_: str) -> None:
     async with ChatService(format_) as service, a_sink() as sink:
         target = a_chat(service)
         body = b"x" * 600_000 if format_ == "ntfy" else b'{"text":""}'
@@ -133,7 +133,7 @@ async def assert_settled(one: Owed) -> None:
         pytest.param(500, marks=pytest.mark.long),
     ],
 )
-async def test_a_storm_is_a_few_messages_at_the_pace_of_slack_each_event_once_and_in_order(
+async def test_a_burst_becomes_a_few_messages_at_slacks_rate_each_event_once_in_order(
     redis_client: Redis, redis_server_url: str, namespace: str, count: int
 ) -> None:
     async with ChatService("slack") as slack:
@@ -154,7 +154,7 @@ async def test_a_storm_is_a_few_messages_at_the_pace_of_slack_each_event_once_an
         pytest.param(60, 60, marks=[pytest.mark.long, pytest.mark.timeout(240)]),
     ],
 )
-async def test_a_service_that_takes_nothing_for_a_while_costs_no_event_and_is_not_stormed(
+async def test_an_outage_of_a_service_loses_no_event_and_ends_without_a_burst(
     redis_client: Redis, redis_server_url: str, namespace: str, count: int, for_s: int
 ) -> None:
     until_s = time.monotonic() + for_s

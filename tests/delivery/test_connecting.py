@@ -41,7 +41,7 @@ async def post(sink: WebhookSink, url: str) -> Attempt:
     return await sink.send(a_target(url), [a_delivery()], 1)
 
 
-async def test_no_more_connections_are_kept_than_there_is_room_for() -> None:
+async def test_idle_connections_are_bounded() -> None:
     async with AsyncExitStack() as stack:
         many = [await stack.enter_async_context(subscribing(answering(OK))) for _ in range(5)]
         sink = await stack.enter_async_context(a_sink(keep=2))
@@ -54,7 +54,7 @@ async def test_no_more_connections_are_kept_than_there_is_room_for() -> None:
 # The guard says no
 
 
-async def test_a_forbidden_address_is_our_refusal_and_is_not_dialled() -> None:
+async def test_a_denied_address_is_refused_by_policy_and_not_dialled() -> None:
     async with subscribing(answering(OK)) as canary:
         async with a_sink(STRICTER) as sink:
             attempt = await post(sink, canary.url)
@@ -74,7 +74,9 @@ async def test_a_forbidden_address_is_our_refusal_and_is_not_dialled() -> None:
         (["127.1"], "not an address in its usual spelling"),
     ],
 )
-async def test_a_name_that_leads_inside_is_our_refusal(addresses: list[str], reason: str) -> None:
+async def test_a_name_that_resolves_to_an_internal_address_is_refused_by_policy(
+    addresses: list[str], reason: str
+) -> None:
     dns = FakeDns({"hooks.example": addresses})
     async with subscribing(answering(OK)) as canary:
         async with a_sink(STRICTER, resolver=dns) as sink:
@@ -85,7 +87,7 @@ async def test_a_name_that_leads_inside_is_our_refusal(addresses: list[str], rea
     }
 
 
-async def test_a_name_that_leads_elsewhere_later_is_judged_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_is_judged_again_at_each_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("watcher.http.dial.CACHE_S", 0)
     known = {"hooks.example": ["127.0.0.2"]}
     closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
@@ -102,7 +104,7 @@ async def test_a_name_that_leads_elsewhere_later_is_judged_each_time(monkeypatch
 # Names
 
 
-async def test_a_name_that_is_unknown_is_the_subscribers_failure() -> None:
+async def test_an_unknown_name_is_a_failed_attempt() -> None:
     dns = FakeDns({"gone.example": OSError(None, "DNS lookup failed")})
     async with a_sink(resolver=dns) as sink:
         attempt = await post(sink, "http://gone.example/")
@@ -110,14 +112,14 @@ async def test_a_name_that_is_unknown_is_the_subscribers_failure() -> None:
     assert attempt.answer is Answer.NO_ANSWER
 
 
-async def test_a_name_server_that_is_silent_costs_the_deadline() -> None:
+async def test_a_silent_name_server_ends_the_attempt_at_its_deadline() -> None:
     async with a_sink(resolver=FakeDns({}), deadline_s=SHORT_S) as sink:
         attempts = await asyncio.gather(*(post(sink, "http://silent.example/") for _ in range(3)))
     assert [attempt.error for attempt in attempts] == 3 * [NO_CONNECTION]
 
 
 @pytest.mark.parametrize("host", ["a..b", ".example", 64 * "x" + ".example", "127.1", "0x7f000001", "xn--a"])
-async def test_a_name_that_is_none_is_an_error_of_the_attempt(host: str) -> None:
+async def test_an_invalid_name_is_an_error_of_the_attempt(host: str) -> None:
     target = a_target("http://hooks.example/")
     target.lead_to(URL.build(scheme="http", host=host, path="/", encoded=True))
     async with a_sink(resolver=FakeDns({host: UnicodeError("label empty or too long")})) as sink:
@@ -131,7 +133,7 @@ async def test_a_name_that_is_none_is_an_error_of_the_attempt(host: str) -> None
 # Addresses
 
 
-async def test_a_refused_connection_says_so() -> None:
+async def test_a_refused_connection_is_named_as_such() -> None:
     async with subscribing(silence) as subscriber:
         pass
     async with a_sink() as sink:
@@ -177,7 +179,7 @@ async def test_a_certificate_has_to_be_valid_and_for_this_name(
     assert len(subscriber.requests) == (outcome == 200), "nothing is said to whom we do not know"
 
 
-async def test_a_certificate_that_nobody_signed_is_refused() -> None:
+async def test_an_untrusted_certificate_is_refused() -> None:
     tls, _ = a_certificate(HOST)
     async with (
         subscribing(answering(OK), tls=tls) as subscriber,
@@ -207,7 +209,7 @@ async def test_a_port_that_does_not_speak_tls_ends_the_attempt(script: Script, e
     assert attempt.error in errors
 
 
-async def test_a_peer_that_never_says_goodbye_over_tls_holds_no_connection_open(
+async def test_a_peer_that_never_closes_tls_holds_no_connection_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tls, certificate = a_certificate(HOST)

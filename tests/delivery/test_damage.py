@@ -78,7 +78,7 @@ OWN_SHARD = OWN_SUBSCRIPTION | {("audit", SICK), ("audit", NEAR)}
         ("given_up", OWN_SHARD),
     ],
 )
-async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
+async def test_a_key_of_another_type_affects_only_what_it_stores_until_it_is_fixed(
     both: Owed, subscriber: MoodySubscriber, audit: MoodySubscriber, key: str, costs: set[tuple[str, str]]
 ) -> None:
     keys = both.keys
@@ -113,7 +113,7 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
 
 
 @pytest.mark.parametrize("junk", [b"", b"x evt", b"-1 evt", b"9" * 400 + b" evt", b"1_0 evt", b"\xff\x00"])
-async def test_junk_about_failed_attempts_or_a_breaker_heals_with_the_next_attempt(
+async def test_damaged_records_of_attempts_or_breakers_heal_with_the_next_attempt(
     both: Owed, subscriber: MoodySubscriber, logged: list[Any], junk: bytes
 ) -> None:
     subscriber.status = 500

@@ -122,7 +122,7 @@ async def test_a_ping_is_a_signed_sample_and_each_is_another_event(
 
 
 @pytest.mark.parametrize("type_", MODEL_BY_TYPE)
-async def test_a_ping_may_be_of_any_type_whatever_the_subscription_asks_for(
+async def test_a_ping_may_be_of_any_event_type(
     alone: CommandLine, subscriber: MoodySubscriber, type_: str
 ) -> None:
     ended = await alone("ping", "ops", "--event", type_)
@@ -132,7 +132,7 @@ async def test_a_ping_may_be_of_any_type_whatever_the_subscription_asks_for(
     assert arrival.event["type"] == type_
 
 
-async def test_a_type_of_event_that_was_mistyped_is_answered_with_the_one_that_was_meant(
+async def test_a_mistyped_event_type_is_answered_with_the_nearest_one(
     alone: CommandLine, subscriber: MoodySubscriber
 ) -> None:
     ended = await alone("ping", "ops", "--event", "deposit.clear")
@@ -141,7 +141,7 @@ async def test_a_type_of_event_that_was_mistyped_is_answered_with_the_one_that_w
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 410, 418, 429, 500, 503])
-async def test_a_ping_that_is_not_taken_says_why_and_what_to_do(
+async def test_a_ping_that_is_refused_says_why_and_what_to_do(
     alone: CommandLine, subscriber: MoodySubscriber, status: int
 ) -> None:
     subscriber.status = status
@@ -174,7 +174,7 @@ async def test_a_ping_that_does_not_arrive_says_why(
     assert not (tmp_path / ".watcher").exists()
 
 
-async def test_a_ping_goes_nowhere_where_a_delivery_would_not(
+async def test_a_ping_is_refused_where_a_delivery_would_be(
     alone: CommandLine, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from watcher.delivery.egress import Policy
@@ -188,7 +188,7 @@ async def test_a_ping_goes_nowhere_where_a_delivery_would_not(
     assert "[egress] allow" in ended.out
 
 
-def test_advice_is_for_what_an_attempt_really_says() -> None:
+def test_advice_fits_the_answer_of_the_attempt() -> None:
     said = [*(words for _, words in webhook._WORDS), "no connection within 20 s", "no answer within 20 s"]
     for words, advice in sink._BY_ERROR:
         (found, *_) = [each for each in said if words in each]
@@ -220,7 +220,7 @@ def test_advice_is_for_what_an_attempt_really_says() -> None:
         ("resend", ("--dead", "--subscription", "opps")),
     ],
 )
-async def test_a_name_that_was_mistyped_is_answered_with_the_one_that_was_meant(
+async def test_a_mistyped_name_is_answered_with_the_nearest_one(
     run: CommandLine, name: str, arguments: tuple[str, ...]
 ) -> None:
     ended = await run(name, *arguments)
@@ -247,7 +247,7 @@ async def test_a_name_that_was_mistyped_is_answered_with_the_one_that_was_meant(
         ("resend", ("--since", "yesterday", "--subscription", "ops")),
     ],
 )
-async def test_what_makes_no_sense_is_a_mistake_of_use(
+async def test_contradictory_arguments_are_a_usage_error(
     run: CommandLine, name: str, arguments: tuple[str, ...]
 ) -> None:
     ended = await run(name, *arguments)
@@ -265,7 +265,7 @@ async def test_what_makes_no_sense_is_a_mistake_of_use(
         ("subscriptions", ("pause", "ops")),
     ],
 )
-async def test_without_a_server_they_end_with_69(
+async def test_without_a_server_the_commands_exit_with_69(
     alone: CommandLine, name: str, arguments: tuple[str, ...]
 ) -> None:
     ended = await alone(name, *arguments)
@@ -273,7 +273,7 @@ async def test_without_a_server_they_end_with_69(
     assert ended.err.startswith("watcher: ")
 
 
-def test_they_are_in_the_help() -> None:
+def test_the_commands_are_in_the_help() -> None:
     assert {"deliveries", "subscriptions"} <= set(cli.COMMANDS_BY_PURPOSE["Look"])
     assert {"ping", "resend"} <= set(cli.COMMANDS_BY_PURPOSE["Act and prove"])
 
@@ -281,7 +281,7 @@ def test_they_are_in_the_help() -> None:
 # subscriptions
 
 
-async def test_subscriptions_say_how_they_stand_and_what_waits(one: Owed, run: CommandLine) -> None:
+async def test_subscriptions_show_their_state_and_backlog(one: Owed, run: CommandLine) -> None:
     await one.queue(["treasury", "alice"], [1, 2])
     await given_up(one, "bob", 1)
     await fail(one.breakers, "audit", f"status 500 {HOSTILE}")
@@ -303,7 +303,7 @@ async def test_subscriptions_say_how_they_stand_and_what_waits(one: Owed, run: C
     assert "t0ken" not in text
 
 
-async def test_a_subscription_of_messages_says_for_which_service(run: CommandLine, tmp_path: Path) -> None:
+async def test_a_chat_subscription_shows_its_service(run: CommandLine, tmp_path: Path) -> None:
     chat = '[[subscriptions]]\nname = "chat"\nurl = "http://127.0.0.1:9/t0ken"\nformat = "slack"\n'
     with (tmp_path / "watcher.toml").open("a") as file:
         file.write(chat)
@@ -313,7 +313,7 @@ async def test_a_subscription_of_messages_says_for_which_service(run: CommandLin
     assert text.count(" as ") == 1
 
 
-async def test_who_is_owed_something_is_listed_even_when_not_configured(one: Owed, run: CommandLine) -> None:
+async def test_an_unconfigured_subscription_with_a_backlog_is_listed(one: Owed, run: CommandLine) -> None:
     await one.queue(["treasury"], to="gone")
     await pause(one.breakers, "left", "by hand")
     text = (await run("subscriptions")).out
@@ -354,7 +354,7 @@ async def until(claim: Callable[[], Any]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_a_worker_that_runs_keeps_what_happens_in_a_pause_and_tells_it_in_order(
+async def test_events_during_a_pause_are_kept_and_sent_in_order_afterwards(
     rig: Rig, redis_client: Redis, namespace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = CommandLine(rig.settings, tmp_path / "watcher.toml", capsys)
@@ -380,7 +380,7 @@ async def test_a_worker_that_runs_keeps_what_happens_in_a_pause_and_tells_it_in_
 # deliveries
 
 
-async def test_what_waits_is_listed_queue_by_queue_with_the_state_of_its_head(
+async def test_the_backlog_is_listed_queue_by_queue_with_the_state_of_each_head(
     one: Owed, run: CommandLine
 ) -> None:
     await one.queue(["treasury"], [1, 2])
@@ -404,7 +404,9 @@ async def test_what_waits_is_listed_queue_by_queue_with_the_state_of_its_head(
     assert "in 59m" in lines[2] or "in 1h" in lines[2]
 
 
-async def test_a_subscription_that_rests_moves_what_is_due(one: Owed, run: CommandLine) -> None:
+async def test_deliveries_are_due_when_the_breaker_of_their_subscription_allows(
+    one: Owed, run: CommandLine
+) -> None:
     await one.queue(["treasury"])
     await fail(one.breakers, "ops", "status 429", open_ms=600_000)
     (row,) = (await run("deliveries", "--json")).objects
@@ -431,7 +433,7 @@ async def test_deliveries_are_found_by_subscription_and_account_and_bounded(
     assert (await run("deliveries", "--account", "nobody")).out == ""
 
 
-async def test_the_event_in_front_is_given_up_by_hand_and_what_is_behind_it_is_due_at_once(
+async def test_dropping_the_head_of_a_queue_makes_the_next_delivery_due_at_once(
     one: Owed, run: CommandLine
 ) -> None:
     await one.queue(["treasury"], [1, 2])
@@ -459,7 +461,7 @@ async def test_the_event_in_front_is_given_up_by_hand_and_what_is_behind_it_is_d
     ]
 
 
-async def test_an_event_that_waits_for_several_is_given_up_for_the_one_that_is_named(
+async def test_an_event_that_waits_for_several_is_dropped_for_the_named_one_only(
     one: Owed, run: CommandLine
 ) -> None:
     for name in ("ops", "audit"):
@@ -490,7 +492,7 @@ async def test_an_event_that_waits_for_several_is_given_up_for_the_one_that_is_n
 
 
 @pytest.mark.parametrize(("answer", "behind"), [(OK, [2]), (REFUSED, [2]), (REFUSED, [])])
-async def test_an_event_that_is_given_up_while_it_is_attempted_lets_the_next_one_go_when_that_ends(
+async def test_dropping_an_event_in_flight_sends_the_next_one_after_its_attempt(
     redis_client: Redis,
     redis_server_url: str,
     namespace: str,
@@ -544,7 +546,7 @@ async def test_dead_letters_are_listed_oldest_first_with_their_reasons(one: Owed
     assert "status 404 \\x1b]0;owned\\x07\\u202e" in text
 
 
-async def test_attempts_that_failed_are_remembered_with_what_was_answered(
+async def test_failed_attempts_are_kept_with_their_answers(
     one: Owed, run: CommandLine, subscriber: MoodySubscriber
 ) -> None:
     subscriber.status = 418
@@ -561,7 +563,7 @@ async def test_attempts_that_failed_are_remembered_with_what_was_answered(
     assert lines[1].endswith("418: what it says")
 
 
-def test_the_last_attempt_of_a_dead_letter_was_given_up() -> None:
+def test_the_last_attempt_of_a_dead_letter_is_shown_as_given_up() -> None:
     row = {
         "kind": "attempt",
         "subscription": "ops",
@@ -580,7 +582,7 @@ def test_the_last_attempt_of_a_dead_letter_was_given_up() -> None:
     assert cells(row | {"deliveries": 20})[2] == "evt_1 and 19 more"
 
 
-async def test_the_first_kib_of_an_answer_is_kept_with_its_attempt_and_its_beginning_is_logged(
+async def test_an_attempt_keeps_the_first_kib_of_its_answer_and_logs_its_beginning(
     one: Owed, run: CommandLine, subscriber: MoodySubscriber
 ) -> None:
     subscriber.status, subscriber.text = 422, "\x1b[31mno " + 3000 * "x"
@@ -609,15 +611,13 @@ async def test_the_first_kib_of_an_answer_is_kept_with_its_attempt_and_its_begin
         ("--attempts", "no attempt that failed is remembered\n"),
     ],
 )
-async def test_where_there_is_none_people_are_told_so(
-    one: Owed, run: CommandLine, kind: str, said: str
-) -> None:
+async def test_an_empty_list_says_so_to_people(one: Owed, run: CommandLine, kind: str, said: str) -> None:
     ended = await run("deliveries", kind)
     assert (ended.code, ended.out, ended.err) == (0, "", said)
     assert (await run("deliveries", kind, "--json")).err == ""
 
 
-async def test_what_is_damaged_is_shown_as_such_and_hides_nothing_else(one: Owed, run: CommandLine) -> None:
+async def test_a_damaged_entry_is_shown_as_such_and_hides_no_other(one: Owed, run: CommandLine) -> None:
     await one.queue(["treasury"], [1, 2])
     await given_up(one, "alice", 1)
     shard, keys = shard_of("treasury"), one.keys
@@ -633,7 +633,7 @@ async def test_what_is_damaged_is_shown_as_such_and_hides_nothing_else(one: Owed
         assert len((await run("deliveries", kind, "--json")).objects) == count
 
 
-async def test_what_waits_for_a_retry_goes_out_within_a_second_or_two_of_a_resume(
+async def test_a_resume_sends_waiting_retries_within_two_seconds(
     one: Owed, tmp_path: Path, capsys: pytest.CaptureFixture[str], subscriber: MoodySubscriber
 ) -> None:
     patient = one.settings.subscription_by_name["ops"].model_copy(update={"retries": seconds(0, 20, 20)})
@@ -658,7 +658,7 @@ async def entries(one: Owed, account: str, to: str = "ops") -> list[bytes]:
     return waiting
 
 
-async def test_all_dead_letters_go_back_to_the_end_of_their_queues_and_arrive(
+async def test_resent_dead_letters_go_to_the_end_of_their_queues_and_arrive(
     one: Owed, run: CommandLine, subscriber: MoodySubscriber
 ) -> None:
     await given_up(one, "treasury", 1, 2, 3, 4, 5)
@@ -680,7 +680,7 @@ async def test_all_dead_letters_go_back_to_the_end_of_their_queues_and_arrive(
     assert sent == {delivery.event_id: delivery.body for delivery in owed_of}
 
 
-async def test_dead_letters_of_a_time_go_back_alone(one: Owed, run: CommandLine) -> None:
+async def test_only_dead_letters_of_the_given_time_are_resent(one: Owed, run: CommandLine) -> None:
     await a_letter_in(one, shard_of("treasury"), a_sample("treasury", 1), "treasury", at="1000-0")
     await given_up(one, "treasury", 2)
     dead = ("--dead", "--subscription", "ops", "--since")
@@ -689,7 +689,9 @@ async def test_dead_letters_of_a_time_go_back_alone(one: Owed, run: CommandLine)
     assert "1 dead letter of 1 account queued" in (await run("resend", *dead, "1970-01-01")).out
 
 
-async def test_one_event_goes_to_whoever_gave_it_up(one: Owed, run: CommandLine) -> None:
+async def test_one_event_is_resent_to_each_subscription_with_its_dead_letter(
+    one: Owed, run: CommandLine
+) -> None:
     await given_up(one, "treasury", 1, 2)
     await given_up(one, "treasury", 2, to="audit")
     said = (await run("resend", "evt_treasury_2", "--json")).objects
@@ -699,13 +701,13 @@ async def test_one_event_goes_to_whoever_gave_it_up(one: Owed, run: CommandLine)
     assert [row["event_id"] for row in left] == ["evt_treasury_1"]
 
 
-async def test_an_event_that_nobody_knows_is_not_sent(run: CommandLine) -> None:
+async def test_an_unknown_event_is_not_resent(run: CommandLine) -> None:
     ended = await run("resend", f"evt_1{HOSTILE}")
     assert (ended.code, ended.out) == (1, "")
     assert "nothing of evt_1\\x1b]0;owned\\x07\\u202e is left" in ended.err
 
 
-async def test_a_letter_that_cannot_be_read_stays_where_it_is(one: Owed, run: CommandLine) -> None:
+async def test_an_unreadable_dead_letter_is_not_resent(one: Owed, run: CommandLine) -> None:
     key = one.keys.dead(shard_of("treasury"), "ops")
     await one.pipe.command("XADD", key, "*", "account", "treasury", "reason", "no", "delivery", b"\xff")
     # of an account that lives in another shard
@@ -719,7 +721,7 @@ async def test_a_letter_that_cannot_be_read_stays_where_it_is(one: Owed, run: Co
     assert len((await run("deliveries", "--dead", "--json")).objects) == 3
 
 
-async def test_who_is_paused_is_told_of(one: Owed, run: CommandLine) -> None:
+async def test_a_resend_to_a_paused_subscription_says_so(one: Owed, run: CommandLine) -> None:
     await given_up(one, "treasury", 1)
     await pause(one.breakers, "ops", "by hand")
     ended = await run("resend", "evt_treasury_1")
@@ -727,7 +729,7 @@ async def test_who_is_paused_is_told_of(one: Owed, run: CommandLine) -> None:
     assert "ops is paused: they wait for `watcher subscriptions resume ops`" in ended.err
 
 
-async def test_a_backlog_without_room_pushes_nothing_out(
+async def test_a_resend_into_a_full_backlog_drops_nothing(
     one: Owed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await given_up(one, "treasury", 1, 2)
@@ -741,7 +743,7 @@ async def test_a_backlog_without_room_pushes_nothing_out(
     assert len(await entries(one, "treasury")) == 1
 
 
-async def test_the_log_is_told_again_with_the_same_ids_and_bytes(
+async def test_events_of_the_log_are_resent_with_the_same_ids_and_bytes(
     rig: Rig, redis_client: Redis, namespace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ops = rig.settings.subscription_by_name["ops"].model_copy(update={"events": ("*",)})
@@ -771,7 +773,7 @@ async def test_the_log_is_told_again_with_the_same_ids_and_bytes(
     assert sorted(json.dumps(receipt.event) for receipt in again[:-1]) == sorted(map(json.dumps, first))
 
 
-async def test_an_event_that_still_waits_is_not_queued_a_second_time(
+async def test_a_queued_event_is_not_queued_a_second_time(
     rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = CommandLine(rig.settings, tmp_path / "watcher.toml", capsys)
@@ -798,7 +800,7 @@ async def test_an_event_that_still_waits_is_not_queued_a_second_time(
         await until(lambda: len(rig.receiver.receipts) == before + 3)
 
 
-async def test_a_dead_letter_whose_event_waits_stays_one(one: Owed, run: CommandLine) -> None:
+async def test_a_dead_letter_whose_event_is_queued_stays_one(one: Owed, run: CommandLine) -> None:
     await given_up(one, "treasury", 1, 2)
     await one.queue(["treasury"], [2])
     ended = await run("resend", "--dead", "--subscription", "ops")
@@ -810,7 +812,7 @@ async def test_a_dead_letter_whose_event_waits_stays_one(one: Owed, run: Command
     ]
 
 
-async def test_a_damaged_record_is_left_out_and_said(
+async def test_a_damaged_record_is_left_out_and_reported(
     one: Owed, run: CommandLine, rig: Rig, redis_client: Redis
 ) -> None:
     rig.is_damaged = True

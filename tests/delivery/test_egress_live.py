@@ -149,7 +149,7 @@ def test_every_case_of_the_list_is_judged() -> None:
 
 
 @pytest.mark.parametrize("case", verdicts("allow"))
-async def test_an_allowed_url_passes_the_check_the_look_up_and_the_socket(case: dict[str, Any]) -> None:
+async def test_an_allowed_url_passes_the_check_the_lookup_and_the_connection(case: dict[str, Any]) -> None:
     policy = policy_of(case)
     url = check_url(case["url"], policy)
     host, port = url.raw_host, url.port
@@ -161,7 +161,7 @@ async def test_an_allowed_url_passes_the_check_the_look_up_and_the_socket(case: 
 
 
 @pytest.mark.parametrize("case", verdicts("deny"))
-async def test_a_denied_url_fails_at_the_check_or_at_the_look_up(case: dict[str, Any]) -> None:
+async def test_a_denied_url_fails_at_the_check_or_the_lookup(case: dict[str, Any]) -> None:
     policy = policy_of(case)
     try:
         url = check_url(case["url"], policy)
@@ -174,7 +174,7 @@ async def test_a_denied_url_fails_at_the_check_or_at_the_look_up(case: dict[str,
 # Live proofs: nothing may reach the canary
 
 
-async def test_a_name_that_turns_inward_after_its_first_answer_reaches_nothing() -> None:
+async def test_a_name_that_is_rebound_to_an_internal_address_reaches_nothing() -> None:
     dns = ScriptedDns([PUBLIC], ["127.0.0.1"])
     async with listening() as canary, a_pool(SUBSCRIBER, dns) as pool:
         url = f"http://rebinding.example:{canary.port}/"
@@ -189,14 +189,14 @@ async def test_the_same_request_arrives_where_the_address_is_allowed() -> None:
         assert await canary.visits() == 1
 
 
-async def test_one_bad_answer_refuses_the_whole_name() -> None:
+async def test_one_denied_address_refuses_the_whole_name() -> None:
     dns = ScriptedDns(["127.0.0.2", "127.0.0.1"])
     async with listening("127.0.0.2") as subscriber, a_pool(SUBSCRIBER, dns) as pool:
         assert await refusal_of(pool, f"http://mixed.example:{subscriber.port}/") == "loopback address"
         assert await subscriber.visits() == 0
 
 
-async def test_everybody_who_waits_for_the_same_look_up_is_refused() -> None:
+async def test_all_callers_of_a_shared_lookup_are_refused() -> None:
     async with listening() as canary, a_pool(SUBSCRIBER, ScriptedDns(["127.0.0.1"])) as pool:
         url = f"http://rebinding.example:{canary.port}/"
         refusals = await asyncio.gather(*(refusal_of(pool, url) for _ in range(5)))
@@ -204,7 +204,7 @@ async def test_everybody_who_waits_for_the_same_look_up_is_refused() -> None:
         assert await canary.visits() == 0
 
 
-async def test_what_the_real_resolver_says_is_judged() -> None:
+async def test_answers_of_the_real_resolver_are_judged() -> None:
     async with listening() as canary, a_pool(SUBSCRIBER) as pool:
         assert await refusal_of(pool, f"http://localhost:{canary.port}/") == "loopback address"
         assert await canary.visits() == 0
@@ -213,13 +213,13 @@ async def test_what_the_real_resolver_says_is_judged() -> None:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "①②⑦.⓪.⓪.①", "１２７.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]"]
 )
-async def test_an_address_in_the_url_is_judged_at_the_socket(host: str) -> None:
+async def test_an_address_in_the_url_is_judged_when_it_is_dialled(host: str) -> None:
     async with listening() as canary, a_pool(SUBSCRIBER) as pool:
         assert await refusal_of(pool, URL(f"http://{host}:{canary.port}/")) == "loopback address"
         assert await canary.visits() == 0
 
 
-async def test_the_socket_judges_again_what_a_resolver_let_through() -> None:
+async def test_an_address_is_judged_again_when_it_is_dialled() -> None:
     dns = ScriptedDns(["127.0.0.1", "0.0.0.0", "::1"])
     async with listening() as canary, a_pool(judging_after(3, SUBSCRIBER), dns) as pool:
         assert await refusal_of(pool, f"http://unguarded.example:{canary.port}/")
@@ -233,7 +233,7 @@ async def test_happy_eyeballs_dial_only_the_allowed_ones_of_several_addresses() 
         assert await subscriber.visits() == 1
 
 
-async def test_a_redirect_inward_reaches_nothing() -> None:
+async def test_a_redirect_to_an_internal_address_reaches_nothing() -> None:
     async with listening() as canary:
         inward = b"HTTP/1.1 307 -\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % canary.url.encode()
         async with listening("127.0.0.2", inward) as subscriber, a_pool(SUBSCRIBER) as pool:
@@ -242,7 +242,7 @@ async def test_a_redirect_inward_reaches_nothing() -> None:
         assert await canary.visits() == 0
 
 
-async def test_a_proxy_from_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_from_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     async with listening() as canary, listening("127.0.0.2") as subscriber:
@@ -253,7 +253,7 @@ async def test_a_proxy_from_the_environment_is_not_asked(monkeypatch: pytest.Mon
         assert await canary.visits() == 0
 
 
-async def test_a_connection_kept_alive_does_not_serve_a_stricter_policy() -> None:
+async def test_a_stricter_policy_does_not_reuse_an_older_connection() -> None:
     async with listening() as canary, a_pool(EVERYWHERE) as before, a_pool(SUBSCRIBER) as after:
         assert [await status_of(before, canary.url) for _ in range(2)] == [200, 200]
         assert await refusal_of(after, canary.url) == "loopback address"
@@ -266,12 +266,12 @@ async def test_a_connection_kept_alive_does_not_serve_a_stricter_policy() -> Non
 @pytest.mark.parametrize(
     "answer", ["2606:4700:4700::1111%eth0", "127.1", "0x7f000001", "", "hooks.example.com"]
 )
-async def test_an_answer_that_is_no_plain_address_refuses_the_name(answer: str) -> None:
+async def test_a_lookup_that_returns_no_plain_address_refuses_the_name(answer: str) -> None:
     with pytest.raises(EgressRefused):
         await Dialer(ScriptedDns([answer]), EVERYWHERE.judge).look_up("odd.example", 443)
 
 
-async def test_a_look_up_that_fails_by_itself_is_no_refusal() -> None:
+async def test_a_failed_lookup_is_no_refusal_by_policy() -> None:
     class DeadDns(ScriptedDns):
         async def resolve(self, *_: object) -> list[ResolveResult]:
             raise OSError(None, "DNS lookup failed")
@@ -280,7 +280,7 @@ async def test_a_look_up_that_fails_by_itself_is_no_refusal() -> None:
         assert await refusal_of(pool, "http://dead.example/") is None
 
 
-async def test_a_refused_connection_is_no_refusal_of_ours() -> None:
+async def test_a_refused_connection_is_no_refusal_by_policy() -> None:
     async with listening("127.0.0.2") as subscriber:
         url = subscriber.url
     async with a_pool(SUBSCRIBER) as pool:

@@ -23,7 +23,7 @@ def log_of(place: Path, account: str) -> list[dict[str, Any]]:
     return [line for line in of_account[start:] if not line.get("unchanged")]
 
 
-async def test_an_event_is_one_line_when_it_is_made_and_one_for_each_attempt_by_the_id_that_arrives(
+async def test_an_event_is_logged_once_when_emitted_and_once_per_attempt_under_one_id(
     place: Path, sandbox: Sandbox, receiver: Receiver
 ) -> None:
     async with subscribing(answering(NOT_NOW, OK)) as subscriber:

@@ -160,7 +160,7 @@ def count(*numbers: int) -> Message:
     return [*range(numbers[0], numbers[1] + 1)]
 
 
-async def test_a_storm_of_500_events_is_26_messages_at_one_a_second_each_event_once_and_in_order(
+async def test_a_burst_of_500_events_is_26_messages_at_one_a_second_each_event_once_in_order(
     stage: Stage,
 ) -> None:
     stage.room.takes_ms = 1000
@@ -176,7 +176,7 @@ async def test_a_storm_of_500_events_is_26_messages_at_one_a_second_each_event_o
 
 
 @pytest.mark.parametrize(("age_ms", "messages"), [(LATE_MS - 400, [[1], [2], [3]]), (LATE_MS, [[1, 2, 3]])])
-async def test_only_what_is_late_is_gathered(stage: Stage, age_ms: int, messages: list[Message]) -> None:
+async def test_only_late_events_are_gathered(stage: Stage, age_ms: int, messages: list[Message]) -> None:
     await stage.queue([1, 2, 3], age_ms=age_ms)
     await stage.work()
     assert stage.room.posted == messages
@@ -189,14 +189,14 @@ async def test_a_format_that_does_not_gather_sends_one_by_one_however_late(stage
     assert stage.room.posted == [[1], [2], [3]]
 
 
-async def test_no_more_goes_together_than_a_message_holds_and_the_rest_follows(stage: Stage) -> None:
+async def test_a_message_gathers_no_more_than_it_holds_and_the_rest_follows(stage: Stage) -> None:
     stage.target = RoomTarget(a_subscription(OPS), size=4 * len(b'{"id":"evt" '))
     await stage.queue(count(1, 10))
     await stage.work()
     assert stage.room.posted == [count(1, 4), count(5, 8), [9, 10]]
 
 
-async def test_what_cannot_be_read_is_given_up_alone_and_nothing_is_sent_past_it(stage: Stage) -> None:
+async def test_an_unreadable_event_is_given_up_alone_and_overtaken_by_none(stage: Stage) -> None:
     await stage.queue(count(1, 5))
     third = (await stage.store.queue())[2].rpartition(b" ")[0]
     await stage.store.pipe.command("HSET", stage.store.keys.bodies(SHARD), third, "damaged")
@@ -205,7 +205,7 @@ async def test_what_cannot_be_read_is_given_up_alone_and_nothing_is_sent_past_it
     assert await stage.dead() == [3]
 
 
-async def test_what_failed_together_is_all_kept_and_its_head_is_tried_again_alone(stage: Stage) -> None:
+async def test_after_a_failure_all_events_are_kept_and_the_head_is_retried_alone(stage: Stage) -> None:
     stage.room.answer = lambda message: Answer.REJECTED if 3 in message else Answer.DELIVERED
     await stage.queue(count(1, 5))
     assert not await stage.work()
@@ -222,7 +222,7 @@ async def test_what_failed_together_is_all_kept_and_its_head_is_tried_again_alon
     assert stage.counters.retried == 4
 
 
-async def test_one_that_is_refused_for_good_takes_none_of_the_others_with_it(stage: Stage) -> None:
+async def test_an_event_that_is_refused_for_good_takes_no_other_with_it(stage: Stage) -> None:
     stage.target = RoomTarget(a_subscription(OPS, retries=(timedelta(0),)))
     stage.room.answer = lambda message: Answer.REJECTED if 1 in message else Answer.DELIVERED
     await stage.queue(count(1, 25))
@@ -233,7 +233,7 @@ async def test_one_that_is_refused_for_good_takes_none_of_the_others_with_it(sta
 
 
 @pytest.mark.parametrize("left", [0, 1, 3, 4])
-async def test_where_one_was_given_up_meanwhile_none_is_settled_and_the_rest_is_sent_again(
+async def test_if_one_was_dropped_meanwhile_none_is_settled_and_the_rest_is_resent(
     stage: Stage, left: int
 ) -> None:
     async def give_up() -> None:
@@ -254,7 +254,7 @@ async def test_where_one_was_given_up_meanwhile_none_is_settled_and_the_rest_is_
     assert await stage.dead() == [one for one in count(1, 5) if one not in rest]
 
 
-async def test_what_comes_while_a_message_is_under_way_waits_behind_it(stage: Stage) -> None:
+async def test_an_event_that_comes_while_a_message_is_in_flight_waits_behind_it(stage: Stage) -> None:
     async def more() -> None:
         stage.room.meanwhile = None
         await stage.queue([4, 5])
@@ -273,7 +273,7 @@ async def test_a_probe_is_one_message(stage: Stage) -> None:
     assert await stage.waiting() == count(21, 30)
 
 
-async def test_a_worker_that_dies_before_it_settles_has_all_of_it_repeated_and_nothing_else(
+async def test_a_worker_that_dies_before_it_settles_repeats_one_message_and_nothing_else(
     stage: Stage,
 ) -> None:
     """Nothing of the message is taken, so the next worker sends the same again, then what is behind it."""
@@ -298,7 +298,7 @@ async def test_a_worker_that_dies_before_it_settles_has_all_of_it_repeated_and_n
     assert await stage.waiting() == []
 
 
-async def test_a_line_says_how_many_went_together_and_which(stage: Stage, logged: list[Any]) -> None:
+async def test_a_log_line_counts_and_names_the_events_of_a_message(stage: Stage, logged: list[Any]) -> None:
     await stage.queue(count(1, 21), age_ms=MINUTE_MS)
     await stage.work_off()
     many, one = [line for line in logged if line["event"] == "delivery.delivered"]

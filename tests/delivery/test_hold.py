@@ -39,7 +39,7 @@ async def test_a_quick_attempt_keeps_its_lease() -> None:
     assert await held(asyncio.sleep(0)) == SHORT
 
 
-async def test_nothing_is_asked_for_an_attempt_that_is_over() -> None:
+async def test_a_finished_attempt_asks_for_no_longer_lease() -> None:
     asked, is_later = list[Lease](), asyncio.Event()
 
     async def noted(lease: Lease) -> Lease:
@@ -52,11 +52,11 @@ async def test_nothing_is_asked_for_an_attempt_that_is_over() -> None:
     assert asked == []
 
 
-async def test_a_slow_attempt_gets_a_longer_one() -> None:
+async def test_a_slow_attempt_gets_a_longer_lease() -> None:
     assert await held(asyncio.sleep(0.1)) == LONG
 
 
-async def test_an_attempt_that_ends_meanwhile_waits_to_know_what_holds() -> None:
+async def test_an_attempt_that_ends_while_its_lease_is_extended_waits_for_the_answer() -> None:
     is_over = asyncio.Event()
 
     async def slow(lease: Lease) -> Lease:
@@ -67,7 +67,7 @@ async def test_an_attempt_that_ends_meanwhile_waits_to_know_what_holds() -> None
     assert await held(is_over.wait(), slow) == LONG
 
 
-async def test_an_attempt_that_is_cut_off_waits_to_know_it_too() -> None:
+async def test_a_cancelled_attempt_waits_for_that_answer_too() -> None:
     is_stretching = asyncio.Event()
 
     async def slow(lease: Lease) -> Lease:
@@ -84,14 +84,14 @@ async def test_an_attempt_that_is_cut_off_waits_to_know_it_too() -> None:
     assert hold.lease == LONG
 
 
-async def test_where_the_store_stays_away_the_lease_is_as_it_was() -> None:
+async def test_while_redis_is_unreachable_the_lease_stays_as_it_was() -> None:
     async def away(lease: Lease) -> Lease:
         raise StoreUnreachable("gone")
 
     assert await held(asyncio.sleep(0.1), away) == SHORT
 
 
-async def test_a_worker_asks_for_it_while_a_receiver_takes_its_time(
+async def test_a_worker_extends_the_lease_while_a_receiver_is_slow(
     one: Owed, subscriber: MoodySubscriber, redis_client: Redis
 ) -> None:
     async def leased_ms() -> float:

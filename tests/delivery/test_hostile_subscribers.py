@@ -158,7 +158,7 @@ async def test_an_odd_answer_is_a_status_or_an_error_of_the_attempt(
         assert await outcome_when(saying_and_closing(answer), sink) == outcome
 
 
-def test_the_same_holds_on_the_loop_that_the_worker_runs_on() -> None:
+def test_odd_answers_are_read_the_same_on_the_workers_event_loop() -> None:
     async def outcomes() -> dict[str, int | str | None]:
         async with a_sink() as sink:
             return {
@@ -171,7 +171,7 @@ def test_the_same_holds_on_the_loop_that_the_worker_runs_on() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-async def test_whatever_bytes_come_back_an_attempt_comes_of_it() -> None:
+async def test_any_bytes_that_come_back_make_an_attempt() -> None:
     chance = random.Random(20)
     samples = [answer for answer, _ in ANSWERS.values() if len(answer) < 1000]
 
@@ -230,7 +230,7 @@ FLOODS: dict[str, tuple[Script, int | str]] = {
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("script", "outcome"), FLOODS.values(), ids=FLOODS)
-async def test_a_flood_is_cut_off_at_once_and_takes_no_memory(script: Script, outcome: int | str) -> None:
+async def test_a_flood_is_cut_off_at_once_and_uses_no_memory(script: Script, outcome: int | str) -> None:
     async with a_sink() as sink:
         assert await outcome_when(script, sink) == outcome  # whatever is imported or cached is, from now on
         with growing_at_most(8):
@@ -273,7 +273,7 @@ async def test_no_more_of_an_answer_is_read_than_the_limit() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-async def test_what_an_idle_connection_says_unasked_is_not_kept() -> None:
+async def test_unsolicited_bytes_on_an_idle_connection_are_not_kept() -> None:
     async def script(peer: Peer) -> None:
         await peer.hear()
         await peer.say(OK)
@@ -286,7 +286,7 @@ async def test_what_an_idle_connection_says_unasked_is_not_kept() -> None:
             await asyncio.sleep(0.2)
 
 
-async def test_a_farewell_on_an_idle_connection_is_not_the_answer_to_the_next_post() -> None:
+async def test_a_408_on_an_idle_connection_is_not_the_answer_to_the_next_post() -> None:
     has_spoken = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -356,7 +356,7 @@ async def test_a_slow_subscriber_has_until_the_deadline(script: Script, outcome:
     assert 0 <= attempt.duration_ms - round(1000 * SHORT_S) + 10 < SLACK_MS
 
 
-async def test_a_body_that_does_not_come_holds_up_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_body_does_not_delay_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("watcher.delivery.webhook._BODY_S", 0.05)
     unfinished = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
     async with subscribing(unfinished) as subscriber, a_sink() as sink:
@@ -366,7 +366,7 @@ async def test_a_body_that_does_not_come_holds_up_no_status(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("body", [b"zz\r\n", b"2\r\nabc\r\n", b"5;" + 100_000 * b"x"])
-async def test_a_body_that_went_wrong_is_not_waited_for(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broken_body_is_not_waited_for(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("watcher.delivery.webhook._BODY_S", DEADLINE_S)
     async with subscribing(answering(CHUNKED + body)) as subscriber, a_sink() as sink:
         attempt = await sink.send(a_target(subscriber), [a_delivery()], 1)
@@ -390,7 +390,7 @@ async def test_a_body_that_went_wrong_is_not_waited_for(body: bytes, monkeypatch
         (True, b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal", 500),
     ],
 )
-async def test_a_reset_ends_the_attempt_and_a_status_before_it_counts(
+async def test_a_reset_ends_the_attempt_and_an_earlier_status_counts(
     hears: bool, says: bytes, outcome: int | str
 ) -> None:
     async def script(peer: Peer) -> None:
@@ -412,7 +412,7 @@ async def test_a_reset_ends_the_attempt_and_a_status_before_it_counts(
     # The system may throw away what came before a reset, and hanging up on unread bytes is one.
     [(False, {413}), (True, {413, "it reset the connection"})],
 )
-async def test_an_answer_before_the_body_was_read_is_an_answer(
+async def test_an_answer_before_the_request_was_read_counts(
     size: int, hangs_up: bool, outcomes: set[int | str]
 ) -> None:
     async def script(peer: Peer) -> None:
@@ -427,7 +427,7 @@ async def test_an_answer_before_the_body_was_read_is_an_answer(
 
 
 @LARGE
-async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
+async def test_unread_data_holds_no_connection_open() -> None:
     is_counted = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -443,7 +443,7 @@ async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
         is_counted.set()
 
 
-async def test_our_own_shutdown_is_no_attempt() -> None:
+async def test_an_attempt_cut_off_by_our_shutdown_does_not_count() -> None:
     async with subscribing(never_answering) as subscriber, a_sink() as sink:
         post = asyncio.create_task(sink.send(a_target(subscriber), [a_delivery()], 1))
         await subscriber.until(lambda subscriber: len(subscriber.requests) == 1)

@@ -196,7 +196,7 @@ TEMPLATES = (
 @example("12. x", "- x", "@here", "> x", "{asset} {account} {reason}")
 @example("com", "/x", "1", "https://evil.", "{reason}{asset}{account}")
 @example("", "evil.com", "[x](http://evil.example)", "a", "{sentence}")
-def test_people_see_text_and_nothing_more(
+def test_hostile_text_is_shown_as_plain_text_in_every_service(
     format_: str, symbol: str, name: str, id_: str, reason: str, template: str
 ) -> None:
     asset = {"id": id_, "symbol": symbol or None, "name": name}
@@ -211,7 +211,7 @@ def test_people_see_text_and_nothing_more(
 
 
 @pytest.mark.parametrize("format_", SERVICES)
-def test_the_judge_sees_what_would_be_more(format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_finds_links_mentions_and_markup(format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without our escapes, it finds something of each kind."""
     service = type(SERVICES[format_])
     monkeypatch.setattr(service, "escape", lambda _, text: text)

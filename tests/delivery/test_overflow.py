@@ -49,7 +49,7 @@ def change(rig: Rig, **fields: Any) -> None:
     by_name["ops"] = by_name["ops"].model_copy(update=fields)
 
 
-def test_a_backlog_that_stays_full_is_said_at_once_then_every_five_minutes_and_counted_whole(
+def test_a_full_backlog_is_logged_at_once_then_every_five_minutes_with_all_drops_counted(
     logged: list[Any],
 ) -> None:
     overflows = Overflows()
@@ -61,7 +61,7 @@ def test_a_backlog_that_stays_full_is_said_at_once_then_every_five_minutes_and_c
     assert [line["deliveries"] for line in told(logged, "subscription.overflowed")] == [2, 600, 600, 198]
 
 
-async def test_a_receiver_that_was_away_for_longer_than_its_backlog_holds_sees_the_gap(
+async def test_a_receiver_sees_the_gap_after_its_backlog_overflowed(
     rig: Rig, logged: list[Any], redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inactive(monkeypatch, 50)
@@ -104,7 +104,7 @@ async def test_a_receiver_that_was_away_for_longer_than_its_backlog_holds_sees_t
 @pytest.mark.parametrize(
     ("answer", "waits_s"), [(OK, 0), (b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", 1)]
 )
-async def test_a_head_that_is_given_up_while_it_is_attempted_holds_up_its_queue_no_longer_than_a_retry(
+async def test_dropping_a_head_in_flight_delays_its_queue_no_longer_than_a_retry(
     rig: Rig, logged: list[Any], answer: bytes, waits_s: int
 ) -> None:
     may_answer, answered_at = asyncio.Event(), 0.0

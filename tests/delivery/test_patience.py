@@ -28,7 +28,7 @@ async def failing_for(one: Owed, days: float) -> None:
     await fail(one.breakers, "ops", "status 500", days=days)
 
 
-async def test_it_is_warned_of_with_the_time_that_is_left_and_not_with_each_attempt(
+async def test_a_coming_pause_is_logged_with_the_time_left_and_not_at_each_attempt(
     one: Owed, subscriber: MoodySubscriber, logged: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inactive(monkeypatch, 20, 20, 20, 6000)
@@ -44,7 +44,7 @@ async def test_it_is_warned_of_with_the_time_that_is_left_and_not_with_each_atte
     assert not told(logged, "subscription.paused")
 
 
-async def test_after_five_days_it_is_paused_and_log_status_and_commands_say_so(
+async def test_after_five_days_it_is_paused_and_log_status_and_commands_show_it(
     one: Owed,
     subscriber: MoodySubscriber,
     logged: list[Any],

@@ -80,7 +80,7 @@ def pauses(logged: list[Any], level: str) -> int:
         (Breakers, "reported", True),
     ],
 )
-async def test_a_server_that_goes_away_at_any_step_of_a_pause_loses_neither_it_nor_the_alert(
+async def test_redis_may_fail_at_any_step_of_a_pause_without_losing_it_or_its_alert(
     both: Owed,
     subscriber: MoodySubscriber,
     pager: MoodySubscriber,
@@ -105,7 +105,7 @@ async def test_a_server_that_goes_away_at_any_step_of_a_pause_loses_neither_it_n
 
 
 @pytest.mark.parametrize("due_in_ms", [0, 100])
-async def test_what_a_worker_paused_that_died_is_told_by_another(
+async def test_the_pause_of_a_worker_that_died_is_reported_by_another(
     both: Owed, pager: MoodySubscriber, logged: list[Any], due_in_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By one that is just starting, too."""
@@ -118,7 +118,7 @@ async def test_what_a_worker_paused_that_died_is_told_by_another(
     assert pager.taken[0]["data"]["reason"] == "status 410"
 
 
-async def test_a_pause_is_a_warning_of_one_worker_and_no_news_of_the_others(
+async def test_one_worker_logs_a_pause_and_the_others_do_not(
     both: Owed, subscriber: MoodySubscriber, pager: MoodySubscriber, logged: list[Any]
 ) -> None:
     async with both.worker(), both.worker(), both.worker():
@@ -132,7 +132,7 @@ async def test_a_pause_is_a_warning_of_one_worker_and_no_news_of_the_others(
     assert (pauses(logged, "warning"), pauses(logged, "debug")) == (1, 2)
 
 
-async def test_a_pause_by_hand_is_told_like_any_other(
+async def test_a_pause_by_hand_is_reported_like_any_other(
     both: Owed, pager: MoodySubscriber, logged: list[Any]
 ) -> None:
     async with both.worker(), both.worker():
@@ -144,7 +144,7 @@ async def test_a_pause_by_hand_is_told_like_any_other(
     assert pauses(logged, "warning") == 1
 
 
-async def test_an_alert_that_cannot_be_queued_is_a_bug_that_is_said_once_and_stops_nothing(
+async def test_an_alert_that_cannot_be_queued_is_logged_as_one_bug_and_stops_nothing(
     both: Owed, subscriber: MoodySubscriber, pager: MoodySubscriber, logged: list[Any]
 ) -> None:
     queue = both.keys.queue("pager", "ops")
@@ -158,7 +158,7 @@ async def test_an_alert_that_cannot_be_queued_is_a_bug_that_is_said_once_and_sto
     assert [line["affected"] for line in told(logged, "bug")] == ["alert"]
 
 
-async def test_a_queue_goes_on_by_itself_where_the_server_was_away_after_the_delivery_was_settled(
+async def test_a_queue_goes_on_though_redis_failed_after_a_delivery_was_settled(
     both: Owed, subscriber: MoodySubscriber, logged: list[Any], away: Callable[..., None]
 ) -> None:
     await fail(both.breakers, "ops", "status 500")
@@ -170,7 +170,7 @@ async def test_a_queue_goes_on_by_itself_where_the_server_was_away_after_the_del
     assert not told(logged, "lease.lost")
 
 
-async def test_a_failure_counts_where_the_server_was_away_after_the_retry_was_settled(
+async def test_a_failure_counts_though_redis_failed_after_its_retry_was_settled(
     both: Owed, subscriber: MoodySubscriber, away: Callable[..., None]
 ) -> None:
     subscriber.status, subscriber.headers = 503, {"Retry-After": "3600"}

@@ -34,13 +34,13 @@ def ping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Pinging:
 
 
 @pytest.mark.parametrize("format_", SERVICES)
-async def test_a_ping_is_a_message_where_people_read(ping: Pinging, format_: str) -> None:
+async def test_a_ping_of_a_chat_is_a_message(ping: Pinging, format_: str) -> None:
     ended, service = await ping(format_)
     assert (ended.code, ended.err, service.flaws) == (0, "", [])
     assert service.lines == ["chat: ping from watcher, no balance changed"]
 
 
-async def test_it_may_be_of_any_type_and_shows_no_secret(ping: Pinging) -> None:
+async def test_a_ping_may_be_of_any_type_and_shows_no_secret(ping: Pinging) -> None:
     key = str(NEEDS["pagerduty"]["routing_key"])
     repeated = Answer(403, f'{{"ok":false,"description":"Forbidden: bot123:token was kicked, {key}"}}')
     for format_, secret in (("telegram", "123:token"), ("pagerduty", key)):
@@ -58,7 +58,7 @@ async def test_it_may_be_of_any_type_and_shows_no_secret(ping: Pinging) -> None:
         ("ntfy", Answer(403, '{"code":40301}'), "forbidden", "write an access token"),
     ],
 )
-async def test_it_repeats_what_a_service_calls_its_error(
+async def test_a_failed_ping_shows_the_services_own_error(
     ping: Pinging, format_: str, answer: Answer, first: str, advice: str
 ) -> None:
     ended, _ = await ping(format_, mood=lambda _: answer)

@@ -49,7 +49,7 @@ async def attempt_at(script: Script, **fields: object) -> tuple[Attempt, Request
 # What is sent
 
 
-async def test_the_headers_are_those_of_the_protocol_and_no_others() -> None:
+async def test_the_headers_are_those_of_the_protocol_only() -> None:
     async with subscribing(answering(OK)) as subscriber, a_sink(unix_time=lambda: NOW + 0.9) as sink:
         attempt = await sink.send(a_target(subscriber), [a_delivery("evt_7")], 3)
     assert attempt.status == 200
@@ -112,7 +112,7 @@ async def test_the_bytes_signed_are_the_bytes_sent_on_every_attempt(content: byt
     assert {request.headers["webhook-id"] for request in subscriber.requests} == {"evt_1"}
 
 
-async def test_an_attempt_ten_hours_later_carries_its_own_time() -> None:
+async def test_a_later_attempt_is_signed_with_its_own_time() -> None:
     clock = [float(NOW)]
     async with (
         subscribing(answering(an_answer(500), OK)) as subscriber,
@@ -134,7 +134,7 @@ async def test_an_attempt_ten_hours_later_carries_its_own_time() -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_an_answer_and_nothing_is_dialled(status: int) -> None:
+async def test_a_redirect_is_an_answer_and_is_not_followed(status: int) -> None:
     async with subscribing(answering(OK)) as canary:
         elsewhere = an_answer(status, b"", f"Location: {canary.url}".encode())
         async with subscribing(answering(elsewhere)) as subscriber, a_sink() as sink:
@@ -147,7 +147,7 @@ async def test_a_redirect_is_an_answer_and_nothing_is_dialled(status: int) -> No
     assert len(subscriber.requests) == 1
 
 
-async def test_a_cookie_is_not_sent_back_to_anybody() -> None:
+async def test_a_cookie_is_never_sent_back() -> None:
     setting = OK.replace(
         b"\r\n\r\n", b"\r\nSet-Cookie: a=b; Path=/\r\nSet-Cookie: c=d; Domain=example\r\n\r\n"
     )
@@ -307,14 +307,14 @@ async def test_a_connection_is_used_again() -> None:
 # What is written down of an answer
 
 
-async def test_an_attempt_says_how_an_answer_begins_that_is_no_success() -> None:
+async def test_a_failed_attempt_keeps_the_beginning_of_the_answer() -> None:
     attempt, _ = await attempt_at(answering(an_answer(422, b'{"error": "unknown account"}')))
     assert (attempt.status, attempt.error) == (422, None)
     assert attempt.excerpt == '{"error": "unknown account"}'
 
 
 @pytest.mark.parametrize("status", [200, 201, 299])
-async def test_of_a_success_at_once_nothing_is_kept(status: int) -> None:
+async def test_the_answer_of_a_first_success_is_not_kept(status: int) -> None:
     attempt, _ = await attempt_at(answering(an_answer(status, b"thank you")))
     assert (attempt.status, attempt.excerpt) == (status, "")
 
@@ -344,13 +344,13 @@ async def test_the_first_kib_of_an_answer_is_kept() -> None:
     assert body.decode().startswith(attempt.excerpt[:-4])
 
 
-async def test_of_a_success_that_came_late_the_answer_is_kept() -> None:
+async def test_the_answer_of_a_later_success_is_kept() -> None:
     async with subscribing(answering(an_answer(202, b"queued"))) as subscriber, a_sink() as sink:
         attempt = await sink.send(a_target(subscriber), [a_delivery()], 2)
     assert (attempt.status, attempt.excerpt) == (202, "queued")
 
 
-async def test_a_large_cookie_hides_neither_a_wish_nor_the_body_nor_costs_the_connection() -> None:
+async def test_a_large_cookie_hides_neither_retry_after_nor_the_body_and_keeps_the_connection() -> None:
     cookie = b"Set-Cookie: session=" + 20_000 * b"x"
     busy = an_answer(429, b"slow down", cookie, b"Retry-After: 7")
     async with (
@@ -363,7 +363,7 @@ async def test_a_large_cookie_hides_neither_a_wish_nor_the_body_nor_costs_the_co
     assert subscriber.connections == 1
 
 
-async def test_what_an_old_connection_has_answered_is_not_sent_again() -> None:
+async def test_a_request_that_an_old_connection_answered_is_not_sent_again() -> None:
     async def script(peer: Peer) -> None:
         await peer.hear()
         await peer.say(OK)
@@ -376,7 +376,7 @@ async def test_what_an_old_connection_has_answered_is_not_sent_again() -> None:
     assert len(subscriber.requests) == 2
 
 
-async def test_a_body_that_breaks_off_leaves_what_came_of_it() -> None:
+async def test_the_part_of_a_broken_body_that_came_is_kept() -> None:
     async def script(peer: Peer) -> None:
         await peer.hear()
         await peer.say(b"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\nout of", b" order", pause_s=0.01)
@@ -404,7 +404,7 @@ async def test_a_receiver_that_repeats_our_headers_puts_no_secret_into_an_excerp
         (b"soon", None),
     ],
 )
-async def test_a_wish_to_be_left_alone_is_written_down(wish: bytes, wish_s: float | None) -> None:
+async def test_retry_after_is_recorded_in_the_attempt(wish: bytes, wish_s: float | None) -> None:
     script = answering(an_answer(429, b"", b"Retry-After: " + wish))
     async with subscribing(script) as subscriber, a_sink(unix_time=lambda: NOW) as sink:
         attempt = await sink.send(a_target(subscriber), [a_delivery()], 1)

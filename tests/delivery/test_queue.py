@@ -188,14 +188,14 @@ async def test_a_queue_is_worked_off_in_order_and_leaves_nothing(bench: Bench) -
     ("inactive", "is_alone", "known", "unknown"),
     [((), True, True, True), ((), False, True, False), ((OPS,), False, False, False)],
 )
-async def test_queues_of_other_workers_are_neither_claimed_nor_held_back(
+async def test_queues_left_to_other_workers_are_neither_claimed_nor_delayed(
     bench: Bench, inactive: tuple[str, ...], is_alone: bool, known: bool, unknown: bool
 ) -> None:
     bench.neighbours.is_alone, bench.neighbours.inactive = is_alone, frozenset(inactive)
     assert (bench.work.takes(OPS), bench.work.takes("unknown")) == (known, unknown)
 
 
-async def test_a_queue_that_becomes_another_workers_is_given_back_before_the_next_delivery(
+async def test_a_queue_left_to_another_worker_is_given_back_before_the_next_delivery(
     bench: Bench,
 ) -> None:
     def left() -> None:
@@ -207,7 +207,7 @@ async def test_a_queue_that_becomes_another_workers_is_given_back_before_the_nex
     assert await bench.waits_ms() <= 0
 
 
-async def test_a_queue_is_given_back_while_its_subscription_is_held(bench: Bench) -> None:
+async def test_a_queue_is_given_back_while_its_subscription_backs_off(bench: Bench) -> None:
     async def limited() -> None:
         refused = Attempt(Answer.SLOW_DOWN, 1, 429, retry_after_s=30)
         await bench.breakers.note(a_subscription(OPS), "another", refused)
@@ -218,7 +218,7 @@ async def test_a_queue_is_given_back_while_its_subscription_is_held(bench: Bench
     assert await bench.waits_ms() <= 0
 
 
-async def test_a_queue_whose_subscription_was_taken_out_is_given_back(bench: Bench) -> None:
+async def test_a_queue_of_a_removed_subscription_is_given_back(bench: Bench) -> None:
     await bench.store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
     claimed = await bench.work.claim(OPS, Claim(SHARD, 9))
     begun = await bench.work.begin(OPS, claimed.leases)
@@ -235,7 +235,7 @@ async def test_a_worker_that_stops_sends_nothing_more_and_gives_the_queue_back(b
     assert await bench.waits_ms() <= 0
 
 
-async def test_a_worker_that_is_stopped_while_it_waits_for_its_turn_sends_nothing(bench: Bench) -> None:
+async def test_a_worker_that_is_stopped_before_its_turn_sends_nothing(bench: Bench) -> None:
     bench.configure(requests_per_second=10)
     bench.shared.wait_ms, bench.shared.meanwhile = 1, bench.stopped.set
     await bench.deliver()
@@ -252,7 +252,7 @@ async def test_a_worker_that_stops_takes_no_turn_from_others(bench: Bench) -> No
     assert (bench.sent, turns) == ([(1, 1)], [1])
 
 
-async def test_a_turn_that_is_far_off_is_waited_for_without_the_queue(bench: Bench) -> None:
+async def test_a_queue_is_given_back_until_a_distant_turn(bench: Bench) -> None:
     bench.configure(requests_per_second=10)
     bench.shared.wait_ms = 30_000
     await bench.deliver()
@@ -262,22 +262,20 @@ async def test_a_turn_that_is_far_off_is_waited_for_without_the_queue(bench: Ben
     assert (await bench.work.capacity(OPS, 0, 0)).most == 0
 
 
-async def test_a_queue_that_is_long_is_given_back_in_between(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_queue_is_given_back_in_between(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "AT_ONCE", 2)
     assert await bench.deliver() == [True]
     assert bench.sent == [(1, 1), (2, 1)]
     assert await bench.waits_ms() <= 0
 
 
-async def test_a_queue_whose_deliveries_were_taken_away_is_looked_at_no_more(bench: Bench) -> None:
+async def test_a_queue_whose_deliveries_were_removed_leaves_the_schedule(bench: Bench) -> None:
     await bench.store.pipe.command("DEL", bench.store.keys.queue(OPS, ACCOUNT))
     await bench.deliver()
     assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {}
 
 
-async def test_an_attempt_does_not_begin_on_a_lease_that_may_end_before_it_is_settled(bench: Bench) -> None:
+async def test_no_attempt_begins_on_a_lease_that_may_end_before_it_is_settled(bench: Bench) -> None:
     def late() -> None:
         bench.ahead_ms = 5000
 
@@ -287,7 +285,7 @@ async def test_an_attempt_does_not_begin_on_a_lease_that_may_end_before_it_is_se
     assert await bench.waits_ms() <= 0
 
 
-async def test_failed_attempts_count_for_the_delivery_that_they_were_of(bench: Bench) -> None:
+async def test_failed_attempts_count_for_their_own_delivery(bench: Bench) -> None:
     bench.sink.answer = Answer.REJECTED
     await bench.deliver()
     await bench.deliver()
@@ -308,7 +306,7 @@ async def test_deliveries_are_counted_by_how_long_after_their_event_they_arrive(
     assert 6 <= counters.lagging_s < 30
 
 
-async def test_attempts_that_failed_are_counted_by_what_becomes_of_their_delivery(bench: Bench) -> None:
+async def test_failed_attempts_are_counted_by_what_becomes_of_their_delivery(bench: Bench) -> None:
     bench.configure(retries=seconds(0, 0))
     bench.sink.answer = Answer.REJECTED
     await bench.deliver()
@@ -321,19 +319,19 @@ async def test_attempts_that_failed_are_counted_by_what_becomes_of_their_deliver
     assert letter["reason"] == b"status 200", "as the sink says it"
 
 
-async def test_a_subscription_that_is_not_known_is_not_looked_at_for_two_seconds(bench: Bench) -> None:
+async def test_an_unknown_subscription_is_not_claimed_for_two_seconds(bench: Bench) -> None:
     """It may have been added just now: in the index, which all workers share, it is held back no longer."""
     assert bench.work.takes("unknown")
     assert await bench.work.capacity("unknown", 0, 0) == Capacity(0, 2.0)
 
 
-async def test_a_subscription_that_is_locked_is_left_to_other_workers(bench: Bench) -> None:
+async def test_a_subscription_that_cannot_be_decrypted_is_left_to_other_workers(bench: Bench) -> None:
     """Nor is it held back in the index."""
     bench.neighbours.locked_subscriptions = {"locked"}
     assert not bench.work.takes("locked")
 
 
-async def test_what_a_target_says_that_is_not_configured_any_more_says_nothing_of_its_subscription(
+async def test_the_answer_of_a_replaced_target_does_not_count_for_its_subscription(
     bench: Bench,
 ) -> None:
     bench.sink.answer = Answer.SLOW_DOWN
@@ -369,9 +367,7 @@ async def test_a_sink_that_is_replaced_while_nothing_is_sent_is_closed_at_once(b
 
 
 @pytest.mark.parametrize("is_due", [True, False])
-async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
-    bench: Bench, is_due: bool
-) -> None:
+async def test_a_finished_or_unused_probe_is_free_for_other_workers(bench: Bench, is_due: bool) -> None:
     failing = (await fail(bench.shared, OPS, "status 503", open_ms=1)).after
     assert failing
     while await bench.store.now_ms() <= failing.open_until_ms:  # noqa: ASYNC110 - the server's time
@@ -392,7 +388,7 @@ async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
     ("answer", "failed", "is_unavailable"),
     [(Answer.REJECTED, 0, []), (Answer.FAILED, 1, [False]), (Answer.OVERLOADED, 1, [True])],
 )
-async def test_an_attempt_that_failed_is_settled_with_what_it_counts_for_the_breaker(
+async def test_a_failed_attempt_is_settled_together_with_its_count_for_the_breaker(
     bench: Bench, answer: Answer, failed: int, is_unavailable: list[bool]
 ) -> None:
     await bench.shared.count_results(OPS, closed_at_ms=0)
@@ -417,7 +413,7 @@ async def test_a_queue_without_a_probe_sends_nothing_while_the_breaker_is_not_cl
     assert await bench.waits_ms() <= 0
 
 
-async def test_a_probe_is_one_attempt_and_one_that_fails_uses_nothing_up(bench: Bench) -> None:
+async def test_a_probe_is_one_attempt_and_a_failed_one_uses_up_no_retry(bench: Bench) -> None:
     bench.sink.answer = Answer.OVERLOADED
     for _ in range(3):
         await half_open(bench)
@@ -430,13 +426,13 @@ async def test_a_probe_is_one_attempt_and_one_that_fails_uses_nothing_up(bench: 
     assert bench.sent == [(1, 1)] * 4, "the first attempt is still the first; the next delivery has no probe"
 
 
-async def test_an_attempt_that_began_before_the_breaker_opened_uses_nothing_up(bench: Bench) -> None:
+async def test_an_attempt_that_began_before_the_breaker_opened_uses_up_no_retry(bench: Bench) -> None:
     bench.sink.answer, bench.sink.meanwhile = Answer.OVERLOADED, lambda: half_open(bench)
     await bench.deliver()
     assert await bench.store.tries(ACCOUNT) == (0, b"")
 
 
-async def test_what_became_of_an_attempt_is_written_down_though_redis_was_away_for_longer_than_the_lease(
+async def test_an_attempt_is_settled_though_redis_was_unreachable_for_longer_than_the_lease(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "_AGAIN_S", 0.001)
@@ -451,7 +447,7 @@ async def test_what_became_of_an_attempt_is_written_down_though_redis_was_away_f
     assert len(await bench.store.queue()) == 2
 
 
-async def test_a_worker_that_stops_waits_for_redis_no_longer_than_its_lease(bench: Bench) -> None:
+async def test_a_stopping_worker_waits_for_redis_no_longer_than_its_lease(bench: Bench) -> None:
     def late() -> None:
         bench.ahead_ms, bench.queues.away = MINUTE_MS, 1000
         bench.stopped.set()
@@ -474,7 +470,7 @@ async def test_all_claimed_queues_are_worked_off_though_one_is_lost(bench: Bench
     assert await bench.waits_ms() > MINUTE_MS / 2, "it stays that worker's"
 
 
-async def test_a_queue_that_a_commit_leased_is_delivered_without_being_read(bench: Bench) -> None:
+async def test_a_queue_that_a_commit_leased_is_delivered_without_reading_it(bench: Bench) -> None:
     leased = await bench.lease(11, 12)
     assert await bench.deliver_leased(leased) is False
     assert bench.sent == [(11, 1), (12, 1)]
@@ -483,7 +479,7 @@ async def test_a_queue_that_a_commit_leased_is_delivered_without_being_read(benc
     assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {}
 
 
-async def test_the_lease_of_a_commit_is_long_enough_for_an_attempt_before_that_begins(bench: Bench) -> None:
+async def test_the_lease_of_a_commit_is_extended_for_an_attempt_before_it_begins(bench: Bench) -> None:
     waits_ms: list[float] = []
 
     async def look() -> None:
@@ -496,7 +492,7 @@ async def test_the_lease_of_a_commit_is_long_enough_for_an_attempt_before_that_b
     assert waits_ms[0] > queue.LEASE_MS - 1000
 
 
-async def test_what_a_commit_leased_fails_like_what_was_claimed(bench: Bench) -> None:
+async def test_a_failure_on_a_commits_lease_is_settled_like_any_other(bench: Bench) -> None:
     bench.sink.answer = Answer.REJECTED
     assert await bench.deliver_leased(await bench.lease(11, 12)) is False
     assert await bench.waits_ms() > 0
@@ -523,7 +519,7 @@ async def backing_off(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("happens", [stopped, taken_out, another_workers, backing_off])
-async def test_what_a_commit_leased_is_given_back_at_once_where_it_may_not_be_sent_any_more(
+async def test_a_commits_lease_is_given_back_at_once_if_it_may_not_be_sent_any_more(
     bench: Bench, happens: Callable[[Bench], Awaitable[None]]
 ) -> None:
     leased = await bench.lease(11)
@@ -534,7 +530,7 @@ async def test_what_a_commit_leased_is_given_back_at_once_where_it_may_not_be_se
     assert len(await bench.store.queue()) == 1
 
 
-async def test_what_another_worker_has_by_now_is_not_sent(bench: Bench) -> None:
+async def test_a_delivery_whose_lease_another_worker_has_is_not_sent(bench: Bench) -> None:
     leased = await bench.lease(11)
     other = await bench.store.lease_queue()
     with capture_logs() as lines:
@@ -544,7 +540,7 @@ async def test_what_another_worker_has_by_now_is_not_sent(bench: Bench) -> None:
     assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {ACCOUNT: other.deadline}
 
 
-async def test_what_was_given_up_by_hand_before_it_began_is_not_sent_and_the_next_one_is_due(
+async def test_a_delivery_dropped_before_its_attempt_is_not_sent_and_the_next_is_due(
     bench: Bench,
 ) -> None:
     leased = await bench.lease(11, 12)
@@ -564,7 +560,7 @@ async def test_a_long_queue_that_a_commit_leased_is_given_back_in_between(
     assert await bench.waits_ms() <= 0
 
 
-async def test_a_commit_may_lease_as_many_queues_as_there_is_room_for(bench: Bench) -> None:
+async def test_a_commit_may_lease_as_many_queues_as_the_capacity_allows(bench: Bench) -> None:
     def spare(in_flight: int, in_flight_of_all: int) -> int:
         return bench.work.spare(OPS, in_flight, in_flight_of_all)
 

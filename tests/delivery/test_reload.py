@@ -25,7 +25,7 @@ def without_subscriptions(settings: Settings) -> Settings:
     return settings.model_copy(update={"subscription_by_name": {}})
 
 
-async def test_what_waits_for_its_turn_is_not_sent_to_who_was_taken_out(
+async def test_a_delivery_that_waits_for_its_turn_is_not_sent_to_a_removed_subscription(
     redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber
 ) -> None:
     one = owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
@@ -40,7 +40,7 @@ async def test_what_waits_for_its_turn_is_not_sent_to_who_was_taken_out(
     assert [each.at for each in subscriber.arrivals if each.at > removed_at + 1] == []
 
 
-async def test_a_connection_that_is_slow_to_come_about_carries_no_post_to_who_was_taken_out(
+async def test_a_slow_connection_carries_no_post_to_a_removed_subscription(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
     sent, is_over = bytearray(), asyncio.Event()
@@ -84,7 +84,7 @@ async def gone_in_a_moment(peer: Peer) -> None:
 
 @pytest.mark.parametrize("reloads_before", [0, 2])
 @pytest.mark.parametrize("script", [never_answering, gone_in_a_moment])
-async def test_a_url_that_is_changed_during_an_attempt_has_seen_the_last_and_the_new_one_gets_all_in_order(
+async def test_a_url_changed_during_an_attempt_gets_no_more_and_the_new_one_gets_all_in_order(
     redis_client: Redis, redis_server_url: str, namespace: str, script: Script, reloads_before: int
 ) -> None:
     async with subscribing(script) as old, subscribing(answering(OK)) as new:
@@ -117,7 +117,7 @@ async def until_paused(one: Owed) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_subscription_that_was_paused_goes_on_at_its_new_url(
+async def test_a_paused_subscription_resumes_at_its_new_url(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
     async with subscribing(gone_for_good) as old, subscribing(answering(OK)) as new:
@@ -132,7 +132,7 @@ async def test_a_subscription_that_was_paused_goes_on_at_its_new_url(
     assert sequences(new.requests) == [1, 2]
 
 
-async def test_a_subscription_that_was_paused_goes_on_at_its_new_url_after_a_restart_too(
+async def test_a_paused_subscription_resumes_at_its_new_url_after_a_restart_too(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
     async with subscribing(gone_for_good) as old, subscribing(answering(OK)) as new:
@@ -151,7 +151,7 @@ async def test_a_subscription_that_was_paused_goes_on_at_its_new_url_after_a_res
     assert sequences(new.requests) == [1, 2]
 
 
-async def test_a_slow_connection_to_a_url_that_is_changed_carries_no_post_and_holds_up_nothing(
+async def test_a_slow_connection_to_a_replaced_url_carries_no_post_and_delays_nothing(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
     sent = bytearray()
@@ -179,7 +179,7 @@ def is_signed(request: Request, secret: str) -> bool:
     return True
 
 
-async def test_secrets_that_are_rotated_by_reloads_leave_no_moment_without_a_signature_that_is_known(
+async def test_secrets_rotated_by_reloads_leave_no_moment_without_a_valid_signature(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
     later = "whsec_" + "b3RoZXIg" * 4

@@ -126,7 +126,7 @@ class Life:
     ],
     ids=["changes", "types", "assets", "everything", "thresholds", "accounts"],
 )
-def test_what_was_told_is_told_again_to_the_byte(subscription: SubscriptionSettings) -> None:
+def test_replayed_events_have_the_bytes_of_the_originals(subscription: SubscriptionSettings) -> None:
     life = Life(subscription).polled(STORY).silent().polled(STORY[::-1])
     life.polled(STORY[:2], source="elsewhere").silent().polled(STORY[2:3], source="here again")
     life.forgotten().silent().polled(STORY)
@@ -135,7 +135,7 @@ def test_what_was_told_is_told_again_to_the_byte(subscription: SubscriptionSetti
     assert life.again(subscription) == life.told["ops"]
 
 
-def test_a_crossing_is_told_to_the_one_whose_threshold_it_was() -> None:
+def test_a_crossing_is_replayed_to_the_subscription_of_its_threshold() -> None:
     both = [a_subscription(name, events=EVERYTHING, thresholds=(LOW,)) for name in ("ops", "audit")]
     life = Life(*both).polled(STORY)
     for subscription in both:
@@ -144,7 +144,7 @@ def test_a_crossing_is_told_to_the_one_whose_threshold_it_was() -> None:
         assert told == life.told[subscription.name]
 
 
-def test_a_subscription_that_asks_for_more_later_hears_it_too_and_what_it_heard_to_the_byte() -> None:
+def test_a_widened_subscription_gets_more_events_and_the_old_ones_byte_for_byte() -> None:
     life = Life(a_subscription(events=("locked.*",))).polled(STORY)
     told = life.again(a_subscription())
     heard = {delivery.event_id: delivery.body for delivery in life.told["ops"]}
@@ -159,14 +159,14 @@ def test_a_subscription_that_asks_for_more_later_hears_it_too_and_what_it_heard_
         assert said == {"name": "ops", "previous_sequence": before[delivery.event_id]}
 
 
-def test_a_subscription_that_is_new_gets_a_chain_of_what_it_wants() -> None:
+def test_a_new_subscription_gets_a_chain_of_its_own() -> None:
     new = a_subscription("new", assets=("LRC",))
     told = Life(a_subscription()).polled(STORY).polled(STORY[::-1]).again(new)
     assert len(told) >= 2
     assert [one.previous for one in told] == [None, *(one.sequence for one in told[:-1])]
 
 
-def test_accounts_that_are_not_wanted_are_not_told() -> None:
+def test_accounts_outside_the_filter_are_not_replayed() -> None:
     life = Life(a_subscription(), account="shop-1").polled(STORY)
     assert life.again(a_subscription(accounts=("treasury", "other-*"))) == []
     assert life.again(a_subscription(accounts=("shop-*",))) == life.told["ops"]
@@ -195,7 +195,7 @@ def test_the_chains_of_two_accounts_do_not_mix() -> None:
     ],
     ids=str,
 )
-def test_a_damaged_record_is_left_out_and_counted(damage: dict[str, object]) -> None:
+def test_a_damaged_record_is_skipped_and_counted(damage: dict[str, object]) -> None:
     subscription = a_subscription(events=EVERYTHING)
     life = Life(subscription).polled(STORY)
     at = next(i for i, record in enumerate(life.log) if "before" in record.content.get("data", ()))
@@ -208,7 +208,7 @@ def test_a_damaged_record_is_left_out_and_counted(damage: dict[str, object]) -> 
 
 
 @pytest.mark.parametrize("event_id", ["evt 1\n", "evt_1", "evt_" + "a" * 25])
-def test_an_event_with_an_id_that_watcher_makes_none_of_is_left_out_and_counted(event_id: str) -> None:
+def test_an_event_with_a_foreign_id_is_skipped_and_counted(event_id: str) -> None:
     subscription = a_subscription(events=EVERYTHING)
     life = Life(subscription).polled(STORY).silent()
     life.log[-1] = _saying(life.log[-1], {**life.log[-1].content, "id": event_id})
@@ -218,7 +218,7 @@ def test_an_event_with_an_id_that_watcher_makes_none_of_is_left_out_and_counted(
 
 
 @pytest.mark.parametrize("more", [2**70, "\ud800", 1e-7], ids=repr)
-def test_what_a_record_says_that_is_news_to_us_is_told_to_the_byte(more: object) -> None:
+def test_unknown_fields_of_a_record_are_replayed_byte_for_byte(more: object) -> None:
     subscription = a_subscription(events=EVERYTHING)
     life = Life(subscription).polled(STORY)
     at = next(i for i, record in enumerate(life.log) if "id" in record.content)

@@ -77,7 +77,7 @@ async def test_the_parts_together_send_each_event_once_and_in_order(
     assert counted == sum(map(len, wanted.values()))
 
 
-async def test_a_part_does_not_send_again_what_the_one_before_sent_and_a_worker_delivered(
+async def test_a_part_does_not_repeat_what_an_earlier_part_sent_and_a_worker_delivered(
     books: Books, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resend, "_HELD", 3)
@@ -93,7 +93,7 @@ async def test_a_part_does_not_send_again_what_the_one_before_sent_and_a_worker_
     assert {name: delivered[name] for name in ALONE} == {name: await logged(books, name) for name in ALONE}
 
 
-async def test_what_comes_to_nothing_in_its_time_says_so(books: Books, redis_client: Redis) -> None:
+async def test_a_resend_that_finds_nothing_in_its_time_says_so(books: Books, redis_client: Redis) -> None:
     start = Reached(is_log=True)
     count, rest = await part(books, Tired(redis_client), start, within_s=0.05)
     assert (count, rest is not None and rest.is_log) == (0, True)

@@ -32,7 +32,7 @@ ANSWERS = {
 }
 
 
-async def test_whatever_a_subscription_waits_for_goes_out_within_a_second_of_its_resumption(
+async def test_a_resume_sends_the_backlog_within_a_second_whatever_it_waited_for(
     redis_client: Redis,
     redis_server_url: str,
     namespace: str,

@@ -45,7 +45,7 @@ def has_taken(subscriber: MoodySubscriber, events: int) -> bool:
     return len(subscriber.taken) == events
 
 
-async def test_an_event_has_the_same_bytes_at_every_attempt_as_a_dead_letter_and_from_the_log(
+async def test_an_event_has_the_same_bytes_in_attempts_dead_letters_and_the_log(
     rig: Rig,
     redis_client: Redis,
     namespace: str,

@@ -87,16 +87,14 @@ async def test_path_and_query_are_sent_as_they_were_configured(target: str) -> N
 
 
 @pytest.mark.parametrize(("configured", "sent"), ENCODED)
-async def test_what_a_request_line_cannot_hold_is_sent_as_its_percent_encoded_utf_8(
-    configured: str, sent: str
-) -> None:
+async def test_characters_outside_a_request_line_are_sent_percent_encoded(configured: str, sent: str) -> None:
     assert target_of(await sent_to(configured)) == sent
 
 
 @pytest.mark.parametrize(
     "target", ["/a b", "/a\tb", "/a\x7fb", "/a\N{NO-BREAK SPACE}b", "/a\\b", "/a#b", "/a#"]
 )
-def test_what_would_be_sent_in_another_spelling_is_refused_before_it_is_sent(target: str) -> None:
+def test_a_url_that_would_be_sent_in_another_spelling_is_refused(target: str) -> None:
     with pytest.raises(RefusedUrl):
         check_url(f"https://hooks.example{target}", Policy())
 
@@ -126,7 +124,7 @@ async def test_a_host_is_sent_in_the_form_in_which_it_is_looked_up(host: str, se
         ("https://[2606:4700:4700::1111]:443/h", "[2606:4700:4700::1111]"),
     ],
 )
-def test_a_port_is_sent_where_it_is_not_the_one_of_the_scheme(url: str, host: str) -> None:
+def test_a_port_is_sent_unless_it_is_the_default_of_the_scheme(url: str, host: str) -> None:
     assert check_url(url, Policy(allow_http=True)).host_port_subcomponent == host
 
 

@@ -126,19 +126,19 @@ def test_a_template_writes_the_sentence() -> None:
 
 
 @pytest.mark.parametrize("template", ["{account", "account}", "{account!r}", "{account:>9}", "{0:{account}}"])
-def test_what_is_more_than_a_slot_is_no_template(template: str) -> None:
+def test_a_template_with_more_than_plain_slots_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"alone|single brace"):
         list(slots_in(template))
     assert not set(slots_in("{} {0} {account.name} {account[0]}")) & set(SLOTS)
 
 
-def test_what_is_stored_damaged_is_said_to_be() -> None:
+def test_a_damaged_event_is_named_as_such() -> None:
     for content in (b"", b'{"id":', b'{"data":{}', b'{"type":1,"data":{"account":7}', b"[1", b"\xff"):
         said = sentence(Delivery("evt_9", "total.increased", 1, content, "ops"), "{account}")
         assert said == "event evt_9 (total.increased): its stored event cannot be read"
 
 
-def test_a_text_from_outside_is_one_bounded_line_without_what_is_not_seen() -> None:
+def test_a_text_from_outside_becomes_one_bounded_line_of_visible_characters() -> None:
     assert harmless("a\n\tb\r\x00\x1b[31m\u202eevil\u2066\u200b\ud800 \u2028c") == "a b [31mevil c"
     assert harmless("x" * 300) == "x" * 199 + "…"
     assert harmless("Wrapped  Ether", 5) == "Wrap…"
@@ -151,7 +151,7 @@ def test_a_text_from_outside_is_one_bounded_line_without_what_is_not_seen() -> N
     mailto:a tel:1 +12025550123 1.2.3.4 t.me/x steam://run/1
     """.split(),  # noqa: SIM905  # a list would take a screen
 )
-def test_no_service_finds_a_link_in_it(text: str) -> None:
+def test_no_service_finds_a_link_in_a_hostile_text(text: str) -> None:
     shown = harmless(text)
     assert shown.replace("\u200b", "") == text
     for joint in ("://", "@c", "@e", "#g", "$C", "/s", "/x", ":a", ":1", "+1", ".e", ".2", ".m"):

@@ -34,7 +34,7 @@ def private(key: bytes) -> str:
 
 
 @pytest.mark.parametrize(("secret", "signature"), [(SECRET, VECTOR_V1), (PRIVATE, VECTOR_V1A)])
-def test_the_published_vectors_come_out(secret: str, signature: str) -> None:
+def test_the_published_test_vectors_are_reproduced(secret: str, signature: str) -> None:
     assert Signer([secret]).signature(*VECTOR) == signature
 
 

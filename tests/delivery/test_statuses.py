@@ -17,7 +17,7 @@ def test_redirects_and_most_errors_are_failures(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 409, 413, 415, 422])
-def test_these_speak_of_the_one_event(status: int) -> None:
+def test_some_statuses_are_about_the_one_event(status: int) -> None:
     assert answer_of(status) is Answer.REJECTED
 
 
@@ -31,5 +31,5 @@ def test_these_speak_of_the_one_event(status: int) -> None:
         (410, Answer.GONE),
     ],
 )
-def test_these_speak_of_the_whole_receiver(status: int, answer: Answer) -> None:
+def test_some_statuses_are_about_the_whole_receiver(status: int, answer: Answer) -> None:
     assert answer_of(status) is answer

@@ -125,7 +125,7 @@ def test_signals_end_it_in_the_middle_and_nothing_is_left(here: Path) -> None:
 
 
 @pytest.mark.long
-def test_kept_it_goes_on_after_the_verdict_until_a_signal_and_ends_with_0(here: Path) -> None:
+def test_with_keep_it_runs_on_after_the_verdict_until_a_signal_and_exits_with_0(here: Path) -> None:
     with a_demo(here, "--fast", "--keep", "--verbose") as process:
         line_with(process, "PASSED")
         with urllib.request.urlopen(line_with(process, "  http://127.0.0.1:").strip()) as page:
@@ -141,7 +141,7 @@ def test_kept_it_goes_on_after_the_verdict_until_a_signal_and_ends_with_0(here: 
     assert leftovers(here) == []
 
 
-def test_a_worker_that_sends_everything_twice_fails_it(here: Path) -> None:
+def test_a_worker_that_sends_everything_twice_fails_the_demo(here: Path) -> None:
     twice = """
 from watcher.delivery.webhook import WebhookSink
 once = WebhookSink.send
@@ -158,7 +158,7 @@ WebhookSink.send = twice
     assert leftovers(here) == []
 
 
-def test_a_machine_without_a_server_program_is_told_so(here: Path) -> None:
+def test_a_machine_without_a_redis_server_gets_a_clear_message(here: Path) -> None:
     nowhere = """
 from watcher.store import embedded
 embedded.find_engine.__defaults__ = (None, "no_such_package")
@@ -171,7 +171,7 @@ embedded.find_engine.__defaults__ = (None, "no_such_package")
 
 
 @pytest.mark.long
-def test_a_reader_may_leave(here: Path) -> None:
+def test_a_closed_pipe_ends_the_demo_quietly(here: Path) -> None:
     with a_demo(here, "--fast") as process:
         line_with(process, "account")
         assert process.stdout
@@ -183,7 +183,7 @@ def test_a_reader_may_leave(here: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_terminal_gets_colours_unless_it_wants_none(here: Path) -> None:
+def test_a_terminal_gets_colours_unless_no_color_is_set(here: Path) -> None:
     with on_a_terminal(here) as colourful, on_a_terminal(here, NO_COLOR="1") as plain:
         assert b"\x1b[32mdeposit.cleared\x1b[0m" in shown_at(colourful)
         shown = shown_at(plain)
@@ -191,6 +191,6 @@ def test_a_terminal_gets_colours_unless_it_wants_none(here: Path) -> None:
         assert b"\x1b" not in shown
 
 
-def test_the_command_is_cheap_to_import() -> None:
+def test_the_command_imports_nothing_heavy() -> None:
     code = "import sys; import watcher.commands.demo; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

@@ -34,13 +34,13 @@ def edited(heard: Arrival, edit: Callable[[dict[str, Any]], object]) -> Arrival:
     return heard
 
 
-def test_a_story_told_as_it_was_made_is_good() -> None:
+def test_a_story_delivered_as_it_was_made_passes() -> None:
     verdict = judged(told(a_story()))
     assert verdict == Verdict(4, 4, (250, 250, 250, 250), ())
     assert verdict.is_good
 
 
-def test_accounts_may_overtake_each_other() -> None:
+def test_accounts_may_overtake_one_another() -> None:
     first, other, *rest = told(a_story())
     assert judged([other, first, *rest]).is_good
 
@@ -81,7 +81,7 @@ def test_an_event_that_comes_twice_is_found(place: int) -> None:
     assert verdict.verified == 4
 
 
-def test_one_change_told_as_two_events_is_found() -> None:
+def test_one_change_sent_as_two_events_is_found() -> None:
     heard = told(a_story())
     story = a_story()
     again = an_event(story[3], 5, 4, balances_after(story, BASELINE)["treasury", "1"])
@@ -101,7 +101,7 @@ def test_events_of_one_account_in_another_order_are_found() -> None:
     )
 
 
-def test_the_wrong_order_is_found_even_where_sequences_are_right() -> None:
+def test_a_wrong_order_with_right_sequences_is_found() -> None:
     story = a_story()
     heard = told([story[2], story[1], story[0], story[3]])
     assert judged(heard, story).broken == (
@@ -119,7 +119,7 @@ def test_the_wrong_order_is_found_even_where_sequences_are_right() -> None:
         ("asset", {"id": "2", "symbol": "LRC"}),
     ],
 )
-def test_an_event_that_says_something_else_is_found(part: str, value: object) -> None:
+def test_an_event_with_other_content_is_found(part: str, value: object) -> None:
     heard = told(a_story())
     edited(heard[2], lambda event: event["data"].update({part: value}))
     broken = judged(heard).broken
@@ -155,14 +155,14 @@ def test_a_first_event_that_does_not_begin_at_the_baseline_is_found() -> None:
     )
 
 
-def test_a_balance_that_is_gone_untold_does_not_add_up() -> None:
+def test_a_balance_that_vanished_without_an_event_does_not_add_up() -> None:
     baseline = {**BASELINE, ("treasury", "6"): a_vector("1")}
     now = balances_after(a_story(), BASELINE)
     verdict = judge(a_story(), told(a_story()), planned=4, baseline=baseline, now=now)
     assert verdict.broken == ("treasury, asset 6: effects add up to total 1, the provider says 0",)
 
 
-def test_a_balance_that_moved_untold_does_not_add_up() -> None:
+def test_a_balance_that_moved_without_an_event_does_not_add_up() -> None:
     now = {**balances_after(a_story(), BASELINE), ("treasury", "6"): a_vector("1")}
     verdict = judge(a_story(), told(a_story()), planned=4, baseline=BASELINE, now=now)
     assert verdict.broken == ("treasury, asset 6: effects add up to total 0, the provider says 1",)
@@ -177,7 +177,7 @@ def test_a_signature_that_does_not_verify_is_found_and_its_event_does_not_count(
     assert verdict.verified == 3
 
 
-def test_a_webhook_that_nobody_verified_does_not_count() -> None:
+def test_an_unverified_webhook_does_not_count() -> None:
     heard = told(a_story())
     heard[3] = Arrival(a_receipt(heard[3].receipt.event, is_verified=False), 103.25)
     verdict = judged(heard)
@@ -190,10 +190,10 @@ def test_a_forged_webhook_besides_the_right_ones_is_found() -> None:
     assert judged(heard).broken == ("not verified: no signature matches: signed as v1",)
 
 
-def test_nothing_at_all_is_not_good() -> None:
+def test_a_story_without_webhooks_fails() -> None:
     assert judged([], [], planned=4).broken == ("only 0 of 4 changes were made",)
 
 
-def test_a_story_that_was_cut_short_is_not_good() -> None:
+def test_a_story_that_was_cut_short_fails() -> None:
     made = a_story()[:2]
     assert judged(told(made), made, planned=4).broken == ("only 2 of 4 changes were made",)

@@ -36,7 +36,7 @@ def test_the_story_has_both_providers_every_kind_of_movement_and_thirty_digits()
     assert any(sum(map(str.isdigit, str(step.amount))) == 30 for step in steps)
 
 
-def test_the_sandboxs_script_can_follow_the_story_for_ever() -> None:
+def test_the_sandboxs_script_can_follow_the_story_endlessly() -> None:
     world = default_world()
     followed = default_script().steps * 3
     for step in (*(scene.step for scene in STORY), *followed):
@@ -45,7 +45,7 @@ def test_the_sandboxs_script_can_follow_the_story_for_ever() -> None:
             world.settle(step.account)
 
 
-async def test_a_change_that_nobody_planned_is_told_and_found(stage: Stage) -> None:
+async def test_an_unplanned_change_is_delivered_and_found(stage: Stage) -> None:
     def meddle(scene: Scene, made: Made | None, heard: Arrival | None) -> None:
         stage.sandbox.world.debit(TREASURY, "ETH", "1")
 
@@ -55,14 +55,14 @@ async def test_a_change_that_nobody_planned_is_told_and_found(stage: Stage) -> N
     assert broken.startswith("reported, but no such change was made: treasury total.decreased 1 ETH (evt_")
 
 
-async def test_a_change_that_is_told_as_something_else_is_found(stage: Stage) -> None:
+async def test_a_change_with_another_event_is_found(stage: Stage) -> None:
     verdict = await play(
         stage, show=ignored, story=[STORY[0]._replace(event="total.increased")], patience_s=PATIENCE_S
     )
     assert "not reported: treasury deposit.seen 12.5 LRC, as total.increased" in verdict.broken
 
 
-async def test_signatures_by_another_secret_end_the_story_as_untold(stage: Stage) -> None:
+async def test_signatures_by_another_secret_fail_the_story(stage: Stage) -> None:
     stage.receiver.secrets = [new_secret()]
     shown: list[Arrival | None] = []
     verdict = await play(stage, show=lambda _scene, _made, heard: shown.append(heard), patience_s=PATIENCE_S)

@@ -60,7 +60,7 @@ def shown_and_ended_by(here: Path, stop: signal.Signals) -> None:
     assert leftovers(here) == []
 
 
-def test_the_first_change_becomes_the_first_webhook_and_a_signal_ends_all_of_it(here: Path) -> None:
+def test_the_first_change_becomes_the_first_webhook_and_a_signal_ends_everything(here: Path) -> None:
     shown_and_ended_by(here, signal.SIGTERM)
 
 
@@ -71,7 +71,7 @@ def test_a_second_run_in_the_same_folder_begins_as_the_first_did(here: Path) -> 
 
 
 @pytest.mark.slow
-def test_another_shell_can_look_at_it_with_the_line_that_it_prints(here: Path) -> None:
+def test_another_shell_can_use_the_status_command_that_it_prints(here: Path) -> None:
     with a_run(here) as process:
         arguments = line_with(process, "In another shell:").split("watcher ")[1].split()
         line_with(process, "  treasury  ->  deposit.pending  12.5 LRC")
@@ -91,7 +91,7 @@ def test_another_shell_can_look_at_it_with_the_line_that_it_prints(here: Path) -
 
 
 @pytest.mark.slow
-def test_a_reader_may_leave_and_nothing_fails_of_it(here: Path) -> None:
+def test_a_closed_pipe_fails_nothing(here: Path) -> None:
     with a_run(here) as process:
         line_with(process, "->  deposit.pending")
         assert process.stdout

@@ -47,7 +47,7 @@ def metrics_in(expression: str) -> set[str]:
     return {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
 
 
-def test_an_alert_is_called_what_no_other_is() -> None:
+def test_alert_names_are_unique() -> None:
     assert len(RULE_BY_NAME) == len(GROUP["rules"]) >= 12
     assert all(re.fullmatch("Watcher[A-Z][A-Za-z]+", name) for name in RULE_BY_NAME)
 
@@ -65,7 +65,7 @@ def test_the_metrics_and_labels_of_an_alert_exist(name: str) -> None:
 
 
 @every_alert
-def test_what_all_workers_tell_alike_is_alerted_about_once(name: str) -> None:
+def test_values_shared_by_all_workers_make_one_alert(name: str) -> None:
     expression = RULE_BY_NAME[name]["expr"]
     for metric in metrics_in(expression):
         if METRICS[metric].is_shared:
@@ -73,7 +73,7 @@ def test_what_all_workers_tell_alike_is_alerted_about_once(name: str) -> None:
 
 
 @every_alert
-def test_an_alert_says_how_bad_it_is_and_what_it_is_about(name: str) -> None:
+def test_an_alert_has_a_severity_and_a_summary(name: str) -> None:
     rule = RULE_BY_NAME[name]
     assert rule["labels"]["severity"] in ("critical", "warning")
     summary = rule["annotations"]["summary"]
@@ -89,7 +89,7 @@ def sections() -> dict[str, tuple[str, str]]:
     return {name: (meaning, advice) for name, meaning, advice in found}
 
 
-def test_every_alert_has_its_section_and_no_other() -> None:
+def test_every_alert_has_a_section_in_the_text_and_vice_versa() -> None:
     assert re.findall(r"^### (Watcher.*)$", README, re.MULTILINE) == [*sections()] == [*RULE_BY_NAME]
     assert all(len(meaning) > 20 and len(advice) > 10 for meaning, advice in sections().values())
 
@@ -208,7 +208,7 @@ def _question(name: str, otherwise: dict[str, str]) -> dict[str, Any]:
     return {"expr": firing, "eval_time": AFTER, "exp_samples": samples}
 
 
-def test_every_alert_fires_on_what_it_is_about_and_is_silent_while_all_is_well(tmp_path: Path) -> None:
+def test_every_alert_fires_on_its_problem_and_not_while_all_is_healthy(tmp_path: Path) -> None:
     assert [*ILL] == [*RULE_BY_NAME]
     tests = [fires(name, otherwise) for name, trouble in ILL.items() for otherwise in (trouble, {})]
     paused = {"watcher_subscription_paused": "1x60", **ILL["WatcherDeliveriesWait"]}

@@ -41,7 +41,7 @@ def test_the_worker_is_started_by_a_command_that_exists(arguments: list[str]) ->
     assert CliRunner().invoke(group, [*arguments, "--help"]).exit_code == 0
 
 
-def test_each_gives_the_two_secrets_under_the_names_that_the_text_says() -> None:
+def test_each_file_gives_both_secrets_under_the_documented_names() -> None:
     for environ in VARIABLES.values():
         assert [*environ] == ["WATCHER_HTTP_TOKEN_FILE", "WATCHER_SECRET_KEY_FILE"]
         assert [Path(path).name for path in environ.values()] == ["http_token", "secret_key"]
@@ -56,7 +56,7 @@ def test_each_gives_the_two_secrets_under_the_names_that_the_text_says() -> None
     ]
 
 
-def test_the_section_of_the_text_is_all_that_a_configuration_needs_besides(tmp_path: Path) -> None:
+def test_the_documented_section_completes_the_configuration(tmp_path: Path) -> None:
     (section,) = re.findall(r"```toml\n( *\[api\]\n.*?)```", README, re.DOTALL)
     (tmp_path / "watcher.toml").write_text(f"{(FOLDER / 'watcher.toml').read_text()}\n{section}")
     environ = {"LOOPRING_API_KEY": "k", "OPS_SECRET": SECRET, "WATCHER_SECRET_KEY": new_key()}
@@ -65,7 +65,7 @@ def test_the_section_of_the_text_is_all_that_a_configuration_needs_besides(tmp_p
     assert not found.warnings
 
 
-def test_kustomize_lays_it_over_the_workers() -> None:
+def test_kustomize_builds_the_api_overlay() -> None:
     documents = [*yaml.safe_load_all(kubectl("kustomize", str(DEPLOY / "kubernetes-api")))]
     by_kind: dict[str, list[Any]] = {}
     for document in documents:
@@ -108,7 +108,7 @@ def test_outside_a_container_the_port_is_on_loopback_only() -> None:
     assert "--http 127.0.0.1:8787" in values(DROP_IN, "ExecStart")[-1]
 
 
-def test_systemd_takes_the_drop_in(tmp_path: Path) -> None:
+def test_systemd_accepts_the_drop_in(tmp_path: Path) -> None:
     worker = "/opt/watcher/bin/watcher"
     (tmp_path / UNIT.name).write_text(TEXT.replace(worker, "/bin/true"))
     (tmp_path / f"{UNIT.name}.d").mkdir()

@@ -212,7 +212,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_every_step_runs_in_order_and_is_announced_with_its_time(checkout: Checkout) -> None:
+def test_every_step_runs_in_order_and_prints_its_time(checkout: Checkout) -> None:
     done = checkout.ci()
     assert (done.returncode, done.stderr) == (0, "")
     assert checkout.calls() == CALLS
@@ -242,7 +242,7 @@ def test_the_first_step_that_fails_ends_it_with_its_exit_code(checkout: Checkout
     assert re.fullmatch(rf"exit code 42 after \d+ s: {re.escape(announced[-2])}", announced[-1])
 
 
-def test_nothing_that_the_caller_has_set_decides_what_is_tested(checkout: Checkout) -> None:
+def test_no_variable_of_the_caller_changes_what_is_tested(checkout: Checkout) -> None:
     theirs = dict.fromkeys(THEIRS, "theirs")
     checkout.ci(PIP_INDEX_URL="an index", https_proxy="a proxy", **theirs)
     seen = dict(line.split("=", 1) for line in checkout.noted("environ"))
@@ -251,7 +251,7 @@ def test_nothing_that_the_caller_has_set_decides_what_is_tested(checkout: Checko
     assert (seen["PIP_INDEX_URL"], seen["https_proxy"]) == ("an index", "a proxy")
 
 
-def test_what_is_missing_is_installed_and_nothing_else(checkout: Checkout) -> None:
+def test_only_missing_packages_are_installed(checkout: Checkout) -> None:
     checkout.without("chromium", "cc")
     assert checkout.ci().returncode == 0
     assert checkout.calls() == [
@@ -261,7 +261,7 @@ def test_what_is_missing_is_installed_and_nothing_else(checkout: Checkout) -> No
     ]
 
 
-def test_who_may_not_install_is_told_what_to_install(checkout: Checkout) -> None:
+def test_a_user_who_may_not_install_sees_what_to_install(checkout: Checkout) -> None:
     checkout.without("redis-server", "lnav", root=False)
     done = checkout.ci()
     assert (done.returncode, done.stdout) == (1, "")
@@ -271,7 +271,7 @@ def test_who_may_not_install_is_told_what_to_install(checkout: Checkout) -> None
     assert not (checkout.notes / "calls").exists()
 
 
-def test_the_image_is_built_and_tried_where_a_daemon_answers(checkout: Checkout) -> None:
+def test_with_a_docker_daemon_the_image_is_built_and_tried(checkout: Checkout) -> None:
     assert "The image is not built: no Docker daemon answers here." in checkout.ci().stdout
     checkout.program("docker", STAND_IN.format(notes=checkout.notes))
     (checkout.notes / "calls").unlink()
@@ -286,7 +286,7 @@ def test_the_image_is_built_and_tried_where_a_daemon_answers(checkout: Checkout)
     assert [call for call in checkout.calls() if call.startswith("docker")] == ["docker info"]
 
 
-def test_a_demo_that_comes_late_to_its_verdict_is_tried_once_more_and_then_fails(checkout: Checkout) -> None:
+def test_a_slow_demo_is_tried_once_more_and_then_fails(checkout: Checkout) -> None:
     script = checkout.root / ".ci" / "run"
     script.write_text(script.read_text().replace("most_s=30", "most_s=-1"))
     done = checkout.ci()

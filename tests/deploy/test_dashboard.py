@@ -48,7 +48,7 @@ def test_an_expression_uses_labels_that_exist_and_asks_about_the_job_that_was_ch
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_counters_are_shown_as_rates_and_what_workers_tell_alike_is_not_added_up(expression: str) -> None:
+def test_counters_are_shown_as_rates_and_shared_values_are_not_summed(expression: str) -> None:
     for metric in metrics_in(expression) & METRICS.keys():
         if METRICS[metric].kind == "counter":
             assert re.search(rf"(?:rate|increase)\({metric}\{{", expression)
@@ -65,7 +65,7 @@ def test_panels_have_a_title_a_description_and_a_place_of_their_own() -> None:
     assert [pair for pair in combinations(PANELS, 2) if _overlap(*(panel["gridPos"] for panel in pair))] == []
 
 
-def test_it_asks_for_a_data_source_and_a_job_and_names_no_place() -> None:
+def test_it_asks_for_a_data_source_and_a_job_and_names_no_host() -> None:
     assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "job"]
     assert not re.findall(r"https?://", json.dumps(DASHBOARD))
 

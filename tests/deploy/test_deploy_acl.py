@@ -123,7 +123,7 @@ def test_the_texts_name_the_rights_that_an_upgrade_from_0_1_needs(file: str) -> 
     assert granted("watcher") >= OF_0_1, "while the last workers of 0.1 run"
 
 
-def test_tests_under_these_rights_ask_nothing_more_in_the_programs_name() -> None:
+def test_rights_that_only_tests_need_are_not_granted_to_the_program() -> None:
     assert not granted("watcher") & set(TESTS_ASK)
 
 
@@ -155,7 +155,7 @@ def _version(text: bytes) -> tuple[int, ...]:
 ASKING = ("execute_command", "send_command", "send_packed_command")
 
 
-def test_nothing_but_the_store_speaks_to_redis_and_there_are_no_other_ways() -> None:
+def test_only_the_store_package_speaks_to_redis() -> None:
     calls = [
         (path, ast.unparse(node.func.value), node.func.attr)
         for path in STORE.parent.rglob("*.py")
@@ -179,7 +179,7 @@ async def a_lease(polls: Polls, roster: Roster, account: str) -> Lease:
     return claimed.leases[0]
 
 
-async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
+async def test_a_whole_poll_needs_no_more_rights(client: Redis, account: str) -> None:
     schedule, keys = Schedule(Pipe(client)), Keys(NAMESPACE)
     await schedule.read_clock()
     polls, roster, queues = Polls(schedule, keys), Roster(schedule.pipe, keys), Queues(schedule, keys)
@@ -235,7 +235,7 @@ async def delivered_to_the_end(queues: Queues, account: str, deliveries: list[De
     assert await queues.delivered(account, lease, third, until=queues.until(lease, 60_000)) == (Reply.DONE, 0)
 
 
-async def test_a_whole_worker_needs_no_more(server: RealServer) -> None:
+async def test_a_whole_worker_needs_no_more_rights(server: RealServer) -> None:
     async with a_rig(url_of(server), NAMESPACE) as rig:
         await Worker(rig.settings, name="first").run(once=True)
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
@@ -243,7 +243,7 @@ async def test_a_whole_worker_needs_no_more(server: RealServer) -> None:
     assert [event["type"] for event in rig.receiver.events] == ["total.increased"]
 
 
-async def test_the_guarantee_is_read_without_config(client: Redis) -> None:
+async def test_the_guarantee_is_read_without_the_config_command(client: Redis) -> None:
     said = await guarantee(client)
     assert (said.eviction, said.persistence) == ("noeviction", "hidden")
 
@@ -294,21 +294,19 @@ async def test_a_key_of_another_namespace_is_an_error_that_says_so(client: Redis
         ("health", "forbids its user a command or key"),
     ],
 )
-async def test_who_does_not_know_the_password_does_nothing(
-    server: RealServer, user: str, answer: str
-) -> None:
+async def test_without_the_password_nothing_is_allowed(server: RealServer, user: str, answer: str) -> None:
     async with connect(url_of(server, user, "guess")) as client:
         with pytest.raises(ConfigurationRefused, match=answer):
             await Roster(Pipe(client), Keys(NAMESPACE)).check_layout()
 
 
-async def test_health_may_ask_for_a_sign_of_life_without_a_password(server: RealServer) -> None:
+async def test_the_health_check_may_ping_without_a_password(server: RealServer) -> None:
     async with connect(url_of(server, "health", "none")) as client:
         assert await client.ping()
 
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))
-async def test_the_line_of_the_user_also_fits_a_server_that_has_users(engine: str) -> None:
+async def test_the_acl_line_works_on_a_server_with_other_users_too(engine: str) -> None:
     (line,) = (line for line in shipped_users().splitlines() if line.startswith("user watcher "))
     with real_server(engine) as server:
         async with connect(server.url) as admin:
@@ -318,7 +316,7 @@ async def test_the_line_of_the_user_also_fits_a_server_that_has_users(engine: st
 
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))
-async def test_with_the_rights_of_version_0_1_nothing_is_begun(engine: str) -> None:
+async def test_with_the_rights_of_version_0_1_the_worker_refuses_to_start(engine: str) -> None:
     (line,) = (line for line in shipped_users().splitlines() if line.startswith("user watcher "))
     lacks = [
         *("exists", "getrange", "hscan", "ltrim", "mget", "pexpire", "rename", "setrange"),
@@ -344,6 +342,6 @@ async def test_with_the_rights_of_version_0_1_nothing_is_begun(engine: str) -> N
 
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))
-def test_a_server_does_not_start_before_it_was_given_a_password(engine: str) -> None:
+def test_the_server_does_not_start_without_a_password(engine: str) -> None:
     with pytest.raises(AssertionError, match="ACL errors"), real_server(engine, "--aclfile", str(ACL)):
         pass

@@ -68,7 +68,7 @@ def loaded(text: str, folder: Path) -> Loaded:
 
 
 @pytest.mark.parametrize("text", [EXAMPLE, uncommented()], ids=["as it is", "with everything switched on"])
-def test_the_example_loads_without_a_mistake_or_a_warning(tmp_path: Path, text: str) -> None:
+def test_the_example_loads_without_mistakes_or_warnings(tmp_path: Path, text: str) -> None:
     assert loaded(text, tmp_path).warnings == ()
 
 
@@ -92,7 +92,7 @@ def test_the_example_shows_every_setting(tmp_path: Path) -> None:
     assert shown == fields
 
 
-def test_what_the_example_shows_behind_a_sign_is_the_default(tmp_path: Path) -> None:
+def test_the_commented_values_of_the_example_are_the_defaults(tmp_path: Path) -> None:
     own = {("redis", "data_dir"), ("threshold", "field")}
     for name, one in sections(loaded(uncommented(), tmp_path)):
         for key, field in type(one).model_fields.items():
@@ -139,7 +139,7 @@ def copied() -> set[str]:
     }
 
 
-def test_the_image_gets_every_file_that_its_build_needs_and_no_other() -> None:
+def test_the_image_gets_exactly_the_files_that_its_build_needs() -> None:
     project = PROJECT["project"]
     packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     lists = {f"deploy/requirements{which}.txt" for which in ("", "-build")}
@@ -155,7 +155,7 @@ def test_the_image_runs_a_command_that_exists() -> None:
     assert is_command([*json.loads(entrypoint), *json.loads(command)])
 
 
-def test_the_image_runs_as_nobody_special_without_pip() -> None:
+def test_the_image_runs_as_an_unprivileged_user_without_pip() -> None:
     (user,) = instructions("USER")
     uid, gid = map(int, user.split(":"))
     assert min(uid, gid) >= 10_000
@@ -271,7 +271,9 @@ async def test_the_composition_and_the_commands_of_the_readme_make_a_safe_server
     assert (said.persistence, said.eviction, said.warnings) == ("aof", "noeviction", ())
 
 
-async def test_its_health_check_may_ask_what_it_asks(composed: tuple[RealServer, str]) -> None:
+async def test_the_health_check_of_the_server_has_the_rights_it_needs(
+    composed: tuple[RealServer, str],
+) -> None:
     server, _ = composed
     test = COMPOSE["services"]["valkey"]["healthcheck"]["test"]
     assert test[:2] == ["CMD", "valkey-cli"]
@@ -283,7 +285,7 @@ async def test_its_health_check_may_ask_what_it_asks(composed: tuple[RealServer,
 # The text
 
 
-def test_the_log_lines_that_the_readme_tells_to_watch_exist() -> None:
+def test_the_log_lines_that_the_readme_says_to_watch_exist() -> None:
     named = set(re.findall(r"`((?:store|worker|delivery)\.[a-z_]+)`", README)) - {"worker.drain"}
     assert {"store.guarantee", "worker.heartbeat"} <= named
     assert named <= EVENTS.keys()

@@ -40,7 +40,7 @@ def test_the_worker_and_its_check_read_the_same_variable() -> None:
         assert option.envvar == "WATCHER_HEARTBEAT_FILE"
 
 
-def test_a_heartbeat_may_miss_before_it_counts_as_old() -> None:
+def test_a_few_heartbeats_may_be_missed_before_the_check_fails() -> None:
     (max_age,) = (option.default for option in health.params if option.name == "max_age")
     assert max_age == "30s"
     assert 3 * EVERY_S <= 30
@@ -48,7 +48,7 @@ def test_a_heartbeat_may_miss_before_it_counts_as_old() -> None:
     assert seconds("start-period") >= 10
 
 
-def test_the_heartbeat_can_be_written_where_nothing_else_can() -> None:
+def test_the_heartbeat_is_writable_in_a_read_only_container() -> None:
     folder = str(Path(HEARTBEAT).parent)
     assert folder in COMPOSE["services"]["watcher"]["tmpfs"]
     (call,) = re.findall(r"^docker run (.*?) watcher$", README.replace("\\\n", " "), re.MULTILINE)

@@ -53,7 +53,7 @@ def paths(value: Any, at: str = "") -> Iterator[str]:
             yield from paths(below, f"{at}.{number}")
 
 
-def test_every_file_is_named_or_an_example() -> None:
+def test_every_file_is_in_the_kustomization_or_an_example() -> None:
     (generated,) = CUSTOM["configMapGenerator"]
     named = {*CUSTOM["resources"], *generated["files"], "kustomization.yaml", "secret.example.yaml"}
     assert {path.name for path in FOLDER.iterdir()} == named
@@ -88,7 +88,7 @@ def test_kubernetes_knows_every_field_of_the_deployment() -> None:
     assert set(paths(DEPLOYMENT)) - set(paths(known)) == set()
 
 
-def test_a_pod_may_do_nothing_but_work() -> None:
+def test_a_pod_has_no_rights_beyond_its_work() -> None:
     assert POD["automountServiceAccountToken"] is False
     assert POD["securityContext"]["runAsNonRoot"] is True
     assert int(POD["securityContext"]["runAsUser"]) >= 10_000
@@ -103,7 +103,7 @@ def test_a_pod_may_do_nothing_but_work() -> None:
 
 
 @pytest.mark.parametrize("probe", ["livenessProbe", "readinessProbe"])
-def test_a_probe_looks_at_a_file_and_asks_nobody(probe: str, tmp_path: Path) -> None:
+def test_probes_read_a_file_and_use_no_network(probe: str, tmp_path: Path) -> None:
     program, *arguments = WORKER[probe]["exec"]["command"]
     assert (program, arguments[:2]) == ("watcher", ["health", "--file"])
     dockerfile = (FOLDER.parent / "Dockerfile").read_text()
@@ -113,7 +113,7 @@ def test_a_probe_looks_at_a_file_and_asks_nobody(probe: str, tmp_path: Path) -> 
     assert (ran.return_value, ran.output) == (0, "ok\n")
 
 
-def test_secrets_and_configuration_are_where_they_are_looked_for(tmp_path: Path) -> None:
+def test_secrets_and_configuration_are_mounted_where_the_worker_looks(tmp_path: Path) -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in WORKER["volumeMounts"]}
     assert Path(mounts["configuration"]) / "watcher.toml" in Environment.PLACES
     assert sorted(mounts) == sorted(volume["name"] for volume in POD["volumes"])
@@ -128,7 +128,7 @@ def test_secrets_and_configuration_are_where_they_are_looked_for(tmp_path: Path)
     assert settings.redis.url.get_secret_value() == "redis://redis"
 
 
-def test_a_worker_has_time_to_drain_and_the_new_one_is_there_before_the_old_one_goes(tmp_path: Path) -> None:
+def test_a_worker_has_time_to_drain_and_its_successor_starts_first(tmp_path: Path) -> None:
     environ = {"LOOPRING_API_KEY": "k", "OPS_SECRET": SECRET}
     drain_s = load(FOLDER / "watcher.toml", environ).settings.worker.drain.total_seconds()
     assert int(POD["terminationGracePeriodSeconds"]) > drain_s
@@ -136,7 +136,7 @@ def test_a_worker_has_time_to_drain_and_the_new_one_is_there_before_the_old_one_
     assert DEPLOYMENT["spec"]["selector"]["matchLabels"] == POLICY["spec"]["podSelector"]["matchLabels"]
 
 
-def test_the_network_refuses_what_the_guard_refuses() -> None:
+def test_the_network_policy_denies_what_egress_denies() -> None:
     public = POLICY["spec"]["egress"][-1]
     blocks = [block["ipBlock"] for block in public["to"]]
     assert [block["cidr"] for block in blocks] == ["0.0.0.0/0", "2000::/3"]

@@ -61,11 +61,11 @@ def test_every_level_is_known() -> None:
         assert FORMAT[f"{field}-field"] in ("timestamp", "level", "event")
 
 
-def test_lnav_takes_the_format(tmp_path: Path) -> None:
+def test_lnav_accepts_the_format(tmp_path: Path) -> None:
     assert lnav(tmp_path, "-C") == ""
 
 
-def test_lnav_reads_lines_by_it(tmp_path: Path) -> None:
+def test_lnav_parses_lines_with_the_format(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("".join(f"{line}\n" for line in LINES))
     query = ";SELECT log_level, account, status, duration_ms, event_id FROM watcher_log"
     told = lnav(tmp_path, "-n", "-q", "-c", query, "-c", ":write-json-to -", str(tmp_path / "log"))

@@ -105,7 +105,7 @@ async def test_a_record_of_the_directory_takes_no_more_than_the_table_says(serve
 
 
 @pytest.mark.parametrize(("per_queue", "each"), [(1, ALONE), (5, DELIVERY), (50, DELIVERY)])
-async def test_what_waits_takes_no_more_than_the_formula_says(
+async def test_a_backlog_takes_no_more_than_the_formula_says(
     server: RealServer, per_queue: int, each: int
 ) -> None:
     async with connect(server.url) as client:

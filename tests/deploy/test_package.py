@@ -34,14 +34,14 @@ def test_the_package_is_not_the_one_that_is_called_watcher_on_pypi() -> None:
     assert PROJECT["scripts"] == {"watcher": "watcher.__main__:main"}
 
 
-def test_what_a_text_has_its_reader_install_is_found() -> None:
+def test_every_install_command_of_a_text_is_found() -> None:
     text = "pip install -q --upgrade watcher, pip install 'watcher[ed25519]', pip install . or ../it.whl"
     assert [str(found) for found in installed_by_name(text)] == ["watcher", "watcher[ed25519]"]
     others = "pipx install watcher; uvx --from watcher watcher demo"
     assert [str(found) for found in installed_by_name(others)] == ["watcher", "watcher"]
 
 
-def test_no_text_installs_the_package_of_somebody_else() -> None:
+def test_no_text_installs_the_other_project_of_that_name() -> None:
     told = [requirement for text in texts_for_users() for requirement in installed_by_name(text)]
     assert {requirement.name for requirement in told} == {"balance-watcher", "cryptography"}
     for requirement in told:
@@ -50,5 +50,5 @@ def test_no_text_installs_the_package_of_somebody_else() -> None:
 
 
 @pytest.mark.parametrize("minor", [11, 12, 13, 14])
-def test_it_says_which_pythons_it_is_for(minor: int) -> None:
+def test_the_package_names_its_python_versions(minor: int) -> None:
     assert f"Programming Language :: Python :: 3.{minor}" in PROJECT["classifiers"]

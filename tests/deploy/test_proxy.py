@@ -120,7 +120,7 @@ async def a_worker() -> AsyncIterator[tuple[BaseTestServer, list[str]]]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-async def test_the_api_is_reached_with_its_token_and_a_name_as_it_was_written(
+async def test_the_api_is_reached_with_its_token_and_encoded_names_unchanged(
     name: str, tmp_path: Path
 ) -> None:
     async with a_worker() as (worker, seen), a_proxy(name, tmp_path, worker) as ask:
@@ -147,7 +147,7 @@ async def test_nothing_else_is_reached(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-async def test_a_batch_goes_through_and_no_body_that_is_larger(name: str, tmp_path: Path) -> None:
+async def test_a_batch_passes_and_a_larger_body_does_not(name: str, tmp_path: Path) -> None:
     async with a_worker() as (worker, seen), a_proxy(name, tmp_path, worker) as ask:
         assert (await ask("POST", "/v1/accounts:batch", data=BytesIO(b"x" * (1 << 20))))[0] == 202
         status, _ = await ask("POST", "/v1/accounts:batch", data=BytesIO(b"x" * ((1 << 20) + 1)))

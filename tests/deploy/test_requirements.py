@@ -43,13 +43,13 @@ every_list = pytest.mark.parametrize("path", [RUNTIME, BUILD, RELEASE], ids=lamb
 
 
 @every_list
-def test_it_is_nothing_but_versions_with_hashes(path: Path) -> None:
+def test_the_lists_hold_only_pinned_versions_with_hashes(path: Path) -> None:
     assert LOCKED.sub("", path.read_text()) == "", "no index, no host, nothing without a hash"
     assert all(found["marker"] is None or Marker(found["marker"]) for found in locked(path).values())
 
 
 @every_list
-def test_every_dependency_is_there_in_a_version_that_is_asked_for(path: Path) -> None:
+def test_every_dependency_is_pinned_within_its_range(path: Path) -> None:
     pinned = locked(path)
     for wanted in asked_for(path):
         assert pinned[canonicalize_name(wanted.name)]["version"] in wanted.specifier
@@ -72,12 +72,12 @@ def needed_by(name: str) -> set[str]:
 
 @pytest.mark.may_skip
 @pytest.mark.parametrize("name", locked(RUNTIME))
-def test_what_a_pinned_package_needs_is_pinned_too(name: str) -> None:
+def test_dependencies_of_pinned_packages_are_pinned_too(name: str) -> None:
     assert needed_by(name) <= locked(RUNTIME).keys()
 
 
 @pytest.mark.may_skip
-def test_nothing_is_pinned_that_nobody_needs() -> None:
+def test_no_unneeded_package_is_pinned() -> None:
     todo: set[str] = {canonicalize_name(wanted.name) for wanted in asked_for(RUNTIME)}
     seen: set[str] = set()
     while todo:
@@ -89,7 +89,7 @@ def test_nothing_is_pinned_that_nobody_needs() -> None:
     assert here - seen == set(), f"nothing needs these (Python {sys.version})"
 
 
-def test_what_a_release_needs_can_be_installed_beside_what_builds_it() -> None:
+def test_release_tools_and_build_tools_can_be_installed_together() -> None:
     versions = [{name: pin["version"] for name, pin in locked(path).items()} for path in (BUILD, RELEASE)]
     both = versions[0].keys() & versions[1].keys()
     assert {name: versions[0][name] for name in both} == {name: versions[1][name] for name in both}

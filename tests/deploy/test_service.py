@@ -76,7 +76,7 @@ def one(key: str) -> str:
     return value
 
 
-def test_it_has_sections_of_settings_and_nothing_twice_that_counts_once() -> None:
+def test_the_unit_has_its_three_sections_and_no_duplicate_settings() -> None:
     lines = [line for line in TEXT.splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if line.startswith("[")] == ["[Unit]", "[Service]", "[Install]"]
     keys = [line.partition("=")[0] for line in lines if not line.startswith("[")]
@@ -88,7 +88,7 @@ def test_it_has_sections_of_settings_and_nothing_twice_that_counts_once() -> Non
     }
 
 
-def test_systemd_finds_nothing_to_say_about_it(tmp_path: Path) -> None:
+def test_systemd_verifies_the_unit_without_a_warning(tmp_path: Path) -> None:
     worker = "/opt/watcher/bin/watcher"
     assert f"{worker} run" == one("ExecStart")
     copy = tmp_path / UNIT.name  # with a program that is there
@@ -98,7 +98,7 @@ def test_systemd_finds_nothing_to_say_about_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("addition", ["", EGRESS], ids=["as it is", "with the second wall"])
-def test_systemd_calls_it_hardly_exposed(tmp_path: Path, addition: str) -> None:
+def test_systemd_rates_its_exposure_as_low(tmp_path: Path, addition: str) -> None:
     (tmp_path / UNIT.name).write_text(TEXT.replace("[Install]", f"{addition}\n[Install]"))
     checked = analyze("security", "--offline=true", "--threshold=20", str(tmp_path / UNIT.name))
     (exposure,) = re.findall(r"Overall exposure level for \S+: ([0-9.]+)", checked.stdout)
@@ -106,18 +106,18 @@ def test_systemd_calls_it_hardly_exposed(tmp_path: Path, addition: str) -> None:
     assert float(exposure) <= 2.0
 
 
-def test_a_mistake_in_the_configuration_ends_it_and_nothing_else_does() -> None:
+def test_only_a_configuration_mistake_prevents_a_restart() -> None:
     assert one("RestartPreventExitStatus") == "78"
     assert one("Restart") == "always", "a signal is a clean exit to systemd"
     assert one("StartLimitIntervalSec") == "0"
 
 
-def test_it_waits_until_the_worker_says_that_it_has_started() -> None:
+def test_the_unit_waits_until_the_worker_reports_ready() -> None:
     assert one("Type") == "notify"
     assert "AF_UNIX" in one("RestrictAddressFamilies"), "which is how the worker says so"
 
 
-def test_it_confines_without_asking_systemd() -> None:
+def test_the_unit_sets_the_basic_confinement() -> None:
     for key in ("MemoryDenyWriteExecute", "NoNewPrivileges", "PrivateDevices", "RestrictNamespaces"):
         assert one(key) == "yes"
     assert one("CapabilityBoundingSet") == ""
@@ -137,18 +137,18 @@ def test_every_secret_of_the_example_is_a_credential(tmp_path: Path) -> None:
     assert {f"%d/{name}" for name in credentials} == set(environ.values())
 
 
-def test_what_it_forbids_is_forbidden() -> None:
+def test_the_forbidden_calls_fail() -> None:
     assert under_the_unit(f"-c\0{FORBIDDEN}").split() == ["refused", "refused"]
 
 
-def test_worker_event_loop_and_private_server_live_under_what_it_forbids() -> None:
+def test_worker_event_loop_and_embedded_server_run_when_confined() -> None:
     assert "watcher run" in under_the_unit("-m\0watcher\0demo\0--fast")
 
 
-def test_names_are_looked_up_under_what_it_forbids() -> None:
+def test_names_are_looked_up_when_confined() -> None:
     assert under_the_unit(f"-c\0{RESOLVING}").split() == ["answered"]
 
 
-def test_the_second_wall_denies_what_the_guard_refuses() -> None:
+def test_the_units_address_filter_denies_what_egress_denies() -> None:
     denied = set(values(EGRESS, "IPAddressDeny")[0].split())
     assert denied == {str(network) for network in REFUSED_NETWORKS}

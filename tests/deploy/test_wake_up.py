@@ -34,7 +34,7 @@ A_SECOND = 1.1
 
 
 @pytest.mark.slow
-async def test_a_wake_is_at_the_receiver_within_300_ms_though_the_interval_is_ten_minutes(
+async def test_a_wake_reaches_the_receiver_within_300_ms_though_the_interval_is_ten_minutes(
     place: Path, sandbox: Sandbox, receiver: Receiver, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = place / "watcher.toml"
@@ -120,7 +120,7 @@ NEWHEADS = (sys.executable, str(EXAMPLES / "newheads.py"))
 
 
 @pytest.mark.slow
-async def test_every_new_block_is_a_poll_and_so_is_a_connection_after_one_that_was_cut(
+async def test_every_new_block_and_every_reconnection_is_a_poll(
     rig: Rig, settings: Mapping[str, str], tmp_path: Path
 ) -> None:
     nodes: list[tuple[web.Request, web.WebSocketResponse]] = []
@@ -158,7 +158,7 @@ HEAD = {"jsonrpc": "2.0", "method": "eth_subscription", "params": {"result": {"n
 
 
 @pytest.mark.slow
-async def test_a_node_that_knows_no_new_heads_is_said_so_and_is_the_end(
+async def test_a_node_without_new_heads_ends_the_script_with_a_message(
     settings: Mapping[str, str], tmp_path: Path
 ) -> None:
     async def node(request: web.Request) -> web.WebSocketResponse:
@@ -178,7 +178,7 @@ async def test_a_node_that_knows_no_new_heads_is_said_so_and_is_the_end(
 
 
 @pytest.mark.slow
-async def test_a_flood_of_wakes_is_one_poll_a_second_whoever_asks(rig: Rig) -> None:
+async def test_a_flood_of_wakes_is_one_poll_a_second(rig: Rig) -> None:
     calls = 0
 
     async def flood(seconds: float) -> None:
@@ -220,7 +220,7 @@ async def a_server(
 
 
 @pytest.mark.slow
-async def test_what_bitcoind_calls_is_a_poll(rig: Rig, settings: Mapping[str, str], tmp_path: Path) -> None:
+async def test_the_hook_of_bitcoind_is_a_poll(rig: Rig, settings: Mapping[str, str], tmp_path: Path) -> None:
     (line,) = (line for line in (EXAMPLES / "bitcoin.conf").read_text().splitlines() if line[0] != "#")
     setting, _, command = line.partition("=")
     for theirs, ours in (
@@ -242,7 +242,7 @@ async def test_what_bitcoind_calls_is_a_poll(rig: Rig, settings: Mapping[str, st
 
 
 @pytest.mark.slow
-async def test_a_providers_own_webhook_is_a_poll_for_who_knows_the_token(
+async def test_a_providers_webhook_with_the_token_is_a_poll(
     rig: Rig, settings: Mapping[str, str], tmp_path: Path
 ) -> None:
     port = a_free_port()

@@ -20,25 +20,25 @@ RELEASE = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_python_that_is_promised_is_tested() -> None:
+def test_every_supported_python_is_tested() -> None:
     classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
     promised = {found[1] for line in classifiers if (found := re.search(r":: (3\.\d+)$", line))}
     assert promised == set(CI["jobs"]["test"]["strategy"]["matrix"]["python"])
 
 
-def test_one_job_is_required_and_stands_for_all_that_call_the_script() -> None:
+def test_one_required_job_stands_for_all_that_run_the_script() -> None:
     test, required = CI["jobs"]["test"], CI["jobs"]["required"]
     assert test["steps"][-1]["run"].endswith(" .ci/run")
     assert required["needs"] == "test"
     assert required["if"] == "always()", "a job that is skipped counts as passed"
 
 
-def test_the_newest_dependencies_are_tried_every_week() -> None:
+def test_the_newest_dependencies_are_tested_every_week() -> None:
     assert ON["schedule"] == [{"cron": "17 4 * * 1"}]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_no_action_can_change_under_us_and_none_may_write(path: Path) -> None:
+def test_actions_are_pinned_and_have_no_write_access(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     for job in workflow["jobs"].values():
@@ -51,12 +51,12 @@ def commands_of(job: str) -> list[str]:
     return [step["run"] for step in RELEASE["jobs"][job]["steps"] if "run" in step]
 
 
-def test_a_release_is_a_tag_of_a_version_and_nothing_else_starts_it() -> None:
+def test_only_a_version_tag_starts_a_release() -> None:
     assert RELEASE[True] == {"push": {"tags": ["v[0-9]+.[0-9]+.[0-9]+"]}}
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__), "a tag can name it"
 
 
-def test_nothing_is_published_before_all_is_tested_packed_and_attested() -> None:
+def test_nothing_is_published_before_it_is_tested_packed_and_attested() -> None:
     needs = {name: job.get("needs") for name, job in RELEASE["jobs"].items()}
     assert needs == {
         "test": None,
@@ -68,7 +68,7 @@ def test_nothing_is_published_before_all_is_tested_packed_and_attested() -> None
     assert commands_of("test")[-1].endswith(" .ci/run")
 
 
-def test_each_job_of_a_release_may_do_its_own_part_and_no_key_is_kept() -> None:
+def test_each_release_job_has_only_its_own_rights_and_no_stored_key() -> None:
     jobs = RELEASE["jobs"]
     assert {name: job["permissions"] for name, job in jobs.items() if "permissions" in job} == {
         "attest": {"attestations": "write", "id-token": "write"},
@@ -126,7 +126,7 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert heading[1] == __version__
 
 
-def test_the_version_that_gets_fixes_is_this_one_and_every_version_before_leads_to_its_upgrade() -> None:
+def test_the_supported_version_is_this_one_and_older_ones_point_to_the_upgrade() -> None:
     rows = re.findall(r"^\| (\d+\.\d+) \| (.*) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
     (current, says), *before = rows
     assert (current, says) == (__version__.rpartition(".")[0], "yes")

@@ -537,7 +537,7 @@ def treatments_of(block: Block) -> list[Callable[[Block, Path], Awaitable[None] 
 
 @pytest.mark.timeout(180)  # some start a dozen processes, one after the other
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-async def test_a_block_does_what_a_reader_expects_of_it(block: Block, tmp_path: Path) -> None:
+async def test_every_block_works_as_written(block: Block, tmp_path: Path) -> None:
     found = treatments_of(block)
     assert found, f"this block is neither run nor loaded:\n{block.text}"
     (treat,) = found
@@ -545,13 +545,13 @@ async def test_a_block_does_what_a_reader_expects_of_it(block: Block, tmp_path: 
         await waiting
 
 
-def test_a_block_that_nobody_knows_would_be_noticed() -> None:
+def test_an_unknown_block_is_noticed() -> None:
     (stranger,) = blocks_of("NEW.md", "text\n\n```sh\nwatcher-ctl frobnicate\n```\n")
     assert stranger.line == 3
     assert treatments_of(stranger) == []
 
 
-def test_every_fence_opens_or_closes_a_block_and_every_treatment_has_one() -> None:
+def test_every_fence_is_part_of_a_block_and_every_treatment_is_used() -> None:
     fences = [line for file in FILES for line in (ROOT / file).read_text().splitlines() if "```" in line]
     assert len(fences) == 2 * len(BLOCKS)
     used = {treat for block in BLOCKS for treat in treatments_of(block)}
@@ -561,7 +561,7 @@ def test_every_fence_opens_or_closes_a_block_and_every_treatment_has_one() -> No
 @pytest.mark.parametrize(
     "text", ["frobnicate --now", "docker run --frobnicate watcher", "systemctl start /etc/else.toml"]
 )
-def test_a_command_of_a_platform_that_nobody_knows_would_be_noticed(text: str) -> None:
+def test_an_unknown_platform_command_is_noticed(text: str) -> None:
     with pytest.raises(AssertionError):
         assert_a_platform_takes_it(text)
 

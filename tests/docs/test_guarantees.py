@@ -33,7 +33,7 @@ def sentence(persistence: str, replicas: int = 0) -> str:
     return judge(info, {"appendfsync": persistence if is_aof else "everysec", "save": save}, at="db").sentence
 
 
-def test_every_kind_of_server_is_spoken_of() -> None:
+def test_every_kind_of_server_is_described() -> None:
     assert SAID.keys() | UNKNOWN == IN_SHORT.keys() | UNKNOWN == {*get_args(Persistence)}
 
 

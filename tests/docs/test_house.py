@@ -43,7 +43,7 @@ def test_polling_and_delivering_meet_in_redis_and_nowhere_else() -> None:
     assert "polling" not in imports["delivery"]
 
 
-def test_rooms_import_one_another_in_one_direction_only() -> None:
+def test_packages_import_one_another_in_one_direction_only() -> None:
     try:
         TopologicalSorter(imports_by_room()).prepare()
     except CycleError as cycle:

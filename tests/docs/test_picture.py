@@ -20,14 +20,14 @@ def without_figures(lines: list[str]) -> list[str]:
     return [re.sub(r" *[\d.]+ m?s\b", " TIME", line) for line in lines]
 
 
-def test_it_is_small_and_loads_nothing() -> None:
+def test_the_picture_is_small_and_loads_nothing() -> None:
     assert PICTURE.stat().st_size < 8_000
     assert {"svg", "title", "style", "rect", "text", "tspan"} == TAGS
     assert not re.search(r"url\(|href|@import", PICTURE.read_text())
 
 
 @pytest.mark.slow
-def test_it_shows_what_the_demo_says_today() -> None:
+def test_the_picture_shows_what_the_demo_prints_today() -> None:
     lines = [plain(line.text) for line in until_the_verdict([*demonstration("--fast")])]
     said = [f"$ {COMMAND}", *filter(None, lines)]
     assert without_figures(shown()) == without_figures(said), "draw it anew: python -m tests.docs.picture"

@@ -10,7 +10,7 @@ from tests.docs.blocks import FILES, ROOT
 MOST_LINES = 200
 
 
-def test_it_is_short_enough_to_be_read_to_its_end() -> None:
+def test_the_readme_is_short_enough_to_read_to_the_end() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
 
 
@@ -22,7 +22,7 @@ def links_of(file: str) -> list[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_link_leads_somewhere(file: str) -> None:
+def test_every_link_has_a_target(file: str) -> None:
     for target, anchor in links_of(file):
         assert target.exists(), target
         assert not anchor or anchor in anchors(target.read_text()), f"{target}#{anchor}"
@@ -34,7 +34,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_every_text_is_found_from_it() -> None:
+def test_every_text_is_linked_from_the_readme() -> None:
     found: set[Path] = set()
     todo = {ROOT / "README.md"}
     while todo:

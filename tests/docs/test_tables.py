@@ -63,7 +63,7 @@ def rows_after(header: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
-def test_the_formats_stand_in_their_table_with_what_they_take() -> None:
+def test_every_format_is_in_its_table_with_its_settings_and_rate() -> None:
     rows = {cells[0].strip("`"): cells for cells in rows_after("`format`") if cells[0].startswith("`")}
     rates: dict[str, float | None] = dict(PER_SECOND_BY_FORMAT.items())
     assert rows.keys() == SERVICES.keys()
@@ -76,7 +76,7 @@ def test_the_formats_stand_in_their_table_with_what_they_take() -> None:
 
 
 @pytest.mark.parametrize(("table", "models"), FIELDS_BY_TABLE.items())
-def test_every_setting_stands_in_its_table_with_its_description(
+def test_every_setting_is_in_its_table_with_its_description(
     table: str, models: tuple[type[Section], ...]
 ) -> None:
     told = {cells[0].strip("`"): cells[-1] for cells in rows_after(f"`{table}`")}
@@ -90,7 +90,7 @@ def test_every_setting_stands_in_its_table_with_its_description(
     assert told == meant
 
 
-def test_the_table_of_exchanges_is_what_was_reviewed() -> None:
+def test_the_table_of_exchanges_lists_the_reviewed_ones() -> None:
     told = [(cells[0].strip("`"), cells[1], cells[4] == "zero") for cells in rows_after("exchange")]
     meant = []
     for name, venue in REVIEWED.items():
@@ -102,14 +102,14 @@ def test_the_table_of_exchanges_is_what_was_reviewed() -> None:
     assert [(name, re.split("[,:]", params)[0], full) for name, params, full in told] == meant
 
 
-def test_the_table_of_exchanges_settings_has_what_only_they_take() -> None:
+def test_the_settings_table_of_exchanges_has_their_own_settings() -> None:
     told = {cells[0].strip("`"): cells[-1] for cells in rows_after('`kind = "exchange"`')}
     fields = {**ExchangeSettings.model_fields, "params": ExchangeAccount.model_fields["params"]}
     own = fields.keys() - KeyedSettings.model_fields.keys()
     assert told == {name: fields[name].description for name in own}
 
 
-def test_every_setting_of_a_chain_stands_in_its_own_table() -> None:
+def test_every_setting_of_a_chain_is_in_its_own_table() -> None:
     lines = (ROOT / "watcher" / "providers" / "README.md").read_text().splitlines()
     rows = takewhile(lambda line: line.startswith("|"), lines[lines.index("| key | default | |") + 2 :])
     told = {
@@ -120,7 +120,7 @@ def test_every_setting_of_a_chain_stands_in_its_own_table() -> None:
     assert told == {name: text for name, text in own.items() if shared.get(name) != text}
 
 
-def test_the_table_of_sources_says_of_each_recipe_what_it_says_of_itself() -> None:
+def test_the_table_of_sources_matches_each_recipe() -> None:
     told = {cells[0].strip("`"): cells[1:] for cells in rows_after("`kind`")}
     meant = {
         name: [recipe.reads, *known(recipe), recipe.ran_against]

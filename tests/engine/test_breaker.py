@@ -76,7 +76,7 @@ def probing(results: str, breaker: Breaker | None = None, **failure: Any) -> Bre
         (Results(NOW_MS, 0, 0), False),
     ],
 )
-def test_it_opens_when_half_of_twenty_queues_failed_and_no_more_is_taken_than_fails(
+def test_it_opens_when_half_of_twenty_queues_failed_unless_more_is_delivered_than_fails(
     results: Results, expected: bool
 ) -> None:
     assert decide.opens(results) is expected
@@ -94,7 +94,7 @@ def test_it_opens_when_half_of_twenty_queues_failed_and_no_more_is_taken_than_fa
         (["b", *["a!"] * 5], True),
     ],
 )
-def test_where_few_were_tried_five_failures_in_a_row_open_it_of_two_queues_or_without_an_answer(
+def test_of_few_queues_five_failures_in_a_row_open_it_if_of_two_queues_or_unanswered(
     row: list[str], expected: bool
 ) -> None:
     assert decide.opens(Results(NOW_MS, 19, 1, row=a_row(*row))) is expected
@@ -103,20 +103,20 @@ def test_where_few_were_tried_five_failures_in_a_row_open_it_of_two_queues_or_wi
     assert not decide.opens(busy), "more is taken than fails"
 
 
-def test_one_that_opens_rests_for_a_second_and_says_why() -> None:
+def test_it_opens_for_a_second_with_its_reason() -> None:
     breaker = opened()
     assert breaker == Breaker(since_ms=NOW_MS, open_until_ms=NOW_MS + 1000, rests=1, reason="status 503")
     assert [state(breaker, NOW_MS + ms) for ms in (0, 999, 1000)] == [State.OPEN, State.OPEN, State.HALF_OPEN]
     assert opened(NOW_MS + 5, breaker) == breaker, "it opens once"
 
 
-def test_a_count_that_began_before_it_closed_does_not_open_it_again() -> None:
+def test_a_count_that_began_before_it_closed_does_not_reopen_it() -> None:
     closed = Breaker(closed_at_ms=NOW_MS + 1)
     assert opened(NOW_MS + 2, closed) == closed
     assert not is_closed(opened(NOW_MS + 2, closed._replace(closed_at_ms=NOW_MS)))
 
 
-def test_rests_grow_longer_while_no_probe_is_delivered() -> None:
+def test_it_stays_open_longer_each_time_while_no_probe_is_delivered() -> None:
     breaker, rests = opened(), [1000]
     for _ in range(9):
         now_ms = breaker.open_until_ms
@@ -126,7 +126,7 @@ def test_rests_grow_longer_while_no_probe_is_delivered() -> None:
     assert tuple(rests[:8]) == BACKOFF_MS
 
 
-def test_after_a_delivery_among_the_last_five_a_failed_probe_costs_a_second_only() -> None:
+def test_after_a_delivery_among_the_last_five_a_failed_probe_opens_it_for_a_second_only() -> None:
     for results in ("10", "0010", "010000"):
         before = probing(results[:-1])
         after = probing(results[-1], before)
@@ -145,11 +145,13 @@ def test_three_of_the_last_five_probes_close_it(results: str) -> None:
 
 
 @pytest.mark.parametrize(("results", "allowed"), [("", 1), ("1", 2), ("11", 4), ("110", 1), ("1001", 2)])
-def test_each_delivery_doubles_the_probes_and_a_failure_leaves_one(results: str, allowed: int) -> None:
+def test_each_delivery_doubles_the_probes_and_a_failure_resets_them_to_one(
+    results: str, allowed: int
+) -> None:
     assert probing(results).allowed == allowed
 
 
-def test_a_probe_that_ends_while_it_is_open_again_lengthens_nothing_and_counts() -> None:
+def test_a_probe_that_ends_after_it_reopened_counts_but_prolongs_nothing() -> None:
     breaker = probing("110")
     late = decide.probed(breaker, NOW_MS, account="b", failure=DOWN._replace(retry_after_ms=MINUTE_MS))
     assert late
@@ -159,7 +161,7 @@ def test_a_probe_that_ends_while_it_is_open_again_lengthens_nothing_and_counts()
     assert is_closed(closed), "three of five"
 
 
-def test_retry_after_of_a_failed_probe_lengthens_the_rest_to_a_day_at_most() -> None:
+def test_retry_after_of_a_failed_probe_keeps_it_open_for_a_day_at_most() -> None:
     before = probing("0")
     for asked_ms, backoff_ms in ((1, 5000), (MINUTE_MS, MINUTE_MS), (10**12, LONGEST_RETRY_AFTER_MS)):
         after = probing("0", before, retry_after_ms=asked_ms)
@@ -172,14 +174,14 @@ def test_a_probe_of_a_breaker_that_was_closed_meanwhile_changes_nothing() -> Non
         assert decide.probed(breaker, NOW_MS, account="a") == breaker
 
 
-def test_whose_the_last_probe_was_is_remembered() -> None:
+def test_the_account_of_the_last_probe_is_remembered() -> None:
     assert probing("0").prober == "a"
     found = decide.probed(probing("0"), NOW_MS + MINUTE_MS, account="b", failure=DOWN)
     assert found
     assert found.prober == "b"
 
 
-def test_one_that_was_not_closed_for_five_days_is_paused() -> None:
+def test_it_is_paused_after_five_days_without_closing() -> None:
     breaker = Breaker(since_ms=NOW_MS - PATIENCE_MS, open_until_ms=NOW_MS - 1, rests=8, reason="x")
     young = breaker._replace(since_ms=breaker.since_ms + 1)
     found = decide.probed(young, NOW_MS, account="a", failure=DOWN)
@@ -195,7 +197,7 @@ def test_one_that_was_not_closed_for_five_days_is_paused() -> None:
     assert PATIENCE.days == 5
 
 
-def test_where_nothing_waits_a_half_open_breaker_closes_and_no_other() -> None:
+def test_without_a_backlog_only_a_half_open_breaker_closes() -> None:
     breaker = opened()
     found = decide.idle(breaker, NOW_MS + 1000)
     assert found
@@ -204,7 +206,7 @@ def test_where_nothing_waits_a_half_open_breaker_closes_and_no_other() -> None:
         assert decide.idle(other, NOW_MS + 1000) == other
 
 
-def test_what_our_policy_forbids_opens_it_at_once_for_a_quarter_of_an_hour() -> None:
+def test_a_refusal_by_policy_opens_it_at_once_for_a_quarter_of_an_hour() -> None:
     refused = Failure("refused: loopback")
     first = decide.forbidden(None, NOW_MS, failure=refused)
     assert (first.open_until_ms - NOW_MS, first.since_ms, first.reason) == (
@@ -235,7 +237,7 @@ def test_a_receiver_that_is_gone_is_paused_at_once_and_stays_so() -> None:
         assert later == breaker
 
 
-def test_a_pause_by_hand_is_for_any_worker_to_report_at_once() -> None:
+def test_a_pause_by_hand_may_be_reported_by_any_worker_at_once() -> None:
     breaker = decide.paused(None, NOW_MS, reason="by hand")
     assert breaker == Breaker(NOW_MS, NOW_MS, "by hand", NOW_MS)
     found = decide.paused(opened(), NOW_MS + 1, reason="by hand")
@@ -262,7 +264,7 @@ def test_a_report_of_a_pause_that_is_over_says_nothing_of_the_next_one() -> None
 
 
 @pytest.mark.parametrize("reason", ["refused: loopback", "no name: hooks"])
-def test_a_breaker_that_opened_for_a_reason_that_is_over_lets_a_probe_out_at_once(reason: str) -> None:
+def test_a_breaker_lets_a_probe_out_at_once_when_its_reason_is_over(reason: str) -> None:
     breaker = opened()._replace(reason=reason)
     found = decide.tried_again(breaker, NOW_MS, reasons=("refused", "no name"))
     assert found == breaker._replace(open_until_ms=0)
@@ -273,11 +275,11 @@ def test_a_breaker_that_opened_for_a_reason_that_is_over_lets_a_probe_out_at_onc
     "breaker",
     [None, Breaker(since_ms=5, reason="status 503 refused"), Breaker(paused_at_ms=7, reason="refused")],
 )
-def test_no_other_breaker_does(breaker: Breaker | None) -> None:
+def test_no_breaker_with_another_reason_lets_a_probe_out(breaker: Breaker | None) -> None:
     assert decide.tried_again(breaker, NOW_MS, reasons=("refused",)) == breaker
 
 
-def test_it_is_better_where_more_is_let_through_or_sooner() -> None:
+def test_a_breaker_is_better_if_it_lets_more_through_or_sooner() -> None:
     by_hand = decide.paused(None, NOW_MS, reason="by hand")
     held = Breaker(held_until_ms=NOW_MS + 900)
     worse_to_better = [by_hand, opened(), held, None]
@@ -305,7 +307,7 @@ def limited(
     return after
 
 
-def test_a_429_holds_the_subscription_and_sets_the_pace_to_four_fifths() -> None:
+def test_a_429_holds_the_subscription_and_sets_the_rate_to_four_fifths() -> None:
     breaker = limited(None, asked_ms=1000)
     assert [state(breaker, NOW_MS + ms) for ms in (0, 999, 1000)] == [
         State.BACKING_OFF,
@@ -316,13 +318,13 @@ def test_a_429_holds_the_subscription_and_sets_the_pace_to_four_fifths() -> None
     assert breaker.reason == "status 429"
 
 
-def test_without_retry_after_it_sets_the_pace_only() -> None:
+def test_a_429_without_retry_after_sets_the_rate_only() -> None:
     breaker = limited(None)
     assert state(breaker, NOW_MS) is State.CLOSED
     assert pace_per_s(breaker, NOW_MS) == 80
 
 
-def test_what_is_refused_while_it_is_held_sets_no_pace_and_may_hold_it_for_longer() -> None:
+def test_a_429_during_a_hold_sets_no_rate_and_may_prolong_the_hold() -> None:
     breaker = limited(None, asked_ms=1000)
     found = limited(breaker, NOW_MS + 999, asked_ms=500, delivered_per_s=1)
     assert (found.pace_per_s, found.pace_at_ms) == (breaker.pace_per_s, breaker.pace_at_ms)
@@ -330,13 +332,13 @@ def test_what_is_refused_while_it_is_held_sets_no_pace_and_may_hold_it_for_longe
     assert limited(breaker, NOW_MS + 10, asked_ms=500) == breaker, "and never for less"
 
 
-def test_a_burst_of_429_without_retry_after_sets_one_pace() -> None:
+def test_a_burst_of_429s_without_retry_after_sets_one_rate() -> None:
     breaker = limited(None)
     assert limited(breaker, NOW_MS + 999, delivered_per_s=1) == breaker
     assert limited(breaker, NOW_MS + 1000, delivered_per_s=50).pace_per_s == 40
 
 
-def test_a_pace_grows_by_a_twentieth_each_second_and_is_over_at_a_thousand() -> None:
+def test_a_rate_grows_by_a_twentieth_each_second_and_ends_at_a_thousand() -> None:
     breaker = limited(None, asked_ms=2000)
     found = [round(pace_per_s(breaker, NOW_MS + 1000 * second), 2) for second in (0, 2, 3, 4)]
     assert found == [80, 80, 84, 88.2], "not while it is held"
@@ -345,7 +347,7 @@ def test_a_pace_grows_by_a_twentieth_each_second_and_is_over_at_a_thousand() -> 
 
 
 @pytest.mark.parametrize("delivered", [0.0, 0.1, 0.25])
-def test_it_is_never_slower_than_one_attempt_in_five_seconds(delivered: float) -> None:
+def test_a_rate_is_never_slower_than_one_attempt_in_five_seconds(delivered: float) -> None:
     breaker, now_ms, paces = None, NOW_MS, list[float]()
     for _ in range(12):
         breaker = limited(breaker, now_ms, delivered_per_s=delivered)
@@ -366,7 +368,7 @@ def test_it_is_never_slower_than_one_attempt_in_five_seconds(delivered: float) -
         (0.5, 1, 20, 0.8),
     ],
 )
-def test_where_a_second_says_nothing_a_pace_begins_with_what_else_is_known(
+def test_without_recent_deliveries_a_rate_begins_with_the_last_or_configured_one(
     known: float | None, delivered: float, start: float, expected: float
 ) -> None:
     before = None if known is None else Breaker(pace_per_s=known, pace_at_ms=NOW_MS - 1000)
@@ -374,14 +376,14 @@ def test_where_a_second_says_nothing_a_pace_begins_with_what_else_is_known(
     assert found.pace_per_s == pytest.approx(expected, rel=0.06)
 
 
-def test_a_pace_and_a_hold_outlast_an_opening_and_a_closing() -> None:
+def test_a_rate_and_a_hold_outlast_an_opening_and_a_closing() -> None:
     breaker = limited(None, asked_ms=1000)
     after = probing("111", opened(NOW_MS, breaker))
     assert (after.pace_per_s, after.pace_at_ms, after.held_until_ms) == (80, NOW_MS + 1000, NOW_MS + 1000)
 
 
 @given(st.floats(0, 1e6), st.integers(0, 10**13), st.integers(0, 10**9))
-def test_a_hold_is_a_day_at_most_and_a_pace_within_its_bounds(
+def test_a_hold_is_a_day_at_most_and_a_rate_within_its_bounds(
     delivered: float, asked_ms: int, later_ms: int
 ) -> None:
     breaker = limited(None, asked_ms=asked_ms, delivered_per_s=delivered)
@@ -390,7 +392,7 @@ def test_a_hold_is_a_day_at_most_and_a_pace_within_its_bounds(
     assert pace == 0 or LEAST_PER_S <= pace < MOST_PER_S
 
 
-def test_what_is_known_is_forgotten_when_it_is_over() -> None:
+def test_a_breaker_without_any_effect_is_forgotten() -> None:
     closed = Breaker(closed_at_ms=NOW_MS)
     assert decide.tidied(closed, NOW_MS + WINDOW_MS) == closed
     assert decide.tidied(closed, NOW_MS + WINDOW_MS + 1) is None
@@ -403,7 +405,7 @@ EVENTS = st.sampled_from(["count", "idle", "forbidden", "limited", "tidy", "1", 
 
 
 @given(st.lists(st.tuples(EVENTS, st.integers(0, 400_000)), max_size=60))
-def test_whatever_happens_one_that_is_not_paused_lets_something_through_within_a_day(
+def test_whatever_happens_an_unpaused_breaker_lets_an_attempt_through_within_a_day(
     happened: list[tuple[str, int]],
 ) -> None:
     breaker: Breaker | None = None
@@ -432,7 +434,7 @@ def test_whatever_happens_one_that_is_not_paused_lets_something_through_within_a
             assert bool(breaker.since_ms) or not (breaker.open_until_ms or breaker.probes or breaker.rests)
 
 
-def test_what_speaks_of_the_one_event_is_not_counted_nor_is_a_429() -> None:
+def test_errors_about_one_event_and_429s_are_not_counted() -> None:
     assert {answer for answer in Answer if answer not in RESULTS} == {
         Answer.DELIVERED,
         Answer.REJECTED,
@@ -472,11 +474,13 @@ def earning(deliveries: int, name: str = "ops") -> Concurrency:
 
 
 @pytest.mark.parametrize(("deliveries", "expected"), [(0, 2), (1, 3), (7, 9), (100, 32)])
-def test_each_delivery_earns_one_more_up_to_what_is_set(deliveries: int, expected: int) -> None:
+def test_each_delivery_adds_one_to_the_concurrency_up_to_the_configured_limit(
+    deliveries: int, expected: int
+) -> None:
     assert capacity(earning(deliveries)) == expected
 
 
-def test_overload_takes_half_of_it_once_a_second_and_leaves_two() -> None:
+def test_overload_halves_the_concurrency_once_a_second_down_to_two() -> None:
     concurrency = earning(40)
     found = []
     for now_ms in (0, 999, 1000, 2000, 3000, 4000, 5000):
@@ -487,25 +491,27 @@ def test_overload_takes_half_of_it_once_a_second_and_leaves_two() -> None:
     assert capacity(concurrency) == 3
 
 
-def test_what_fails_otherwise_costs_it_nothing() -> None:
+def test_other_failures_do_not_reduce_the_concurrency() -> None:
     concurrency = earning(40)
     concurrency.failed("ops")
     assert capacity(concurrency) == 32
 
 
 @pytest.mark.parametrize(("probes", "in_flight", "expected"), [(1, 0, 1), (1, 1, 0), (4, 1, 3), (64, 0, 32)])
-def test_one_that_is_half_open_has_its_probes_whatever_it_earned(
+def test_a_half_open_breaker_allows_its_probes_whatever_the_concurrency(
     probes: int, in_flight: int, expected: int
 ) -> None:
     assert capacity(earning(40), in_flight, in_flight, probes=probes) == expected
 
 
 @pytest.mark.parametrize(("per_second", "expected"), [(0.1, 1), (2.5, 1), (20, 5), (1000, 32)])
-def test_no_more_begin_than_have_a_turn_in_a_quarter_of_a_second(per_second: float, expected: int) -> None:
+def test_no_more_attempts_begin_than_have_a_turn_within_a_quarter_of_a_second(
+    per_second: float, expected: int
+) -> None:
     assert capacity(earning(40), per_second=per_second) == expected
 
 
-def test_those_that_have_something_in_flight_leave_a_fifth_to_those_that_have_nothing() -> None:
+def test_subscriptions_with_attempts_in_flight_leave_a_fifth_to_those_without() -> None:
     concurrency = earning(40)
     assert capacity(concurrency, 3, 70) == 10
     assert capacity(concurrency, 3, 80) == 0
@@ -513,7 +519,7 @@ def test_those_that_have_something_in_flight_leave_a_fifth_to_those_that_have_no
     assert capacity(concurrency, 0, MOST) == 0
 
 
-def test_those_that_did_not_answer_leave_half_and_those_unknown_take_one_of_the_last_fifth() -> None:
+def test_unanswered_subscriptions_leave_half_and_unknown_ones_take_one_of_the_last_fifth() -> None:
     concurrency = earning(40)
     concurrency.failed("ops")
     assert [capacity(concurrency, 0, of_all) for of_all in (49, 50)] == [1, 0]
@@ -524,7 +530,7 @@ def test_those_that_did_not_answer_leave_half_and_those_unknown_take_one_of_the_
 @given(
     st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans(), st.integers(0, 3)), max_size=300),
 )
-def test_whatever_happens_a_healthy_subscription_with_nothing_in_flight_finds_room(
+def test_a_healthy_subscription_without_attempts_in_flight_always_finds_capacity(
     happened: list[tuple[str, bool, int]],
 ) -> None:
     """A few subscriptions take all they can get, and fail or deliver in any order."""
@@ -551,7 +557,7 @@ def test_whatever_happens_a_healthy_subscription_with_nothing_in_flight_finds_ro
                 concurrency.overloaded(name, 1000 * now_s)
 
 
-def test_what_happened_in_the_last_second_is_counted() -> None:
+def test_the_rate_of_the_last_second_is_counted() -> None:
     recent = Recent()
     for at_ms in range(0, 2000, 10):
         recent.add(at_ms)
@@ -561,7 +567,7 @@ def test_what_happened_in_the_last_second_is_counted() -> None:
 
 
 @given(st.lists(st.integers(0, 400), max_size=60))
-def test_it_is_never_more_than_what_happened_in_two_seconds(gaps_ms: Sequence[int]) -> None:
+def test_the_counted_rate_is_never_more_than_the_events_of_two_seconds(gaps_ms: Sequence[int]) -> None:
     recent, now_ms, times = Recent(), 0, []
     for gap_ms in gaps_ms:
         now_ms += gap_ms
@@ -572,7 +578,7 @@ def test_it_is_never_more_than_what_happened_in_two_seconds(gaps_ms: Sequence[in
         assert found <= sum(at > now_ms - 2000 for at in times) + 1e-9
 
 
-def test_why_a_url_is_not_verified_is_known_until_it_is_and_changes_nothing_else() -> None:
+def test_the_reason_why_a_url_is_unverified_is_kept_until_it_is_verified() -> None:
     failed = decide.pinged(None, NOW_MS, error="status 404")
     assert failed == Breaker(ping_error="status 404")
     assert decide.tidied(failed, NOW_MS + 10 * PATIENCE_MS) == failed

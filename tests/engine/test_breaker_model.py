@@ -238,7 +238,9 @@ def through(model: Model, events: Sequence[tuple[float, int]], seconds: float) -
     ("share", "least", "how"),
     [(0.01, 0.98, BUSY), (0.05, 0.97, BUSY), (0.2, 0.92, BUSY), (0.33, 0.8, BUSY), (0.33, 0.8, ERROR)],
 )
-def test_of_a_receiver_that_is_half_well_most_gets_through(share: float, least: float, how: Attempt) -> None:
+def test_a_receiver_that_takes_half_of_its_requests_gets_most_events(
+    share: float, least: float, how: Attempt
+) -> None:
     events = offered(150, 75, 10)
     model = Model(75, failing(share, how=how))
     assert through(model, events, 10) >= least * len(events)
@@ -275,7 +277,7 @@ def test_a_single_queue_to_a_receiver_that_fails_one_in_three_gets_through() -> 
 
 
 @pytest.mark.parametrize("queues", [1, 2, 30])
-def test_a_receiver_that_is_down_for_four_days_loses_nothing(queues: int) -> None:
+def test_a_receiver_that_is_down_for_four_days_misses_nothing(queues: int) -> None:
     """Its time is scaled: an hour of the schedule and of the outage is 36 seconds."""
     down_ms = 4 * 864_000
     down = Attempt(Answer.NO_ANSWER, 5, error="refused")
@@ -288,7 +290,7 @@ def test_a_receiver_that_is_down_for_four_days_loses_nothing(queues: int) -> Non
 
 
 @pytest.mark.parametrize("how", [BUSY, ERROR, Attempt(Answer.REJECTED, 5, 400)])
-def test_a_poison_event_opens_nothing_for_the_others_and_ends_as_a_dead_letter(how: Attempt) -> None:
+def test_a_poison_event_opens_no_breaker_and_ends_as_a_dead_letter(how: Attempt) -> None:
     model = Model(
         30,
         lambda _now_ms, queue: how if queue == 0 and not model.dead else OK,
@@ -301,7 +303,7 @@ def test_a_poison_event_opens_nothing_for_the_others_and_ends_as_a_dead_letter(h
     assert len(model.delivered) == 10 * 400 - 1
 
 
-def test_of_a_receiver_that_is_down_few_attempts_are_made_and_it_is_found_well_again() -> None:
+def test_a_receiver_that_is_down_gets_few_attempts_and_its_recovery_is_found() -> None:
     model = Model(60, lambda now_ms, _: BUSY if 5_000 < now_ms < 35_000 else OK)
     events = offered(120, 60, 15)
     model.run(events, 60_000)

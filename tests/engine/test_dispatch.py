@@ -26,7 +26,7 @@ def served(dispatch: Dispatch, key: Key, capacity: Capacity, now: float, *, foun
     return claims
 
 
-def test_what_is_due_is_taken_once_and_what_is_not_is_not() -> None:
+def test_due_work_is_taken_once_and_other_work_is_not() -> None:
     dispatch = Dispatch()
     dispatch.due(SHOP, 3, NOW - 1, NOW)
     dispatch.due(OPS, 5, NOW + 2, NOW)
@@ -38,7 +38,7 @@ def test_what_is_due_is_taken_once_and_what_is_not_is_not() -> None:
     assert dispatch.take(NOW + 2) == [OPS]
 
 
-def test_what_was_just_made_due_comes_before_what_was_found_by_looking() -> None:
+def test_woken_work_comes_before_work_found_by_a_look() -> None:
     dispatch = Dispatch()
     for number in range(100):
         dispatch.due(Key("delivery", f"s{number}"), 0, NOW, NOW)
@@ -48,7 +48,7 @@ def test_what_was_just_made_due_comes_before_what_was_found_by_looking() -> None
     assert len(taken) == 1 + AT_ONCE, "a thousand that are due do not hold up the next one"
 
 
-def test_ahead_of_what_comes_up_is_what_is_in_hand_and_what_waits_already() -> None:
+def test_work_ahead_is_what_is_in_hand_and_what_waits_already() -> None:
     dispatch = Dispatch()
     assert dispatch.ahead(OPS, NOW) == 0
     assert dispatch.keys == [], "a question makes no key known"
@@ -68,7 +68,7 @@ def test_ahead_of_what_comes_up_is_what_is_in_hand_and_what_waits_already() -> N
     assert dispatch.ahead(OPS, NOW) == 1
 
 
-def test_nobody_knows_how_much_is_ahead_where_more_may_wait_or_the_key_backs_off_or_is_anothers() -> None:
+def test_work_ahead_is_unknown_if_more_may_wait_or_the_key_backs_off_or_is_another_workers() -> None:
     dispatch = Dispatch(lambda key: key.name != "another's")
     assert dispatch.ahead(Key("delivery", "another's"), NOW) is None
     dispatch.due(OPS, 3, NOW - 1, NOW)
@@ -86,7 +86,7 @@ def test_nobody_knows_how_much_is_ahead_where_more_may_wait_or_the_key_backs_off
     assert dispatch.ahead(OPS, NOW + 7) == 0
 
 
-def test_of_what_was_made_due_piece_by_piece_no_more_is_claimed_than_tells_whether_that_was_all() -> None:
+def test_of_work_woken_one_by_one_one_more_than_known_is_claimed() -> None:
     dispatch = Dispatch()
     for shard in (3, 3, 5):
         dispatch.wake(OPS, shard, NOW, is_one=True)
@@ -103,7 +103,7 @@ def test_of_what_was_made_due_piece_by_piece_no_more_is_claimed_than_tells_wheth
 @pytest.mark.parametrize(
     "what", ["found by looking", "found later", "left by a claim", "not answered", "woken for all"]
 )
-def test_where_more_may_be_due_as_much_is_claimed_as_there_is_room_for(what: str) -> None:
+def test_if_more_may_be_due_the_whole_capacity_is_claimed(what: str) -> None:
     dispatch = Dispatch()
     if what in ("left by a claim", "not answered"):
         dispatch.wake(OPS, 3, NOW, is_one=True)
@@ -138,7 +138,7 @@ def test_work_that_is_made_due_now_is_claimed_now_where_more_is_due_later() -> N
     assert dispatch.take(NOW) == [SHOP]
 
 
-def test_what_claims_may_bring_counts_as_in_flight_until_they_are_answered() -> None:
+def test_pending_claims_count_as_in_flight_until_they_are_answered() -> None:
     dispatch = Dispatch()
     dispatch.wake(OPS, 3, NOW)
     dispatch.take(NOW)
@@ -149,7 +149,7 @@ def test_what_claims_may_bring_counts_as_in_flight_until_they_are_answered() -> 
     assert (dispatch.in_flight(OPS), dispatch.in_flight_of("delivery")) == (0, 0)
 
 
-def test_keys_that_are_due_take_turns() -> None:
+def test_due_keys_take_turns() -> None:
     dispatch = Dispatch()
     keys = [Key("poll", f"p{number}") for number in range(3 * AT_ONCE)]
     taken: Counter[Key] = Counter()
@@ -171,7 +171,7 @@ def test_the_shard_where_work_has_waited_longest_comes_first() -> None:
     assert [claim.shard for claim in dispatch.plan(SHOP, Capacity(2), NOW)] == [2, 1]
 
 
-def test_room_is_shared_out_over_the_shards() -> None:
+def test_capacity_is_shared_out_over_the_shards() -> None:
     dispatch = Dispatch()
     for shard in range(4):
         dispatch.due(OPS, shard, NOW, NOW)
@@ -179,7 +179,7 @@ def test_room_is_shared_out_over_the_shards() -> None:
     assert [claim.at_most for claim in dispatch.plan(OPS, Capacity(9), NOW)] == [2, 2, 2, 2]
 
 
-def test_scarce_room_is_for_what_has_waited_longest_whatever_its_shard() -> None:
+def test_scarce_capacity_goes_to_the_longest_wait_in_any_shard() -> None:
     dispatch = Dispatch()
     dispatch.due(SHOP, 1, NOW - 8, NOW)
     dispatch.due(SHOP, 2, NOW - 1, NOW)
@@ -201,7 +201,7 @@ def test_while_something_is_in_hand_few_shards_are_claimed_at() -> None:
     assert len(dispatch.plan(SHOP, Capacity(32, per_claim=16), NOW)) == 2
 
 
-def test_few_shards_are_claimed_at_where_each_of_them_is_known_to_have_more() -> None:
+def test_few_shards_are_claimed_at_if_each_is_known_to_have_more() -> None:
     dispatch, capacity = Dispatch(), Capacity(64, per_claim=16)
 
     def claimed_at(now: float, more: Mapping[int, float | None]) -> list[int]:
@@ -222,7 +222,7 @@ def test_few_shards_are_claimed_at_where_each_of_them_is_known_to_have_more() ->
     assert len(claimed_at(NOW + 5, {})) == 15, "what falls due by and by may be little in each"
 
 
-def test_a_key_that_backs_off_is_taken_when_that_is_over_and_at_once_when_it_is_reset() -> None:
+def test_a_key_that_backs_off_is_taken_when_that_is_over_or_reset() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.take(NOW)
@@ -249,7 +249,7 @@ def test_a_key_that_is_full_is_taken_as_soon_as_something_of_it_ends() -> None:
     assert dispatch.take(NOW + 0.5) == [OPS]
 
 
-def test_a_key_that_backs_off_does_so_whatever_of_it_ends() -> None:
+def test_a_key_goes_on_backing_off_though_work_of_it_ends() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.take(NOW)
@@ -261,7 +261,7 @@ def test_a_key_that_backs_off_does_so_whatever_of_it_ends() -> None:
     assert dispatch.take(NOW + 59) == []
 
 
-def test_what_ended_and_says_that_more_is_due_is_claimed_for_again() -> None:
+def test_work_that_ends_with_more_due_is_claimed_for_again() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.take(NOW)
@@ -273,7 +273,7 @@ def test_what_ended_and_says_that_more_is_due_is_claimed_for_again() -> None:
     assert dispatch.take(NOW) == [OPS]
 
 
-def test_a_look_that_began_before_a_claim_makes_no_second_one_and_a_commit_does() -> None:
+def test_a_look_that_began_before_a_claim_causes_no_second_one_but_a_commit_does() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.due(OPS, 2, NOW, NOW)
@@ -288,7 +288,7 @@ def test_a_look_that_began_before_a_claim_makes_no_second_one_and_a_commit_does(
     assert dispatch.due_shards(OPS, NOW) == [2]
 
 
-def test_a_claim_that_failed_leaves_what_is_due_as_it_was() -> None:
+def test_a_failed_claim_leaves_due_work_as_it_was() -> None:
     dispatch = Dispatch()
     dispatch.due(SHOP, 1, NOW - 5, NOW)
     dispatch.take(NOW)
@@ -300,7 +300,7 @@ def test_a_claim_that_failed_leaves_what_is_due_as_it_was() -> None:
     assert claim.waited_s == 7 - LOOK_S
 
 
-def test_work_that_is_woken_has_waited_for_as_long_as_before() -> None:
+def test_waking_work_does_not_shorten_its_recorded_wait() -> None:
     dispatch = Dispatch()
     dispatch.due(SHOP, 1, NOW - 8, NOW)
     dispatch.wake(SHOP, 1, NOW)
@@ -309,7 +309,7 @@ def test_work_that_is_woken_has_waited_for_as_long_as_before() -> None:
     assert claim.waited_s == 8 - LOOK_S
 
 
-def test_a_damaged_shard_is_left_alone_and_the_others_are_not() -> None:
+def test_a_damaged_shard_backs_off_and_the_others_do_not() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)
     dispatch.due(OPS, 2, NOW, NOW)
@@ -326,7 +326,7 @@ def test_a_damaged_shard_is_left_alone_and_the_others_are_not() -> None:
     assert dispatch.take(NOW + 30) == [OPS]
 
 
-def test_when_more_is_due_is_known_from_the_claim() -> None:
+def test_a_claim_says_when_more_is_due() -> None:
     dispatch = Dispatch()
     dispatch.due(SHOP, 1, NOW, NOW)
     dispatch.take(NOW)
@@ -337,7 +337,7 @@ def test_when_more_is_due_is_known_from_the_claim() -> None:
     assert dispatch.take(NOW + 4) == [SHOP]
 
 
-def test_what_is_another_workers_is_neither_taken_nor_remembered() -> None:
+def test_another_workers_key_is_neither_taken_nor_remembered() -> None:
     taken_away: set[Key] = set()
     dispatch = Dispatch(lambda key: key not in taken_away)
     dispatch.due(OPS, 1, NOW, NOW)
@@ -430,7 +430,7 @@ class World:
 
 
 @given(st.integers(0, 2**32))
-def test_whatever_happens_all_that_is_due_is_worked_off_within_the_room_there_is(seed: int) -> None:
+def test_whatever_happens_all_due_work_is_done_within_capacity(seed: int) -> None:
     world = World(Random(seed))
     for _ in range(60):
         world.chance.choice([world.arrive, world.look, world.serve, world.end, world.wait])()
@@ -448,7 +448,7 @@ def test_whatever_happens_all_that_is_due_is_worked_off_within_the_room_there_is
 
 
 @given(st.integers(0, 2**32))
-def test_it_never_sleeps_past_what_it_knows(seed: int) -> None:
+def test_it_never_sleeps_past_work_that_may_be_claimed(seed: int) -> None:
     """While anything that is known may be claimed, `next_at` is not in the future."""
     world = World(Random(seed))
     for _ in range(80):
@@ -469,7 +469,7 @@ def test_nothing_is_left_behind_by_keys_that_come_and_go(count: int) -> None:
     assert dispatch.next_at == math.inf
 
 
-def test_what_is_being_claimed_takes_room_from_other_keys() -> None:
+def test_pending_claims_take_capacity_from_other_keys() -> None:
     """Else a thousand keys that are claimed for at the same time would each get the last of it."""
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)

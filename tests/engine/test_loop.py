@@ -138,7 +138,7 @@ def lines() -> Iterator[list[MutableMapping[str, Any]]]:
         yield found
 
 
-async def test_what_the_index_names_is_claimed_and_worked(world: World) -> None:
+async def test_work_that_the_index_names_is_claimed_and_done(world: World) -> None:
     world.name(OPS, 1, 2)
     world.name(SHOP, 3)
     async with world.running():
@@ -147,7 +147,7 @@ async def test_what_the_index_names_is_claimed_and_worked(world: World) -> None:
     assert world.polls.ended == ["3 done"]
 
 
-async def test_what_is_in_hand_when_the_loop_stops_goes_on_to_its_end(world: World) -> None:
+async def test_work_in_hand_is_finished_when_the_loop_stops(world: World) -> None:
     world.deliveries.may_end.clear()
     async with world.running():
         world.loop.wake(OPS, 1)
@@ -159,7 +159,7 @@ async def test_what_is_in_hand_when_the_loop_stops_goes_on_to_its_end(world: Wor
     assert world.loop.in_flight == 0
 
 
-async def test_a_loop_that_is_stopped_while_it_asks_for_room_claims_nothing(world: World) -> None:
+async def test_a_loop_stopped_while_it_asks_for_capacity_claims_nothing(world: World) -> None:
     def stopping() -> Capacity:
         world.loop.stop()
         return Capacity(10)
@@ -171,7 +171,7 @@ async def test_a_loop_that_is_stopped_while_it_asks_for_room_claims_nothing(worl
     assert world.deliveries.claimed == []
 
 
-async def test_an_index_that_is_gone_costs_no_other(
+async def test_an_unreachable_index_holds_up_no_other(
     world: World, lines: list[MutableMapping[str, Any]]
 ) -> None:
     world.index.gone = [StoreUnreachable("a node is gone")]
@@ -203,7 +203,7 @@ async def test_a_key_that_was_full_is_claimed_for_as_soon_as_something_of_it_end
     assert world.deliveries.claimed == [1, 2]
 
 
-async def test_what_has_no_room_is_kept_out_of_the_index_for_as_long(world: World) -> None:
+async def test_a_key_without_capacity_is_held_in_the_index_for_as_long(world: World) -> None:
     world.deliveries.room_of = lambda: Capacity(0, 60)
     async with world.running():
         world.loop.wake(OPS, 1)
@@ -217,7 +217,7 @@ async def test_what_has_no_room_is_kept_out_of_the_index_for_as_long(world: Worl
     assert world.deliveries.claimed == []
 
 
-async def test_a_key_that_is_woken_at_all_shards_is_asked_anew_whether_it_has_room(world: World) -> None:
+async def test_a_key_woken_at_all_shards_is_asked_anew_for_its_capacity(world: World) -> None:
     world.deliveries.room_of = lambda: Capacity(0, 60)
     async with world.running():
         world.loop.wake(OPS, 1)
@@ -229,7 +229,7 @@ async def test_a_key_that_is_woken_at_all_shards_is_asked_anew_whether_it_has_ro
     assert sorted(world.deliveries.claimed) == [*range(SHARDS)]
 
 
-async def test_a_shard_whose_keys_are_damaged_is_a_bug_once_and_holds_up_no_other(
+async def test_a_damaged_shard_is_logged_as_one_bug_and_holds_up_no_other(
     world: World, lines: list[MutableMapping[str, Any]]
 ) -> None:
     world.deliveries.trouble_by_shard[1] = ValueError("WRONGTYPE")
@@ -242,7 +242,7 @@ async def test_a_shard_whose_keys_are_damaged_is_a_bug_once_and_holds_up_no_othe
     assert world.deliveries.claimed.count(1) == 1
 
 
-async def test_a_bug_in_one_piece_of_work_costs_no_other(
+async def test_a_bug_in_one_piece_of_work_stops_no_other(
     world: World, lines: list[MutableMapping[str, Any]]
 ) -> None:
     world.deliveries.bug = RuntimeError("a bug")
@@ -258,7 +258,7 @@ async def test_a_bug_in_one_piece_of_work_costs_no_other(
     assert (bug["affected"], bug["account"], bug["subscription"]) == ("delivery", "1", "ops")
 
 
-async def test_while_the_store_is_away_it_is_not_asked_all_the_time(world: World) -> None:
+async def test_while_redis_is_unreachable_it_is_not_asked_all_the_time(world: World) -> None:
     world.deliveries.trouble_by_shard[1] = StoreUnreachable("Redis is away")
     async with world.running():
         world.loop.wake(OPS, 1)
@@ -268,15 +268,13 @@ async def test_while_the_store_is_away_it_is_not_asked_all_the_time(world: World
     assert len(world.deliveries.claimed) < 10
 
 
-async def test_a_loop_that_has_nothing_to_do_stops_at_once(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_idle_loop_stops_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_TURN_S", 60.0)
     async with world.running():
         await world.looked(1)
 
 
-async def test_between_two_claims_for_a_key_there_is_time_for_more_to_fall_due(world: World) -> None:
+async def test_claims_for_a_key_are_spaced_so_that_more_falls_due(world: World) -> None:
     world.polls.breath_s = 60.0
     async with world.running():
         world.loop.wake(SHOP, 1)
@@ -287,7 +285,7 @@ async def test_between_two_claims_for_a_key_there_is_time_for_more_to_fall_due(w
     assert world.polls.claimed == [1]
 
 
-async def test_what_is_done_again_and_again_waits_while_the_store_is_away(world: World) -> None:
+async def test_repeated_tasks_wait_while_redis_is_unreachable(world: World) -> None:
     done_at: list[float] = []
 
     async def act() -> None:
@@ -301,7 +299,7 @@ async def test_what_is_done_again_and_again_waits_while_the_store_is_away(world:
     assert done_at[2] - done_at[0] > 0.25, "a tenth of a second, then longer"
 
 
-async def test_what_is_done_again_and_again_is_a_bug_once_where_its_keys_are_damaged(
+async def test_a_repeated_task_with_damaged_keys_is_logged_as_one_bug(
     world: World, lines: list[MutableMapping[str, Any]]
 ) -> None:
     async def damaged() -> None:
@@ -320,7 +318,7 @@ async def test_what_is_done_again_and_again_is_a_bug_once_where_its_keys_are_dam
     assert [line["affected"] for line in lines if line["event"] == "bug"] == ["damaged"]
 
 
-async def test_the_index_is_compared_with_schedules_and_clock_now_and_then_and_not_at_each_look(
+async def test_the_index_is_compared_with_the_schedules_now_and_then_only(
     world: World,
 ) -> None:
     async with world.running():
@@ -329,7 +327,7 @@ async def test_the_index_is_compared_with_schedules_and_clock_now_and_then_and_n
     assert world.index.clock_read == 1
 
 
-async def test_what_is_cut_off_has_a_moment_left_and_nothing_else_is(world: World) -> None:
+async def test_cancelled_work_gets_a_moment_and_other_work_is_not_cancelled(world: World) -> None:
     for work in (world.polls, world.deliveries):
         work.may_end.clear()
     async with world.running():
@@ -344,7 +342,7 @@ async def test_what_is_cut_off_has_a_moment_left_and_nothing_else_is(world: Worl
     assert (world.deliveries.ended, world.polls.ended) == (["1 cut off"], ["1 done"])
 
 
-async def test_a_loop_that_is_cut_off_cuts_off_what_is_in_hand_and_waits_for_its_end(world: World) -> None:
+async def test_a_cancelled_loop_cancels_its_work_and_waits_for_it(world: World) -> None:
     world.deliveries.may_end.clear()
     running = asyncio.create_task(world.loop.run())
     world.loop.wake(OPS, 1)
@@ -356,7 +354,7 @@ async def test_a_loop_that_is_cut_off_cuts_off_what_is_in_hand_and_waits_for_its
     assert world.loop.in_flight == 0
 
 
-async def test_a_loop_that_finishes_ends_when_nothing_is_due_nor_in_hand(world: World) -> None:
+async def test_a_finishing_loop_ends_when_nothing_is_due_or_in_hand(world: World) -> None:
     world.deliveries.may_end.clear()
     async with world.running():
         world.loop.wake(OPS, 1)
@@ -376,7 +374,7 @@ def begin(world: World, places: Places, member: str = "leased") -> None:
     places.begin(OPS, 1, lease, world.deliveries.do(lease))
 
 
-async def test_what_was_leased_at_a_place_that_was_kept_for_it_is_begun_without_a_claim(world: World) -> None:
+async def test_work_leased_for_a_reserved_place_begins_without_a_claim(world: World) -> None:
     async with world.running():
         await world.looked(1)
         with Places(world.loop, [OPS]) as places:
@@ -387,7 +385,7 @@ async def test_what_was_leased_at_a_place_that_was_kept_for_it_is_begun_without_
     assert world.loop.in_flight == 0
 
 
-async def test_places_are_as_many_as_there_is_room_and_count_as_what_is_in_hand(world: World) -> None:
+async def test_reserved_places_are_within_capacity_and_count_as_work_in_hand(world: World) -> None:
     world.deliveries.room_of = lambda: Capacity(2)
     async with world.running():
         await world.looked(1)
@@ -400,7 +398,7 @@ async def test_places_are_as_many_as_there_is_room_and_count_as_what_is_in_hand(
             assert len(places.kept) == 2, "each name has room of its own"
 
 
-async def test_a_thousand_keys_get_no_more_places_at_a_time_than_are_claimed_for(world: World) -> None:
+async def test_a_thousand_keys_reserve_no_more_places_than_a_claim_would_take(world: World) -> None:
     async with world.running():
         await world.looked(1)
         with Places(world.loop, [Key("delivery", f"s{number}") for number in range(1000)]) as places:
@@ -408,7 +406,7 @@ async def test_a_thousand_keys_get_no_more_places_at_a_time_than_are_claimed_for
         assert world.loop.in_flight == 0
 
 
-async def test_what_claims_may_bring_leaves_no_place(world: World) -> None:
+async def test_pending_claims_leave_no_place_to_reserve(world: World) -> None:
     world.deliveries.room_of = lambda: Capacity(2)
     world.deliveries.may_answer.clear()
     async with world.running():
@@ -421,7 +419,7 @@ async def test_what_claims_may_bring_leaves_no_place(world: World) -> None:
         await world.until(lambda: world.deliveries.ended)
 
 
-async def test_work_that_waits_already_comes_before_what_would_be_leased(world: World) -> None:
+async def test_waiting_work_comes_before_new_reservations(world: World) -> None:
     world.deliveries.room_of = lambda: Capacity(2)
     async with world.running():
         await world.looked(1)
@@ -433,7 +431,7 @@ async def test_work_that_waits_already_comes_before_what_would_be_leased(world: 
             assert places.kept == set(), "as much as a shard holds may wait there"
 
 
-async def test_a_loop_that_does_not_run_or_is_stopped_keeps_no_place(world: World) -> None:
+async def test_a_loop_that_is_not_running_reserves_no_place(world: World) -> None:
     with Places(world.loop, [OPS]) as places:
         assert places.kept == set()
     async with world.running():
@@ -445,7 +443,7 @@ async def test_a_loop_that_does_not_run_or_is_stopped_keeps_no_place(world: Worl
         assert places.kept == set()
 
 
-async def test_a_place_that_was_given_back_is_for_what_waits(world: World) -> None:
+async def test_a_place_that_was_given_back_goes_to_waiting_work(world: World) -> None:
     world.deliveries.room_of = lambda: Capacity(1 - world.loop.dispatch.in_flight(OPS), 60, is_full=True)
     async with world.running():
         await world.looked(1)
@@ -457,7 +455,7 @@ async def test_a_place_that_was_given_back_is_for_what_waits(world: World) -> No
     assert world.deliveries.claimed == [1]
 
 
-async def test_a_place_is_given_back_where_making_it_due_failed(world: World) -> None:
+async def test_a_place_is_given_back_if_making_its_work_due_failed(world: World) -> None:
     async with world.running():
         await world.looked(1)
         with pytest.raises(StoreUnreachable), Places(world.loop, [OPS]):
@@ -465,7 +463,7 @@ async def test_a_place_is_given_back_where_making_it_due_failed(world: World) ->
         assert world.loop.in_flight == 0
 
 
-async def test_a_loop_that_is_stopped_waits_for_what_is_leased_yet_and_ends_it(world: World) -> None:
+async def test_a_stopped_loop_waits_for_its_reserved_places_and_finishes_their_work(world: World) -> None:
     async with world.running():
         await world.looked(1)
         with Places(world.loop, [OPS]) as places:
@@ -476,7 +474,7 @@ async def test_a_loop_that_is_stopped_waits_for_what_is_leased_yet_and_ends_it(w
     assert world.deliveries.ended == ["leased done"]
 
 
-async def test_what_was_leased_is_cut_off_with_its_key(world: World) -> None:
+async def test_leased_work_is_cancelled_with_its_key(world: World) -> None:
     world.deliveries.may_end.clear()
     async with world.running():
         await world.looked(1)
@@ -488,7 +486,7 @@ async def test_what_was_leased_is_cut_off_with_its_key(world: World) -> None:
     assert world.deliveries.ended == ["leased cut off"]
 
 
-async def test_a_loop_shows_that_it_turns_and_since_when_it_claims(world: World) -> None:
+async def test_a_loop_shows_its_turns_and_since_when_a_claim_is_under_way(world: World) -> None:
     world.deliveries.may_answer.clear()
     assert world.loop.turned_at_by_name == {}
     async with world.running():
@@ -499,7 +497,7 @@ async def test_a_loop_shows_that_it_turns_and_since_when_it_claims(world: World)
     assert world.loop.turned_at_by_name == {}
 
 
-async def test_what_is_in_use_is_closed_once_after_its_last_use_and_is_open_no_more() -> None:
+async def test_a_resource_is_closed_once_after_its_last_use() -> None:
     stack, closed = AsyncExitStack(), list[bool]()
     stack.callback(closed.append, True)
     still_open = {stack}

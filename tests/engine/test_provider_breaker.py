@@ -19,12 +19,12 @@ def a_breaker(
     return breaker
 
 
-def test_rejections_of_several_accounts_in_a_row_are_a_breaker() -> None:
+def test_rejections_of_several_accounts_in_a_row_open_the_breaker() -> None:
     assert a_breaker(rejections=OPEN_AFTER - 1).state(NOW) is State.CLOSED
     assert a_breaker(rejections=OPEN_AFTER).state(NOW) is not State.CLOSED
 
 
-def test_one_account_alone_is_no_outage_whatever_it_meets() -> None:
+def test_rejections_of_a_single_account_are_no_outage() -> None:
     assert a_breaker(accounts=1, rejections=50).state(NOW) is State.CLOSED
 
 
@@ -33,11 +33,11 @@ def test_mistakes_in_a_configuration_say_nothing_of_the_provider() -> None:
 
 
 @pytest.mark.parametrize("error_class", ["auth", "rate", "transient", "malformed", "gone"])
-def test_whatever_else_a_provider_answers_everybody_opens_it(error_class: ErrorClass) -> None:
+def test_any_other_error_of_all_accounts_opens_it(error_class: ErrorClass) -> None:
     assert a_breaker(error_class=error_class).state(NOW) is not State.CLOSED
 
 
-def test_a_good_answer_in_between_starts_the_count_anew() -> None:
+def test_a_successful_poll_in_between_restarts_the_count() -> None:
     breaker = a_breaker(rejections=OPEN_AFTER - 1)
     breaker.answered()
     breaker.rejected("account-0", Rejected("gone", "no"), 201.0)
@@ -45,7 +45,7 @@ def test_a_good_answer_in_between_starts_the_count_anew() -> None:
     assert breaker.may_ask(201.0)
 
 
-def test_during_an_outage_one_account_at_a_time_asks_ever_more_seldom() -> None:
+def test_during_an_outage_one_account_probes_at_growing_intervals() -> None:
     breaker = a_breaker()
     asked_at = [now for now in range(105, 1000) if breaker.may_ask(float(now))]
     gaps = [later - sooner for sooner, later in pairwise(asked_at)]
@@ -53,14 +53,14 @@ def test_during_an_outage_one_account_at_a_time_asks_ever_more_seldom() -> None:
     assert (gaps[0], gaps[-1]) == (5, 60)
 
 
-def test_the_first_good_answer_ends_it() -> None:
+def test_the_first_successful_poll_closes_it() -> None:
     breaker = a_breaker()
     breaker.answered()
     assert breaker.state(NOW) is State.CLOSED
     assert all(breaker.may_ask(160.0) for _ in range(100))
 
 
-def test_a_wrong_key_is_the_cause_whatever_rate_limits_answer_since_until_it_fails_in_another_way() -> None:
+def test_a_wrong_key_stays_the_cause_beside_rate_limits_until_another_error() -> None:
     breaker = a_breaker(error_class="auth")
     for number in range(3 * OPEN_AFTER):
         breaker.rejected(f"account-{number}", Rejected("rate", "over the limit"), 300.0)
@@ -72,13 +72,13 @@ def test_a_wrong_key_is_the_cause_whatever_rate_limits_answer_since_until_it_fai
     assert breaker.cause is None
 
 
-def test_a_good_answer_ends_the_cause() -> None:
+def test_a_successful_poll_ends_the_cause() -> None:
     breaker = a_breaker(error_class="auth")
     breaker.answered()
     assert breaker.cause is None
 
 
-def test_after_an_outage_it_takes_two_accounts_again() -> None:
+def test_after_an_outage_two_accounts_must_fail_to_open_it_again() -> None:
     breaker = a_breaker()
     breaker.answered()
     for number in range(2 * OPEN_AFTER):
@@ -86,7 +86,7 @@ def test_after_an_outage_it_takes_two_accounts_again() -> None:
     assert breaker.state(NOW) is State.CLOSED
 
 
-def test_the_next_outage_is_probed_as_soon_as_the_first() -> None:
+def test_the_next_outage_is_probed_as_early_as_the_first() -> None:
     breaker = a_breaker()
     for now in range(105, 1000):
         breaker.may_ask(float(now))

@@ -145,7 +145,7 @@ async def begin(scene: Scene, receiver: Receiver) -> WorkerProcess:
 
 
 @pytest.mark.parametrize(("rounds", "between_s"), [(1, 0.5), pytest.param(20, 3.0, marks=LONG)])
-async def test_a_receiver_that_lost_its_database_in_the_middle_of_it_all_reconciles_by_pulling_alone(
+async def test_a_receiver_that_lost_its_database_reconciles_by_pulling_alone(
     rounds: int, between_s: float
 ) -> None:
     async with a_scene(accounts=40) as scene, a_receiver(scene) as receiver:

@@ -34,7 +34,9 @@ def moved(rig: Rig, account: str) -> Decimal:
     return Decimal(events[-1]["after"]["total"]) - Decimal(events[0]["before"]["total"])
 
 
-async def test_whatever_the_end_of_the_file_nothing_is_missed_and_the_journal_adds_up(data_dir: Path) -> None:
+async def test_whatever_the_end_of_the_file_no_event_is_missed_and_the_journal_reconciles(
+    data_dir: Path,
+) -> None:
     random = Random(59)
     async with a_rig("unix:///nowhere", "power") as rig:
         redis = rig.settings.redis.model_copy(update={"url": SecretStr("embedded"), "data_dir": data_dir})

@@ -161,7 +161,7 @@ async def test_a_server_that_dies_in_the_middle_of_the_move_takes_nothing_with_i
 
 
 @pytest.mark.long
-async def test_a_worker_of_0_1_that_was_held_up_changes_nothing_in_the_middle_and_after() -> None:
+async def test_a_delayed_worker_of_0_1_changes_nothing_during_or_after_the_move() -> None:
     async with a_scene(accounts=60, leases=AS_IT_COMES) as scene:
         straggler, other = await begun(scene, 2)
         straggler.send(signal.SIGSTOP)  # with polls and deliveries in hand
@@ -206,7 +206,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
 
 
-async def test_what_the_version_before_wrote_comes_back_byte_for_byte() -> None:
+async def test_data_of_0_1_comes_back_byte_for_byte() -> None:
     async with a_scene(accounts=30, leases=AS_IT_COMES) as scene:
         scene.receiver.fail_every = 3
         (old,) = await begun(scene, 1)

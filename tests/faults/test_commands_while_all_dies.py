@@ -23,7 +23,7 @@ _CHANGED = ('timeout = "1s"', 'timeout = "2s"', "max_in_flight = 21", "max_in_fl
     ("kills", "server_kills", "leases"),
     [(4, 1, SHORT_LEASES), pytest.param(20, 6, AS_IT_COMES, marks=LONG)],
 )
-async def test_resends_pauses_and_reloads_lose_and_disorder_nothing_while_all_dies(
+async def test_resends_pauses_and_reloads_beside_crashes_lose_and_reorder_nothing(
     kills: int, server_kills: int, leases: Mapping[str, Any]
 ) -> None:
     async with a_scene(accounts=60, leases=leases, flags=("--appendfsync", "no"), retries=RETRIES) as scene:

@@ -117,7 +117,7 @@ def seen(record: Record) -> tuple[bytes, int]:
 
 @pytest.mark.parametrize("engine", [*ENGINES])
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=LONG) for seed in range(2, 40))])
-async def test_whatever_a_store_loses_its_workers_write_again_and_delete_nothing(
+async def test_workers_write_again_what_the_store_lost_and_delete_nothing(
     engine: str, namespace: str, seed: int
 ) -> None:
     random = Random(seed)

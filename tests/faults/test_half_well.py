@@ -32,7 +32,7 @@ HANGS = replace(ROW_BY_NAME["hang 0.2%"], mood=some(0.01, Said(200, 2 * HANG_S))
     ],
     ids=["at random", "some wait"],
 )
-async def test_a_receiver_that_is_half_well_gets_what_is_promised(rows: Sequence[Row]) -> None:
+async def test_a_partly_failing_receiver_gets_what_is_promised(rows: Sequence[Row]) -> None:
     less = [
         replace(row.times(0.25), share=0.9 * row.share, others_p99_s=2 * row.others_p99_s) for row in rows
     ]
@@ -43,7 +43,7 @@ async def test_a_receiver_that_is_half_well_gets_what_is_promised(rows: Sequence
 
 @pytest.mark.parametrize("workers", [pytest.param(count, marks=LONG) for count in (1, 3)])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-async def test_a_receiver_that_is_half_well_gets_what_is_promised_for_long(row: Row, workers: int) -> None:
+async def test_a_partly_failing_receiver_gets_what_is_promised_for_long(row: Row, workers: int) -> None:
     found = await run(row, workers=workers)
     print("\n".join([*HEAD, line(found)]))
     assert found.problems == []
@@ -51,7 +51,7 @@ async def test_a_receiver_that_is_half_well_gets_what_is_promised_for_long(row: 
 
 @pytest.mark.parametrize("workers", [pytest.param(count, marks=LONG) for count in (1, 3)])
 @pytest.mark.parametrize("name", ["503 20%", "bucket 100/s"])
-async def test_more_that_is_offered_never_means_less_that_is_delivered(name: str, workers: int) -> None:
+async def test_more_load_never_means_fewer_deliveries(name: str, workers: int) -> None:
     founds = [await run(ROW_BY_NAME[name].times(factor), workers=workers) for factor in (0.5, 1, 2)]
     print("\n".join([*HEAD, *map(line, founds)]))
     delivered = [found.delivered for found in founds]

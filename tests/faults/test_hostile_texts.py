@@ -53,7 +53,7 @@ TAKES_NO_JSON = ("check", "explain", "ping", "tail")
 
 
 @pytest.mark.timeout(240)
-async def test_what_would_steer_a_terminal_comes_out_of_nothing(tmp_path: Path, sandbox: Sandbox) -> None:
+async def test_no_output_contains_control_characters_from_outside(tmp_path: Path, sandbox: Sandbox) -> None:
     sandbox.loopring.every_token_answer = Answer.json(TOKENS)
     sandbox.metakeep.every_answer = Answer.json(coins("1"))
     async with a_subscriber() as url:

@@ -58,7 +58,7 @@ async def a_worker_that_is_read(scene: Scene, **faults: Any) -> AsyncIterator[Re
 @pytest.mark.parametrize(
     ("for_s", "faults"), [(5, {"log_room": ROOM}), pytest.param(60, {}, marks=LONG)], ids=["short", "long"]
 )
-async def test_a_log_that_nobody_reads_holds_up_no_delivery(for_s: float, faults: dict[str, Any]) -> None:
+async def test_an_unread_log_holds_up_no_delivery(for_s: float, faults: dict[str, Any]) -> None:
     async with a_scene(leases=AS_IT_COMES) as scene, a_worker_that_is_read(scene, **faults) as reader:
         await scene.begin(PER_SECOND)
         await scene.until_told(PER_SECOND, within_s=20)
@@ -78,7 +78,7 @@ async def test_a_log_that_nobody_reads_holds_up_no_delivery(for_s: float, faults
     assert 0 < verdict.committed - created < dropped, "what is missing was counted"
 
 
-async def test_a_log_whose_reader_went_away_holds_up_no_delivery_and_no_end() -> None:
+async def test_a_log_whose_reader_closed_holds_up_neither_deliveries_nor_the_end() -> None:
     async with a_scene(leases=AS_IT_COMES) as scene, a_worker_that_is_read(scene) as reader:
         await scene.begin(PER_SECOND)
         await scene.until_told(PER_SECOND, within_s=20)

@@ -17,7 +17,7 @@ CHANGES_PER_S = 150
 
 
 @pytest.mark.parametrize("for_s", [4, pytest.param(60, marks=LONG)])
-async def test_what_one_worker_commits_and_cannot_deliver_others_deliver(for_s: float) -> None:
+async def test_other_workers_deliver_what_the_polling_worker_cannot(for_s: float) -> None:
     async with a_scene(retries=f"{SOON}\nmax_in_flight = {MOST_IN_FLIGHT}") as scene:
         scene.receiver.delay_s = ANSWER_S
         (polling,) = await scene.start_workers(1)

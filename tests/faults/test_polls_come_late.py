@@ -47,7 +47,7 @@ def types(rig: Rig) -> Counter[str]:
     return Counter(event["type"] for event in rig.receiver.events)
 
 
-async def test_polls_that_cannot_keep_up_are_told_once_for_each_account_and_in_one_line(
+async def test_polls_that_cannot_keep_up_make_one_event_per_account_and_one_log_line(
     redis_server_url: str, namespace: str
 ) -> None:
     async with a_rig(redis_server_url, namespace) as rig:

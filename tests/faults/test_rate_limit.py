@@ -94,7 +94,7 @@ def an_account(number: int) -> LoopringAccount:
     )
 
 
-async def test_eight_workers_keep_to_the_limit_and_leave_no_account_behind(
+async def test_eight_workers_keep_within_the_limit_and_starve_no_account(
     redis_server_url: str, namespace: str, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("watcher.polling.poll._LEASE_MARGIN_S", poll._LEASE_MARGIN_S / SCALE)

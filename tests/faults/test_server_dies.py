@@ -114,7 +114,7 @@ async def test_a_network_that_swallows_everything_is_waited_for_quietly(for_s: f
 
 
 @pytest.mark.parametrize("for_s", [4, pytest.param(60, marks=LONG)])
-async def test_a_slow_server_costs_time_and_nothing_else(for_s: float) -> None:
+async def test_a_slow_server_only_costs_time(for_s: float) -> None:
     async with _a_busy_scene(through_proxy=True) as scene:
         scene.proxy.delay_s, scene.proxy.slow_every = 0.02, 20
         await asyncio.sleep(for_s)
@@ -201,7 +201,7 @@ async def _watch(workers: list[WorkerProcess], for_s: float) -> _Watch:
 
 
 @pytest.mark.parametrize("engine", ["valkey", *(pytest.param(other, marks=LONG) for other in OTHER_ENGINES)])
-async def test_a_failover_is_healed_and_gives_no_number_to_two_events(engine: str) -> None:
+async def test_a_failover_is_healed_and_no_sequence_is_used_twice(engine: str) -> None:
     """Replication is asynchronous: what the replica had not yet is told again, under a higher sequence."""
     port = a_free_port()
     async with a_scene(engine=engine, flags=on_port(port)) as scene:

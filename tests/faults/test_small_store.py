@@ -38,7 +38,7 @@ class Form(NamedTuple):
         pytest.param(Form(24, 0, 200, 120), marks=LONG, id="long"),
     ],
 )
-async def test_a_dead_subscription_that_fills_a_small_store_costs_a_live_one_nothing(form: Form) -> None:
+async def test_a_dead_subscription_that_fills_a_small_store_does_not_harm_a_live_one(form: Form) -> None:
     flags = ("--maxmemory", f"{form.megabytes}mb", "--maxmemory-policy", "noeviction")
     async with a_scene(leases=AS_IT_COMES, flags=flags) as scene:
         await scene.redis.set("ballast", bytes(form.ballast << 20))

@@ -33,7 +33,7 @@ ACCOUNTS = 60
 NAMES = [account_name(number) for number in range(1, ACCOUNTS + 1)]
 
 
-async def test_a_wiped_server_means_new_baselines_and_no_storm() -> None:
+async def test_a_wiped_server_means_new_baselines_and_no_false_changes() -> None:
     async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
@@ -61,7 +61,7 @@ async def test_a_wiped_server_means_new_baselines_and_no_storm() -> None:
 
 
 @pytest.mark.parametrize("wipes", [pytest.param(10, marks=LONG)])
-async def test_a_server_that_is_wiped_again_and_again_under_load_gives_no_number_twice(wipes: int) -> None:
+async def test_after_repeated_wipes_under_load_no_sequence_is_used_twice(wipes: int) -> None:
     async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
@@ -82,7 +82,7 @@ async def test_a_server_that_is_wiped_again_and_again_under_load_gives_no_number
     assert max(first.values()) == wipes + 1
 
 
-async def test_a_server_that_goes_back_in_time_tells_again_and_gives_no_number_twice() -> None:
+async def test_after_a_rollback_events_are_sent_again_and_no_sequence_is_used_twice() -> None:
     async with a_scene(accounts=ACCOUNTS) as scene:
         await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
@@ -99,7 +99,7 @@ async def test_a_server_that_goes_back_in_time_tells_again_and_gives_no_number_t
     assert verdict.out_of_order == 0
 
 
-async def test_damaged_states_are_left_out_and_nobody_else_is() -> None:
+async def test_damaged_states_quarantine_only_their_own_accounts() -> None:
     damaged = {"account-1", "account-2", "account-3"}
     async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
@@ -142,7 +142,7 @@ async def test_damaged_keys_stop_their_shards_and_nothing_else(shape: str) -> No
 
 
 @pytest.mark.parametrize("shape", [pytest.param(shape, marks=LONG) for shape in SHAPES])
-async def test_damaged_keys_that_all_share_end_no_worker(shape: str) -> None:
+async def test_damaged_keys_shared_by_all_workers_end_none(shape: str) -> None:
     async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)

@@ -50,14 +50,14 @@ RECORDS = [a_record(event) for event in (ONE, TWO, THREE)]
 ARRIVALS = [an_arrival(event) for event in (ONE, TWO, THREE)]
 
 
-def test_what_arrived_once_and_in_order_is_in_order() -> None:
+def test_events_that_arrived_once_and_in_order_pass() -> None:
     verdict = judge(ARRIVALS, RECORDS, TRUTH)
     assert verdict.problems == []
     assert (verdict.committed, verdict.lost, verdict.out_of_order, verdict.repeats) == (3, 0, 0, 0)
     assert round(verdict.lag_ms(50)) == 100
 
 
-def test_a_repeat_is_counted_and_no_problem() -> None:
+def test_a_repeat_is_counted_and_is_no_problem() -> None:
     verdict = judge([*ARRIVALS, an_arrival(ONE)], RECORDS, TRUTH)
     assert verdict.problems == []
     assert verdict.repeated == [(ARRIVALS[0], ARRIVALS[0])]
@@ -99,35 +99,37 @@ def test_a_repeat_is_counted_and_no_problem() -> None:
         ([*ARRIVALS, an_arrival(THREE, "too old")], RECORDS, "does not verify: evt_3 (1 in all)"),
     ],
 )
-def test_what_must_not_be_is_found(arrivals: list[Arrival], records: list[Record], problem: str) -> None:
+def test_every_kind_of_violation_is_found(
+    arrivals: list[Arrival], records: list[Record], problem: str
+) -> None:
     assert problem in judge(arrivals, records, TRUTH).problems
 
 
-def test_a_log_that_gave_up_its_oldest_says_nothing_of_these_and_all_of_what_came_later() -> None:
+def test_a_trimmed_log_is_judged_from_its_oldest_record_on() -> None:
     assert judge(ARRIVALS, RECORDS[1:], TRUTH, is_trimmed=True).problems == []
     problems = judge(ARRIVALS, [RECORDS[0], RECORDS[2]], TRUTH, is_trimmed=True).problems
     assert problems == ["arrived, but was never committed: evt_2 (1 in all)"]
 
 
-def test_a_balance_goes_on_to_the_letter() -> None:
+def test_a_balance_must_continue_character_for_character() -> None:
     three = an_event(3, previous=2)
     three["data"]["before"]["available"] = "2"
     problems = judge([*ARRIVALS[:2], an_arrival(three)], [*RECORDS[:2], a_record(three)], TRUTH).problems
     assert problems == ["does not begin where the one before it ended: a, asset 0 (1 in all)"]
 
 
-def test_the_first_event_begins_anywhere() -> None:
+def test_the_first_event_may_begin_anywhere() -> None:
     first = an_event(1, previous=None, before="5", total="3")
     assert judge([an_arrival(first)], [a_record(first)], TRUTH).problems == []
 
 
-def test_what_follows_a_late_event_goes_on_from_the_latest() -> None:
+def test_the_event_after_a_late_one_continues_from_the_latest() -> None:
     four = an_arrival(an_event(4, previous=3))
     found = walk([ARRIVALS[0], ARRIVALS[2], ARRIVALS[1], four], lambda one: one.event, losses=1)
     assert [one.order for one in found.received] == [None, "gap", "late", None]
 
 
-def test_after_a_loss_of_state_an_event_may_be_computed_again_and_the_next_one_names_it() -> None:
+def test_after_a_loss_of_state_an_event_may_be_recomputed_and_named_by_the_next_one() -> None:
     again = json.loads(json.dumps({**ONE, "timestamp": "2026-11-20T15:00:00.050Z"}))
     again["data"]["sequence"] = 4
     last = an_event(5, previous=4, before="1", total="3")
@@ -139,23 +141,23 @@ def test_after_a_loss_of_state_an_event_may_be_computed_again_and_the_next_one_n
     assert judge(arrivals, records, TRUTH).repeats == 1
 
 
-def test_after_a_loss_of_state_an_asset_may_begin_anew_once() -> None:
+def test_after_a_loss_of_state_an_asset_may_start_anew_once() -> None:
     leap = an_arrival(an_event(3, previous=1, before="7", total="3"))
     assert judge([ARRIVALS[0], leap], [], TRUTH, losses=1).problems == []
     (problem, _) = judge([ARRIVALS[0], leap], [RECORDS[0], a_record(leap.event)], TRUTH).problems
     assert problem == "does not begin where the one before it ended: a, asset 0 (1 in all)"
 
 
-def test_after_a_loss_of_state_an_account_may_begin_anew_once() -> None:
+def test_after_a_loss_of_state_an_account_may_start_anew_once() -> None:
     two, three = (an_arrival(an_event(number, previous=None)) for number in (2, 3))
     assert judge([ARRIVALS[0], three], RECORDS[2:], TRUTH, losses=1).problems == []
     twice = judge([ARRIVALS[0], two, three], RECORDS[1:], TRUTH, losses=1)
     assert twice.problems == ["names another one as the one before: a (1 in all)"]
 
 
-def test_who_was_never_told_anything_is_found() -> None:
+def test_a_subscription_that_got_nothing_is_found() -> None:
     assert judge([], [], TRUTH).problems == ["was not told as it is: a, asset 0 (1 in all)"]
 
 
-def test_damaged_accounts_are_spared() -> None:
+def test_damaged_accounts_are_not_judged() -> None:
     assert judge(ARRIVALS[:1], RECORDS, TRUTH, spared={"a"}).problems == []

@@ -20,7 +20,7 @@ def leave_to_programs(scene: Scene) -> None:
     file.write_text(f'{file.read_text()}\n[api]\nsecret_key = "{KEY}"\n')
 
 
-async def test_accounts_that_programs_add_while_workers_are_killed_lose_nothing() -> None:
+async def test_accounts_added_by_the_api_while_workers_are_killed_lose_nothing() -> None:
     async with a_scene(accounts=ACCOUNTS) as scene:
         leave_to_programs(scene)
         programs = Programs(Directory(scene.pipe, scene.keys), scene.keys.namespace)

@@ -95,7 +95,7 @@ async def test_workers_that_freeze_at_any_step_beyond_their_leases_do_no_harm(
 @pytest.mark.parametrize(
     ("leases", "wait_s"), [(SHORT_LEASES, LEASE_S + 1), pytest.param(AS_IT_COMES, 60, marks=LONG)]
 )
-async def test_after_the_last_worker_was_killed_the_next_one_goes_on_where_it_was(
+async def test_after_the_last_worker_was_killed_the_next_one_goes_on_from_there(
     leases: Mapping[str, Any], wait_s: float
 ) -> None:
     async with a_scene(leases=leases) as scene:
@@ -115,9 +115,7 @@ async def test_after_the_last_worker_was_killed_the_next_one_goes_on_where_it_wa
 
 
 @pytest.mark.parametrize(("rounds", "rate"), [(3, 150), pytest.param(50, 300, marks=LONG)])
-async def test_a_worker_that_is_asked_to_end_repeats_nothing_and_others_take_over(
-    rounds: int, rate: float
-) -> None:
+async def test_a_worker_that_drains_repeats_nothing_and_others_take_over(rounds: int, rate: float) -> None:
     async with a_scene(leases=AS_IT_COMES) as scene:
         await scene.start_workers(2)
         await scene.begin(changes_per_second=rate)
@@ -137,7 +135,7 @@ async def test_a_worker_that_is_asked_to_end_repeats_nothing_and_others_take_ove
 
 
 @pytest.mark.parametrize(("rounds", "workers", "rate"), [(1, 3, 100), pytest.param(10, 4, 300, marks=LONG)])
-async def test_a_rolling_restart_is_not_noticed(rounds: int, workers: int, rate: float) -> None:
+async def test_a_rolling_restart_is_invisible_to_receivers(rounds: int, workers: int, rate: float) -> None:
     async with a_scene(leases=AS_IT_COMES) as scene:
         await scene.start_workers(workers)
         await scene.begin(changes_per_second=rate)
@@ -168,7 +166,7 @@ async def test_a_second_signal_ends_a_worker_at_once_and_loses_nothing() -> None
     assert verdict.problems == []
 
 
-async def test_a_worker_that_is_asked_to_end_while_it_starts_ends_in_order() -> None:
+async def test_a_worker_that_is_stopped_while_it_starts_ends_cleanly() -> None:
     async with a_scene(accounts=1) as scene:
         worker = await scene.start_worker()
         assert await worker.terminate() == 0

@@ -86,7 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-def test_what_is_damaged_here_is_good(place: Path) -> None:
+def test_the_undamaged_configuration_is_valid(place: Path) -> None:
     (place / "watcher.toml").write_text(TEXT)
     assert load(place / "watcher.toml", ENVIRON).settings.subscription_by_name.keys() == {"ops", "desk"}
 
@@ -133,7 +133,7 @@ def test_any_lines_are_accounts_or_mistakes(place: Path, lines: list[bytes]) -> 
 
 @example("redis://" + 2000 * ":${NAME:-default", {})
 @fuzz(texts | damaged_text("redis://${KEY}:${NAME:-default}@$${literal}"), ENVIRONS)
-def test_any_reference_is_replaced_or_said_to_have_no_value(text: str, environ: dict[str, str]) -> None:
+def test_any_reference_is_replaced_or_reported_as_unset(text: str, environ: dict[str, str]) -> None:
     try:
         replaced = interpolate(text, Environment(environ))
     except NotSet as missing:

@@ -49,7 +49,7 @@ STEP_NAMES = (*STEPS[0], *STEPS[1], *STEPS[2], "first", "lock", "total")
 @example('{"timestamp":"t","level":"info","event":"e","x":1e999}')
 @example('{"timestamp":"t","level":"info","event":"e","x":' + 992 * "[" + 992 * "]" + "}")
 @fuzz(damaged(LINE, *LINE).map(json.dumps) | texts | damaged_text(json.dumps(LINE)))
-def test_any_line_is_shown_and_harms_no_terminal(text: str) -> None:
+def test_any_line_is_shown_without_control_characters(text: str) -> None:
     line = parse(text)
     assert is_harmless(harmless(text))
     if line is None:
@@ -76,7 +76,7 @@ def test_anything_can_be_made_plain(value: Any) -> None:
 
 @example('{"at": 1, "do": "repeat", "\\u001b[2J\\n": 1}')
 @fuzz(damaged(STEPS, *STEP_NAMES).map(as_lines) | damaged_text(as_lines(STEPS)) | texts)
-def test_any_script_can_be_played_or_all_its_mistakes_are_told(text: str) -> None:
+def test_any_script_can_be_played_or_all_its_mistakes_are_reported(text: str) -> None:
     try:
         script = read_script(text, default_world())
     except ScriptError as mistakes:
@@ -98,7 +98,7 @@ def test_any_event_is_taken_into_account(event: dict[str, Any]) -> None:
     | damaged_bytes(json.dumps(an_event()).encode())
     | json_values().map(json.dumps).map(str.encode)
 )
-def test_any_body_is_an_event_or_is_said_to_be_none(body: bytes) -> None:
+def test_any_body_is_an_event_or_refused(body: bytes) -> None:
     assert _hint(InvalidWebhook(Step.NO_MATCH, "none"), {}, body, SECRETS)
     with suppress(InvalidWebhook):
         assert isinstance(read_body(body), dict)

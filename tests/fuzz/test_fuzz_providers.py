@@ -96,13 +96,13 @@ every_provider = pytest.mark.parametrize("kind", GOOD)
 
 
 @fuzz(st.binary() | damaged_bytes(json.dumps(GOOD["loopring"][2]).encode()))
-def test_any_bytes_are_json_or_are_said_not_to_be(answer: bytes) -> None:
+def test_any_bytes_are_json_or_refused(answer: bytes) -> None:
     with suppress(NotJson):
         parse(answer)
 
 
 @fuzz(st.binary() | damaged_bytes(gzip.compress(json.dumps(TOKENS).encode(), mtime=0)))
-def test_any_packed_body_is_whole_or_refused(packed: bytes) -> None:
+def test_any_compressed_body_is_whole_or_refused(packed: bytes) -> None:
     answer = Answer(200, ((b"Content-Encoding", b"gzip"),), packed)
     with suppress(Rejected):
         assert len(http.body_of(answer)) <= http.LIMIT
@@ -110,7 +110,7 @@ def test_any_packed_body_is_whole_or_refused(packed: bytes) -> None:
 
 @every_provider
 @fuzz(data=st.data())
-def test_any_answer_is_refused_or_becomes_a_state_and_events(kind: str, data: st.DataObject) -> None:
+def test_any_answer_is_rejected_or_becomes_a_state_and_events(kind: str, data: st.DataObject) -> None:
     _, account, good = GOOD[kind]
     state: AccountState | None = None
     for number in range(3):
@@ -125,7 +125,7 @@ def test_any_answer_is_refused_or_becomes_a_state_and_events(kind: str, data: st
 
 @every_provider
 @fuzz(data=st.data())
-def test_damaged_bytes_are_refused_or_read_to_the_digit(kind: str, data: st.DataObject) -> None:
+def test_damaged_bytes_are_rejected_or_read_to_the_digit(kind: str, data: st.DataObject) -> None:
     answer = data.draw(damaged_bytes(json.dumps(GOOD[kind][2]).encode()))
     snapshot = read(kind, answer)
     if snapshot is not None:
@@ -134,7 +134,7 @@ def test_damaged_bytes_are_refused_or_read_to_the_digit(kind: str, data: st.Data
 
 @every_provider
 @fuzz(json_values(*NAMES), st.integers(100, 599))
-def test_any_error_has_a_reason_of_ours_or_none(kind: str, said: Any, status: int) -> None:
+def test_any_error_has_a_known_error_class_or_none(kind: str, said: Any, status: int) -> None:
     refused = GOOD[kind][0].refusal(status, said)
     assert refused is None or refused.reason.isprintable()
 

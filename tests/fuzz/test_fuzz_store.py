@@ -247,7 +247,7 @@ DAMAGES: st.SearchStrategy[Damage] = made(_damage)
 @example(damage=("HSET", KEYS.workers(), "w", b"1 " + b"[" * 5000))
 @example(damage=("LSET", KEYS.queue(OPS, ACCOUNT), 0, b"evt_2 " + b"9" * 5000 + b" 1"))
 @fuzz(damage=DAMAGES)
-def test_everything_that_looks_sees_the_damage(place: Place, damage: Damage) -> None:
+def test_every_reader_sees_the_damage(place: Place, damage: Damage) -> None:
     place.runner.run(_look(place, damage))
 
 
@@ -260,7 +260,7 @@ def test_everything_that_looks_sees_the_damage(place: Place, damage: Damage) -> 
 @example(damage=("ZADD", KEYS.polls(SHARD, PROVIDER), 0, b"\xff"))
 @example(damage=("ZADD", KEYS.queues(SHARD, OPS), 0, b"\xff"))
 @fuzz(damage=DAMAGES)
-def test_the_neighbours_of_the_damage_go_on(place: Place, damage: Damage) -> None:
+def test_work_beside_the_damage_goes_on(place: Place, damage: Damage) -> None:
     place.runner.run(_go_on(place, damage))
 
 

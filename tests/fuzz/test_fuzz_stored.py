@@ -66,12 +66,12 @@ ATTEMPT = {
 
 
 @fuzz(damaged(SAID, *SAID[1]).map(json.dumps) | json_values(*SAID[1]).map(json.dumps))
-def test_any_body_is_a_state_that_lives_on_or_damage(body: str) -> None:
+def test_any_body_is_a_usable_state_or_damage(body: str) -> None:
     lives_on(HEAD + b"\n" + body.encode())
 
 
 @fuzz(damaged_bytes(HEAD) | st.binary(), damaged_bytes(BODY) | st.binary())
-def test_any_bytes_are_a_state_that_lives_on_or_damage(head: bytes, body: bytes) -> None:
+def test_any_bytes_are_a_usable_state_or_damage(head: bytes, body: bytes) -> None:
     for text in (head + b"\n" + BODY, HEAD + b"\n" + body, head + body, head, body):
         lives_on(text)
 
@@ -94,7 +94,7 @@ STORED_BREAKER = dump_breaker(
 
 
 @fuzz(damaged_bytes(STORED_BREAKER) | st.binary())
-def test_any_breaker_is_read(text: bytes) -> None:
+def test_any_stored_breaker_is_read(text: bytes) -> None:
     breaker = load_breaker(text)
     if breaker:
         counts = [value for value in breaker if isinstance(value, int)]
@@ -110,7 +110,7 @@ def test_any_row_of_failures_is_read(text: bytes) -> None:
 
 
 @fuzz(damaged_bytes(b"account"), damaged_bytes(b"9 " + orjson.dumps(CONTENTS[0])) | st.binary())
-def test_any_note_of_the_log_is_a_record(account: bytes, entry: bytes) -> None:
+def test_any_stored_entry_of_the_log_is_a_record(account: bytes, entry: bytes) -> None:
     record = _record("1795175095846-0", [b"account", account, b"entry", entry], b"")
     looked_at(record)
 
@@ -133,7 +133,7 @@ def test_any_event_of_the_log_is_a_record(entry: bytes, queued: bytes, stored: b
 
 
 @fuzz(st.integers(0, len(RECORDS) - 1), st.data())
-def test_no_record_makes_a_reader_stumble(place: int, data: st.DataObject) -> None:
+def test_no_record_raises_in_a_reader(place: int, data: st.DataObject) -> None:
     content = data.draw(damaged(CONTENTS[place], *NAMES) | json_objects(*NAMES))
     # Where this is right, all that the id does not cover comes through.
     follows = data.draw(st.just(RECORDS[place].follows) | st.integers(-1, 2**64))

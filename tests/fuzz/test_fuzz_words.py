@@ -94,7 +94,7 @@ def test_any_duration_is_refused_or_within_a_year(value: Any) -> None:
 
 
 @fuzz(texts | damaged_text("Fri, 20 Nov 2026 14:03:05 GMT") | st.from_regex(r"[0-9]{1,25}", fullmatch=True))
-def test_any_wish_for_a_pause_is_bounded_or_none(header: str) -> None:
+def test_any_retry_after_is_bounded_or_none(header: str) -> None:
     wish_s = retry_after_s(header, AT, most_s=900)
     assert wish_s is None or 0 <= wish_s <= 900
 
@@ -146,13 +146,13 @@ KEYS = [SECRET, public_key(PRIVATE)]
 
 
 @fuzz(text_objects(*GENUINE), st.binary(max_size=20))
-def test_no_headers_make_a_receiver_stumble_or_believe(headers: dict[str, str], body: bytes) -> None:
+def test_no_headers_crash_or_deceive_a_receiver(headers: dict[str, str], body: bytes) -> None:
     with suppress(InvalidWebhook):
         raise AssertionError(verify(headers, body, KEYS, now=NOW))
 
 
 @fuzz(st.sampled_from(sorted(GENUINE)), st.data())
-def test_no_damage_to_a_genuine_webhook_is_believed(name: str, data: st.DataObject) -> None:
+def test_no_damaged_webhook_verifies(name: str, data: st.DataObject) -> None:
     value = data.draw(damaged_text(GENUINE[name]))
     # A signature among others that mean nothing is a signature.
     is_still_there = name == "webhook-signature" and set(value.split(" ")) & set(GENUINE[name].split(" "))
@@ -177,7 +177,7 @@ CONFIG = {"appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction
 
 @example({"connected_slaves": "many", "maxmemory": "", "maxmemory_policy": {}}, {})
 @fuzz(damaged(INFO, "valkey_version", "server_mode") | json_objects(*INFO), text_objects(*CONFIG))
-def test_whatever_a_server_says_of_itself_is_a_guarantee_or_a_refusal(
+def test_any_answer_of_a_server_about_itself_is_a_guarantee_or_a_refusal(
     info: dict[str, Any], config: dict[str, str]
 ) -> None:
     with suppress(StoreError):

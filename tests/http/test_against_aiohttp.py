@@ -182,7 +182,7 @@ def agree(answer: bytes, ours: Read | None, theirs: Read | None) -> bool:
     return reader.is_odd
 
 
-async def test_what_servers_say_is_read_alike() -> None:
+async def test_answers_are_read_as_aiohttp_reads_them() -> None:
     async with both() as clients:
         for answer in CORPUS:
             clients.server.answer = answer
@@ -192,7 +192,7 @@ async def test_what_servers_say_is_read_alike() -> None:
 @pytest.mark.parametrize(
     "count", [300, pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
 )
-async def test_what_is_damaged_is_read_alike_or_refused_by_both(count: int) -> None:
+async def test_damaged_answers_are_read_the_same_or_refused_by_both(count: int) -> None:
     chance = random.Random(count)
     outcomes = []
     async with both() as clients:

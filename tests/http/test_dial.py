@@ -84,7 +84,7 @@ def test_a_request_that_is_given_up_at_any_turn_of_the_loop_leaves_nothing_open(
     ("says", "outcome"),
     [(b"HTTP/1.1 503 Full\r\nContent-Length: 0\r\n\r\n", 503), (b"220 mail.example ESMTP\r\n", NotHttp)],
 )
-def test_what_a_peer_says_before_it_has_heard_the_request_is_its_answer(
+def test_an_answer_sent_before_the_request_is_read_is_the_answer(
     loop: Callable[[], asyncio.AbstractEventLoop], says: bytes, outcome: int | type[NoAnswer]
 ) -> None:
     async def script(peer: Peer) -> None:
@@ -102,7 +102,7 @@ def test_what_a_peer_says_before_it_has_heard_the_request_is_its_answer(
     run(loop, main())
 
 
-async def test_a_pool_that_is_closed_ends_look_ups_as_such_and_cancels_nobody() -> None:
+async def test_closing_a_pool_ends_its_lookups_and_cancels_no_caller() -> None:
     pool = a_pool(Dialer(FakeDns({})))
     requests = [asyncio.create_task(get(pool, 80, host="silent.example")) for _ in range(2)]
     await asyncio.sleep(0)
@@ -112,7 +112,7 @@ async def test_a_pool_that_is_closed_ends_look_ups_as_such_and_cancels_nobody() 
     ]
 
 
-async def test_a_caller_that_is_cancelled_leaves_the_look_up_to_the_others() -> None:
+async def test_a_cancelled_caller_leaves_the_lookup_to_the_others() -> None:
     are_here = asyncio.Event()
 
     class SlowDns(FakeDns):
@@ -134,7 +134,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_look_up_to_the_others() -> 
 
 
 @pytest.mark.parametrize("host", [".hooks.example", "a..b", 64 * "x" + ".example"])
-async def test_a_name_that_tls_cannot_ask_for_is_none(host: str) -> None:
+async def test_a_name_that_tls_cannot_send_is_invalid(host: str) -> None:
     async with subscribing(silence) as server:
         pool = a_pool(Dialer(FakeDns({host: ["127.0.0.1"]})))
         with pytest.raises(NoHostName):
@@ -142,7 +142,7 @@ async def test_a_name_that_tls_cannot_ask_for_is_none(host: str) -> None:
         await pool.close()
 
 
-async def test_of_a_name_with_thousands_of_addresses_only_some_are_judged_and_fewer_tried() -> None:
+async def test_of_thousands_of_addresses_some_are_judged_and_fewer_tried() -> None:
     async with subscribing(silence) as server:
         pass
     judged = []
@@ -174,7 +174,7 @@ FAILURES: dict[type[NoAnswer], tuple[Script, str]] = {
 
 
 @pytest.mark.parametrize("error", FAILURES)
-def test_an_error_and_its_frames_do_not_hold_each_other(error: type[NoAnswer]) -> None:
+def test_an_error_and_its_frames_form_no_reference_cycle(error: type[NoAnswer]) -> None:
     """Of a thousand subscribers that fail, each would leave what it had read to the collector."""
     script, host = FAILURES[error]
     dns = FakeDns({**KNOWN, "refusing.example": ["127.0.0.9"], "unknown.example": OSError(None, "none")})
@@ -202,7 +202,7 @@ def test_an_error_and_its_frames_do_not_hold_each_other(error: type[NoAnswer]) -
     run(uvloop.new_event_loop, main())
 
 
-def test_a_connection_that_is_given_up_in_the_turn_that_makes_it_leaves_no_circle_either() -> None:
+def test_a_connection_cancelled_as_it_is_made_leaves_no_reference_cycle() -> None:
     class GivenUp(Connection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)

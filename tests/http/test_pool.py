@@ -30,13 +30,13 @@ async def post(pool: Pool, to: Subscriber, *, deadline_s: float = 5, rest_s: flo
     return await pool.send(place_of(url), request, ROOM, deadline=deadline, rest_s=rest_s)
 
 
-async def test_requests_one_after_the_other_share_a_connection() -> None:
+async def test_sequential_requests_share_a_connection() -> None:
     async with subscribing(answering(OK)) as server, a_pool() as pool:
         assert [(await post(pool, server)).status for _ in range(5)] == 5 * [200]
         assert server.connections == 1
 
 
-async def test_requests_at_the_same_time_have_a_connection_each() -> None:
+async def test_concurrent_requests_have_a_connection_each() -> None:
     are_all = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -53,7 +53,7 @@ async def test_requests_at_the_same_time_have_a_connection_each() -> None:
         assert server.connections == 5
 
 
-async def test_no_more_requests_are_under_way_than_the_limit() -> None:
+async def test_concurrent_requests_are_limited() -> None:
     async with subscribing(answering(OK)) as server, a_pool(limit=2) as pool:
         answers = await asyncio.gather(*(post(pool, server) for _ in range(20)))
         assert [answer.status for answer in answers] == 20 * [200]
@@ -137,7 +137,7 @@ SMUGGLING = {
 
 @pytest.mark.parametrize("said", SMUGGLING.values(), ids=SMUGGLING)
 @pytest.mark.parametrize("is_later", [False, True])
-async def test_no_answer_is_the_next_requests(said: bytes, is_later: bool) -> None:
+async def test_no_request_gets_the_answer_to_another(said: bytes, is_later: bool) -> None:
     """`is_later`: what is behind the answer comes in a piece of its own, before the next request."""
     has_ended = asyncio.Event()
 

@@ -37,7 +37,7 @@ def test_a_head_is_written_in_the_order_and_the_case_that_it_was_given_in() -> N
         st.text("aZ0-._~ %&=+/ü?#,", max_size=4), st.text("aZ0-._~ %&=+/ü?#,", max_size=4), max_size=3
     ),
 )
-def test_what_a_query_adds_is_what_yarl_would_make_of_it(path: str, query: dict[str, str]) -> None:
+def test_a_query_is_encoded_as_yarl_encodes_it(path: str, query: dict[str, str]) -> None:
     url = as_written(f"https://api.example{path}")
     target = head_of("GET", url, [], query).split(b" ")[1].decode()
     assert target == (url.extend_query(query) if query else url).raw_path_qs
@@ -62,7 +62,7 @@ def test_a_url_cannot_end_the_request_line(path: str) -> None:
         head_of("GET", url, [])
 
 
-def test_an_answer_in_single_bytes_is_the_answer_in_one_piece() -> None:
+def test_an_answer_in_single_bytes_reads_like_one_in_one_piece() -> None:
     said = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 No\r\nRetry-After: 7 \r\nContent-Length: 4\r\n\r\nbusy"
     whole = read(said)
     assert whole == read(*(said[at : at + 1] for at in range(len(said))))
@@ -77,7 +77,7 @@ def test_a_trailer_is_no_header() -> None:
     assert (answer.body, answer.header("retry-after")) == (b"x", None)
 
 
-def test_of_a_body_no_more_is_kept_than_is_wanted() -> None:
+def test_no_more_of_a_body_is_kept_than_was_asked_for() -> None:
     said = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
     answer = read(said, b"01234", b"56789", limits=Limits(1000, 7))
     assert answer
@@ -85,7 +85,7 @@ def test_of_a_body_no_more_is_kept_than_is_wanted() -> None:
 
 
 @pytest.mark.parametrize("total", [1, 20, 60, 69])
-def test_what_goes_beyond_the_limit_is_left_out(total: int) -> None:
+def test_a_body_beyond_the_limit_is_cut(total: int) -> None:
     said = b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n" + 30 * b"x"
     assert len(said) == 70 - 1
     answer = read(said, limits=Limits(total, 100))
@@ -101,7 +101,7 @@ def test_what_goes_beyond_the_limit_is_left_out(total: int) -> None:
     [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"],
     ids=["head", "trailer"],
 )
-def test_a_header_in_a_million_lines_is_left_before_it_costs_seconds(before: bytes) -> None:
+def test_a_header_of_a_million_lines_is_cut_off_quickly(before: bytes) -> None:
     answer = read(before + b"X: a" + 400_000 * b"\r\n b", limits=Limits(2**21, 2**20))
     assert answer
     assert (answer.status, type(answer.cut)) == (200, TooLong)
@@ -114,7 +114,7 @@ def test_a_large_body_in_small_chunks_behind_large_cookies_is_read_whole() -> No
     assert (answer.body, answer.cut) == (20_000 * b"0123456789", None)
 
 
-def test_an_interim_answer_that_says_close_is_not_the_last_one() -> None:
+def test_an_interim_answer_with_close_is_not_the_last_one() -> None:
     said = (
         b"HTTP/1.1 100 Continue\r\nConnection: close\r\n\r\n"
         + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"
@@ -125,7 +125,7 @@ def test_an_interim_answer_that_says_close_is_not_the_last_one() -> None:
         assert (answer.status, answer.body) == (200, b"x")
 
 
-def test_tls_where_http_was_expected_is_known() -> None:
+def test_tls_in_place_of_http_is_recognized() -> None:
     reader = Reader()
     reader.begin(ROOM)
     with pytest.raises(NotHttp) as caught:
@@ -165,7 +165,7 @@ def test_a_connection_goes_on_only_after_an_answer_that_ends_where_it_says(
     ],
 )
 @pytest.mark.parametrize("is_cut_up", [False, True])
-def test_what_is_forgiven_is_read_and_ends_the_connection(said: bytes, is_cut_up: bool) -> None:
+def test_a_tolerated_fault_is_read_and_ends_the_connection(said: bytes, is_cut_up: bool) -> None:
     reader = Reader()
     reader.begin(ROOM)
     pieces = [said[at : at + 1] for at in range(len(said))] if is_cut_up else [said]
