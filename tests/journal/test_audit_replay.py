@@ -50,18 +50,18 @@ def stale(state: AccountState | None, at_ms: int) -> Step:
     return go_stale(state, origin, "gone", "no connection", interest=Interest({}), version="v", now_ms=at_ms)
 
 
-def test_the_story_holds_what_these_tests_are_about() -> None:
+def test_the_story_has_every_case_that_these_tests_need() -> None:
     types = [record.content["type"] for record in RECORDS]
     assert {"baseline", "threshold.crossed", "deposit.pending", "deposit.cleared"} <= {*types}
     assert len(RECORDS) == 18
 
 
-def test_what_the_program_wrote_adds_up() -> None:
+def test_a_log_that_the_program_wrote_adds_up() -> None:
     verdict = audit(RECORDS, STATE)
     assert verdict == Verdict(18, "2026-11-20T11:44:55.846Z", from_baseline=True, is_first=True)
 
 
-def test_an_account_without_records_has_nothing_to_disagree_with() -> None:
+def test_an_account_without_records_has_no_finding() -> None:
     assert audit([], STATE) == Verdict()
     assert audit([], None) == Verdict()
 
@@ -73,19 +73,19 @@ def test_a_log_that_was_trimmed_anywhere_is_replayed_from_what_is_left() -> None
         assert not verdict.from_baseline
 
 
-def test_any_record_that_is_missing_shows() -> None:
+def test_any_missing_record_shows() -> None:
     for place in range(1, len(RECORDS)):
         assert findings(without(place)), RECORDS[place]
 
 
-def test_any_two_records_that_are_missing_show_even_where_they_cancel_out() -> None:
+def test_any_two_missing_records_show_even_if_they_cancel_out() -> None:
     first, second = CHANGES[:2]
     assert RECORDS[first].content["data"]["before"] == RECORDS[second].content["data"]["after"]
     for pair in combinations(range(1, len(RECORDS)), 2):
         assert findings(without(*pair)), pair
 
 
-def test_events_that_cancel_out_show_though_each_commit_keeps_another_event() -> None:
+def test_missing_events_that_cancel_out_show_within_larger_commits_too() -> None:
     polls = (a_snapshot(ETH="1", LRC="1"), a_snapshot(ETH="9", LRC="2"), a_snapshot(ETH="1", LRC="3"))
     made = steps(polls)
     baseline, eth_up, lrc_up, eth_down, lrc_up_again = records_of(made)
@@ -93,14 +93,14 @@ def test_events_that_cancel_out_show_though_each_commit_keeps_another_event() ->
     assert findings([baseline, lrc_up, lrc_up_again], made[-1].state)
 
 
-def test_any_two_records_that_changed_places_show() -> None:
+def test_any_two_swapped_records_show() -> None:
     for one, other in combinations(range(len(RECORDS)), 2):
         swapped = [*RECORDS]
         swapped[one], swapped[other] = swapped[other], swapped[one]
         assert findings(swapped), (one, other)
 
 
-def test_any_record_that_is_there_twice_shows_wherever_the_copy_is() -> None:
+def test_any_repeated_record_shows_wherever_the_copy_is() -> None:
     for place in EVENTS:
         for copied_to in range(place, len(RECORDS)):
             doubled = [*RECORDS[: copied_to + 1], RECORDS[place], *RECORDS[copied_to + 1 :]]
@@ -109,12 +109,12 @@ def test_any_record_that_is_there_twice_shows_wherever_the_copy_is() -> None:
 
 @pytest.mark.parametrize("part", ["before", "after", "effect"])
 @pytest.mark.parametrize("field", ["total", "locked", "pending_deposit", "pending_withdrawal"])
-def test_any_amount_that_was_changed_shows(part: str, field: str) -> None:
+def test_any_changed_amount_shows(part: str, field: str) -> None:
     for place in CHANGES:
         assert findings(edited(place, lambda content: content["data"][part].update({field: "123456"})))
 
 
-def test_amounts_that_were_changed_in_step_show_too() -> None:
+def test_amounts_changed_consistently_show_too() -> None:
     """The sums are right and so is the chain, but the id is a digest of what was told."""
 
     def add_one(content: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ def test_amounts_that_were_changed_in_step_show_too() -> None:
         lambda content: content.clear(),
     ],
 )
-def test_any_other_part_that_was_changed_shows(edit: Callable[[dict[str, Any]], object]) -> None:
+def test_any_other_changed_field_shows(edit: Callable[[dict[str, Any]], object]) -> None:
     for place in CHANGES[:3]:
         assert findings(edited(place, edit))
 
@@ -169,7 +169,7 @@ def test_any_other_part_that_was_changed_shows(edit: Callable[[dict[str, Any]], 
         lambda content: content.update(whole=False),
     ],
 )
-def test_a_baseline_that_was_changed_shows(edit: Callable[[dict[str, Any]], object]) -> None:
+def test_a_changed_baseline_shows(edit: Callable[[dict[str, Any]], object]) -> None:
     assert findings(edited(0, edit))
 
 
@@ -187,7 +187,7 @@ def test_a_service_event_that_moves_something_shows() -> None:
 
 
 @pytest.mark.parametrize("asset", ["ETH", "LRC", "USDC"])
-def test_a_state_that_is_not_where_the_log_ends_shows(asset: str) -> None:
+def test_a_state_that_differs_from_the_end_of_the_log_shows(asset: str) -> None:
     entry = STATE.entry_by_asset[asset]
     other = entry._replace(published=entry.published._replace(total="1000"))
     wrong = STATE._replace(entry_by_asset={**STATE.entry_by_asset, asset: other})
@@ -211,11 +211,11 @@ def test_a_state_of_another_time_shows() -> None:
     assert any("the state is at sequence" in text for text in findings(records_of(STEPS[:-1])))
 
 
-def test_a_state_that_is_gone_shows() -> None:
+def test_a_missing_state_shows() -> None:
     assert findings(RECORDS, None) == ["there is no state of it, though the log holds its records"]
 
 
-def test_what_is_pending_confirmation_and_suspect_is_no_difference() -> None:
+def test_pending_and_suspect_amounts_are_no_difference() -> None:
     dropped = a_snapshot(LRC=a_balance("100", pending_deposit="0"), ETH="0")
     made = steps((a_snapshot(LRC=a_balance("100", pending_deposit="5"), ETH="1"), dropped))
     state = made[-1].state
@@ -236,7 +236,7 @@ def test_edits_of_the_watch_list_are_no_difference() -> None:
     assert not findings(records_of(made), made[-1].state)
 
 
-def test_another_source_is_a_new_beginning() -> None:
+def test_another_source_starts_anew() -> None:
     moved = steps(STORY[2:4], state=STATE, source="elsewhere", at_ms=NOW_MS + 100 * MINUTE_MS)
     records = records_of([*STEPS, *moved])
     assert "forgotten" in [record.content["type"] for record in records]
@@ -244,14 +244,14 @@ def test_another_source_is_a_new_beginning() -> None:
     assert findings(records[: len(RECORDS)], moved[-1].state)
 
 
-def test_an_account_taken_out_and_put_back_is_a_new_beginning() -> None:
+def test_an_account_removed_and_added_again_starts_anew() -> None:
     again = steps(STORY[3:6], at_ms=NOW_MS + 100 * MINUTE_MS)
     assert not findings(records_of([*STEPS, *again]), again[-1].state)
     at_once = steps(STORY[:1], at_ms=NOW_MS + MINUTE_MS)
     assert not findings(records_of([*STEPS[:1], *at_once]), at_once[-1].state)
 
 
-def test_a_baseline_that_was_queued_is_in_the_log_and_no_difference_wherever_that_begins() -> None:
+def test_a_queued_baseline_is_no_difference_wherever_the_log_begins() -> None:
     heard = (a_subscription("all", events=("*",)), WARNED)
     made = steps(STORY[:3], subscriptions=heard)
     late = stale(made[-1].state, NOW_MS + 50 * MINUTE_MS)
@@ -263,7 +263,7 @@ def test_a_baseline_that_was_queued_is_in_the_log_and_no_difference_wherever_tha
         assert findings(records[start:], made[-1].state) == [], start
 
 
-def test_the_same_baseline_after_the_state_was_lost_is_no_event_that_is_there_twice() -> None:
+def test_the_same_baseline_after_a_loss_of_state_is_no_repeated_event() -> None:
     heard = (a_subscription(events=("*",)),)
     first, again = (steps(STORY[:1], at_ms=at_ms, subscriptions=heard) for at_ms in (NOW_MS, 2 * NOW_MS))
     assert first[0].events[0].id == again[0].events[0].id
@@ -304,7 +304,7 @@ SNAPSHOTS = st.dictionaries(st.sampled_from(["ETH", "LRC", "USDC"]), BALANCES, m
 
 @tried(40)
 @given(st.lists(SNAPSHOTS, min_size=2, max_size=8), st.data())
-def test_whatever_an_account_lives_through_adds_up_and_nothing_of_it_can_go_missing(
+def test_any_history_adds_up_and_any_missing_record_of_it_shows(
     snapshots: list[Snapshot], data: st.DataObject
 ) -> None:
     made = steps(snapshots, subscriptions=(WARNED,))
@@ -330,7 +330,7 @@ def test_a_finding_says_what_differs_and_where() -> None:
     ]
 
 
-def test_a_threshold_that_told_of_an_asset_that_was_never_held_is_no_difference() -> None:
+def test_a_threshold_event_on_an_asset_that_was_never_held_is_no_difference() -> None:
     nothing = a_snapshot(ETH="1")._replace(zeros=(a_row("LRC", "0"),))
     below = a_subscription(thresholds=(ThresholdSettings(asset="LRC", below="5"),))
     made = steps([a_snapshot(ETH="1"), nothing], subscriptions=[below])

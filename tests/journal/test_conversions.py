@@ -17,7 +17,7 @@ from watcher.store.state import dump_state, load_state
 ATOMS = st.integers(-MAX_INTEGER, MAX_INTEGER) | st.integers(-(MAX_INTEGER * 10**78), MAX_INTEGER * 10**78)
 
 
-async def test_a_changed_poll_parses_what_moved_and_prints_what_is_new() -> None:
+async def test_a_changed_poll_converts_only_the_amounts_that_moved() -> None:
     stored = dump_state(a_state(ETH="100", LRC="5.5", USDC="7"), {})
     after = a_snapshot(ETH=a_balance("100", "12.5"), LRC="5.5", USDC="7")
     interest = Interest({"ops": a_subscription()})
@@ -35,7 +35,7 @@ async def test_a_changed_poll_parses_what_moved_and_prints_what_is_new() -> None
 
 
 @given(ATOMS)
-def test_an_amount_is_the_same_whether_it_was_converted_before_or_not(atoms: int) -> None:
+def test_an_amount_is_the_same_from_the_cache_and_without_it(atoms: int) -> None:
     conversions, text = Conversions(), to_text(atoms)
     assert conversions.text(atoms) == conversions.text(atoms) == text
     assert conversions.atoms(text) == Conversions().atoms(text) == to_atoms(text) == atoms
@@ -52,6 +52,6 @@ def test_no_other_spelling_is_canonical(odd: object) -> None:
 
 
 @pytest.mark.parametrize("text", [str(MAX_INTEGER + 1), f"-{MAX_INTEGER + 1}", "9" * 78, "9" * 79])
-def test_no_amount_is_larger_than_the_widest_that_an_api_can_say(text: str) -> None:
+def test_no_amount_exceeds_the_widest_that_an_api_can_report(text: str) -> None:
     with pytest.raises(NotAnAmount):
         check_canonical(text)

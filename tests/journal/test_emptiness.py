@@ -72,7 +72,7 @@ def test_an_empty_listing_counts_after_a_minute_and_three_more_polls(
     assert events[first] == ["total.decreased", *GONE, "threshold.crossed"]
 
 
-def test_while_it_is_suspect_everything_stays_as_it_was_and_shows_it() -> None:
+def test_while_an_empty_listing_is_suspect_all_balances_stay_and_are_marked() -> None:
     state, step = poll(HELD_STATE, NOTHING, 0)
     assert step
     assert set(step.advance.suspect) == {"ETH", "LRC"}
@@ -80,7 +80,7 @@ def test_while_it_is_suspect_everything_stays_as_it_was_and_shows_it() -> None:
     assert [entry.suspect for entry in state.suspected.values()] == [a_balance(), a_balance()]
 
 
-def test_a_listing_that_names_something_again_ends_it_without_a_trace() -> None:
+def test_a_listing_that_names_an_asset_again_ends_the_suspicion_without_a_trace() -> None:
     state = HELD_STATE
     for at_s in (0, 20, 40):
         state, _ = poll(state, NOTHING, at_s)
@@ -92,17 +92,17 @@ def test_a_listing_that_names_something_again_ends_it_without_a_trace() -> None:
     assert state.emptiness == (NOW_MS + 80_000, 0), "the next one starts anew"
 
 
-def test_an_asset_that_is_missing_afterwards_needs_a_second_opinion_of_its_own() -> None:
+def test_an_asset_missing_afterwards_must_be_confirmed_by_itself() -> None:
     rest = a_snapshot(ETH="10")
     assert told((0, NOTHING), (20, rest), (22, rest), state=HELD_STATE) == [[], [], GONE]
 
 
-def test_what_was_suspect_before_is_confirmed_by_the_next_listing_that_names_something() -> None:
+def test_an_earlier_suspicion_is_confirmed_by_the_next_listing_that_is_not_empty() -> None:
     rest = a_snapshot(ETH="10")
     assert told((0, rest), (2, NOTHING), (22, rest), state=HELD_STATE) == [[], [], GONE]
 
 
-def test_a_first_listing_may_be_empty_and_what_comes_then_is_told() -> None:
+def test_a_first_listing_may_be_empty_and_later_assets_make_events() -> None:
     assert told((0, NOTHING), (30, NOTHING), (60, a_snapshot(ETH="10"))) == [
         ["account.baseline"],
         [],
@@ -117,14 +117,14 @@ def test_an_account_that_holds_nothing_may_list_zeros_or_nothing() -> None:
     assert after == state
 
 
-def test_rows_of_zeros_are_said_in_so_many_words() -> None:
+def test_rows_of_zeros_count_after_two_polls() -> None:
     zeros = a_snapshot(ETH="0", LRC="0")
     assert told((0, zeros), (2, zeros), state=HELD_STATE)[0] == []
     assert told((0, zeros), (2, zeros), state=HELD_STATE)[1]
 
 
 @pytest.mark.parametrize("watched", [None, ("ETH", "LRC")])
-def test_a_listing_of_what_was_asked_for_says_nothing_by_being_empty(watched: tuple[str, ...] | None) -> None:
+def test_an_empty_filtered_listing_changes_nothing(watched: tuple[str, ...] | None) -> None:
     asked = BACKING_OFF._replace(watched=watched, absent_is_zero=False)
     state, _ = poll(None, asked, 0)
     for at_s in (30, 60, 90, 120):
@@ -132,7 +132,7 @@ def test_a_listing_of_what_was_asked_for_says_nothing_by_being_empty(watched: tu
         assert step is None
 
 
-def test_it_outlives_an_account_that_goes_stale() -> None:
+def test_the_suspicion_outlives_an_account_that_goes_stale() -> None:
     state, _ = poll(HELD_STATE, NOTHING, 0)
     origin = Origin("treasury", "loopring", state.sequence, NOW_MS, NOW_MS + 90_000)
     stale = go_stale(
@@ -145,12 +145,12 @@ def test_it_outlives_an_account_that_goes_stale() -> None:
     ]
 
 
-def test_a_clock_that_is_set_back_makes_it_take_longer_and_not_for_ever() -> None:
+def test_a_clock_that_is_set_back_delays_it_but_not_for_ever() -> None:
     polls = [(0, NOTHING), *((at_s - 3600, NOTHING) for at_s in (20, 40, 60, 80))]
     assert [bool(types) for types in told(*polls, state=HELD_STATE)] == [False, False, False, False, True]
 
 
-def test_a_list_that_is_widened_meanwhile_still_gives_the_new_tokens_a_baseline() -> None:
+def test_tokens_added_meanwhile_still_get_a_baseline() -> None:
     state, _ = poll(None, a_snapshot(ETH="10", watched=("ETH",)), 0)
     state, step = poll(state, NOTHING, 30)
     assert step
@@ -161,7 +161,7 @@ def test_a_list_that_is_widened_meanwhile_still_gives_the_new_tokens_a_baseline(
     assert set(step.advance.baselined) == {"LRC"}
 
 
-def test_an_account_that_is_read_elsewhere_is_not_empty_there_from_one_listing() -> None:
+def test_at_a_new_source_one_empty_listing_does_not_count_either() -> None:
     state = HELD_STATE
     for at_s in (0, 20, 40):
         state, step = poll(state, NOTHING, at_s, source="there")
@@ -178,7 +178,7 @@ def test_an_account_that_is_read_elsewhere_is_not_empty_there_from_one_listing()
     assert (empty.source, empty.entry_by_asset) == ("there", {})
 
 
-def test_a_threshold_on_what_is_not_listed_is_told_once_and_not_for_an_empty_listing() -> None:
+def test_a_threshold_on_an_unlisted_asset_fires_once_and_not_for_an_empty_listing() -> None:
     absent = BACKING_OFF._replace(row_by_asset={"LRC": BACKING_OFF.row_by_asset["LRC"]})
     zero = (a_snapshot(ETH="0").row_by_asset["ETH"],)
     crossed = "threshold.crossed"
@@ -228,7 +228,7 @@ def follow(polls: Sequence[tuple[int, Snapshot]]) -> list[Seen]:
 
 @settings(max_examples=150, deadline=None)
 @given(POLLS)
-def test_empty_listings_count_when_they_last_and_are_otherwise_as_if_they_had_never_been(
+def test_empty_listings_count_if_they_last_and_leave_no_trace_otherwise(
     gaps: list[tuple[int, Snapshot]],
 ) -> None:
     times = accumulate(gap for gap, _ in gaps)
@@ -248,7 +248,7 @@ def test_empty_listings_count_when_they_last_and_are_otherwise_as_if_they_had_ne
     assert [one for place, one in enumerate(seen) if place not in passing] == follow(kept)
 
 
-def test_an_empty_listing_raises_no_height_until_it_counts() -> None:
+def test_an_empty_listing_does_not_raise_the_height_until_it_counts() -> None:
     """So a node that lags behind the empty one, but not behind what was accepted, ends it."""
     state, _ = poll(HELD_STATE, BACKING_OFF._replace(height=1000), -20)
     for at_s, height in ((0, 1010), (20, 1011)):

@@ -39,7 +39,7 @@ def bodies(step: Step, *, previous: int | None = None) -> list[dict[str, Any]]:
 
 
 @given(st.integers(0, 10**14), st.text(max_size=5))
-def test_an_id_is_120_bits_of_the_digest_of_what_is_told_in_small_base_32(
+def test_an_id_is_120_bits_of_the_digest_of_the_content_in_lower_case_base_32(
     sequence: int, account: str
 ) -> None:
     draft = Draft("total.increased", Asset("ETH"), "5", {}, ("1", None))
@@ -49,7 +49,7 @@ def test_an_id_is_120_bits_of_the_digest_of_what_is_told_in_small_base_32(
     assert event.id == f"evt_{b32encode(digest[:15]).decode().lower()}"
 
 
-def test_an_event_says_what_the_contract_shows() -> None:
+def test_an_event_has_the_documented_fields() -> None:
     before = a_state(LRC=a_balance("100", pending_deposit="12.5"), sequence=20)
     row = a_row(Asset("LRC", "LRC", "Loopring", 0), a_balance("112.5"))
     (body,) = bodies(a_step(before, Snapshot({"LRC": row}, None, absent_is_zero=True)), previous=17)
@@ -85,7 +85,7 @@ def test_an_event_says_what_the_contract_shows() -> None:
     assert "." not in body["id"]
 
 
-def test_a_provider_without_pendings_is_told_as_null() -> None:
+def test_missing_pending_fields_are_null_in_the_event() -> None:
     nothing_pending = a_balance("1", "0", None, None)
     step = a_step(a_state(MK=nothing_pending), a_snapshot(MK=nothing_pending._replace(total="1.5")))
     (body,) = bodies(step)
@@ -98,7 +98,7 @@ def test_a_provider_without_pendings_is_told_as_null() -> None:
     assert body["data"]["after"]["pending_deposit"] is None
 
 
-def test_seventy_eight_digits_survive_to_the_body() -> None:
+def test_seventy_eight_digits_reach_the_body_exactly() -> None:
     most = str(2**256 - 1)
     (body,) = bodies(a_step(a_state(ETH="0"), a_snapshot(ETH=most)))
     assert body["data"]["after"]["total"] == most
@@ -112,7 +112,7 @@ def test_sequences_rise_even_when_the_clock_does_not() -> None:
     assert step.state.sequence == NOW_MS + 1002
 
 
-def test_a_subscription_is_queued_only_what_it_wants_in_the_order_of_the_step() -> None:
+def test_a_subscription_gets_only_what_it_asks_for_in_the_order_of_the_commit() -> None:
     everything, only_lrc = a_subscription("all"), a_subscription("lrc", assets=("LRC",))
     step = a_step(a_state(ETH="1", LRC="1"), a_snapshot(ETH="2", LRC="2"), everything, only_lrc)
     eth, lrc = step.events
@@ -122,7 +122,7 @@ def test_a_subscription_is_queued_only_what_it_wants_in_the_order_of_the_step() 
 
 
 @pytest.mark.parametrize("previous", [None, 17])
-def test_a_delivery_is_sent_byte_for_byte_as_its_event_with_a_subscription_and_what_it_got_before(
+def test_a_body_is_the_event_byte_for_byte_plus_subscription_and_previous_sequence(
     previous: int | None,
 ) -> None:
     (event,) = a_step(a_state(ETH="1"), a_snapshot(ETH="2")).events
@@ -131,7 +131,7 @@ def test_a_delivery_is_sent_byte_for_byte_as_its_event_with_a_subscription_and_w
 
 
 @pytest.mark.parametrize("previous", [None, 0, 17])
-def test_a_delivery_that_is_read_back_is_what_was_queued(previous: int | None) -> None:
+def test_a_delivery_is_read_back_as_it_was_queued(previous: int | None) -> None:
     (event,) = a_step(a_state(ETH="1"), a_snapshot(ETH="2")).events
     delivery = event.to("ops", previous)
     assert delivery.entry == f"{event.reference} {'-' if previous is None else previous}".encode()
@@ -140,7 +140,7 @@ def test_a_delivery_that_is_read_back_is_what_was_queued(previous: int | None) -
 
 
 @given(st.binary(min_size=1))
-def test_any_content_is_read_back_to_the_byte(content: bytes) -> None:
+def test_any_content_is_read_back_byte_for_byte(content: bytes) -> None:
     delivery = Delivery("evt_abc", "deposit.cleared", NOW_MS, content, "ops", NOW_MS - 1)
     assert load_delivery(delivery.entry, b"12 " + delivery.stored, "ops") == delivery
 
@@ -156,7 +156,7 @@ ENTRIES = st.from_regex(rb"[a-z_ ]{0,6} ?[-+_ 0-9]{0,5} ?[-+_ 0-9]{0,5}\n?[a-z]{
 
 
 @given(st.binary() | ENTRIES)
-def test_no_other_bytes_are_taken_for_a_delivery(entry: bytes) -> None:
+def test_no_other_bytes_are_read_as_a_delivery(entry: bytes) -> None:
     try:
         delivery = load_delivery(entry, GOOD, "ops")
     except ValueError:
@@ -174,7 +174,7 @@ def test_no_other_bytes_are_taken_for_a_delivery(entry: bytes) -> None:
         *(b"evt_1 " + b"1" * 15 + b" 5", b"evt_1 7 " + b"1" * 15),
     ],
 )
-def test_another_entry_is_damage(entry: bytes) -> None:
+def test_any_other_entry_is_damage(entry: bytes) -> None:
     with pytest.raises(ValueError, match="not the name of a delivery"):
         load_delivery(entry, GOOD, "ops")
 
@@ -187,7 +187,7 @@ def test_a_body_without_a_type_or_content_is_damage(stored: bytes) -> None:
         load_delivery(b"evt_1 7 5", stored, "ops")
 
 
-def test_whoever_computes_an_event_again_computes_the_same_id() -> None:
+def test_recomputing_an_event_gives_the_same_id() -> None:
     before = a_state(ETH="1")
     first, again = (a_step(before, a_snapshot(ETH="2"), now_ms=now) for now in (NOW_MS, NOW_MS + 60_000))
     assert [event.id for event in first.events] == [event.id for event in again.events]
@@ -203,7 +203,7 @@ def test_whoever_computes_an_event_again_computes_the_same_id() -> None:
         a_step(a_state(ETH="3"), a_snapshot(ETH="2")),
     ],
 )
-def test_another_change_has_another_id(other: Step) -> None:
+def test_a_different_change_has_a_different_id(other: Step) -> None:
     this = a_step(a_state(ETH="1"), a_snapshot(ETH="2"))
     assert this.events[0].id != other.events[0].id
 
@@ -220,7 +220,7 @@ def test_another_change_has_another_id(other: Step) -> None:
         ({"assets": ("0XABC*",)}, ["total.increased"]),
     ],
 )
-def test_a_subscription_hears_what_it_asked_for(wish: dict[str, Any], expected: list[str]) -> None:
+def test_a_subscription_gets_what_it_asked_for(wish: dict[str, Any], expected: list[str]) -> None:
     before = a_state({"0xabcdef": "1", "1": "1"})
     rows = {
         "0xabcdef": a_row("0xabcdef", "2"),

@@ -24,7 +24,7 @@ def first_look(before: Vector, after: Vector, withdrawals: Withdrawals = "outsid
         ("inside", (100, 20, 0, 5), (100, 17, 0, 0), "a withdrawal's debit is not seen"),
     ],
 )
-def test_what_is_pending_confirmation_says_what_it_waits_for(
+def test_a_pending_change_says_what_it_waits_for(
     withdrawals: Withdrawals, before: tuple[int, ...], after: tuple[int, ...], why: str
 ) -> None:
     explanation = first_look(Vector(*before), Vector(*after), withdrawals)
@@ -33,18 +33,18 @@ def test_what_is_pending_confirmation_says_what_it_waits_for(
     assert explanation.confirmation_polls == 1
 
 
-def test_two_things_pending_at_once_both_say_why() -> None:
+def test_two_pending_changes_both_say_why() -> None:
     explanation = first_look(Vector(100, 20, 5, 0), Vector(100, 20, 0, 3))
     assert explanation.why == ("a pending deposit's credit is not seen", "a withdrawal's debit is not seen")
 
 
-def test_nothing_moved_nothing_pending_ends_the_wait() -> None:
+def test_two_equal_readings_leave_nothing_pending() -> None:
     state = Vector(100, 20, 5, 3)
     explanation = explain(state, state, confirmation_polls=1, settle_polls=2, withdrawals="outside")
     assert explanation == Explanation((), state, Vector(), 0, ())
 
 
-def test_a_late_joiner_is_told_with_what_has_settled_and_does_not_prolong_it() -> None:
+def test_a_late_movement_is_emitted_with_the_settled_ones_and_does_not_delay_them() -> None:
     deposit_fell, withdrawal_too = Vector(100, 20, 0, 5), Vector(100, 20, 0, 3)
     explanation = explain(
         deposit_fell + Vector(pending_deposit=5),
@@ -68,7 +68,7 @@ def test_text_becomes_integers_exactly_and_comes_back_the_same() -> None:
     assert in_text(in_atoms(balance), like=balance) == balance
 
 
-def test_a_pending_that_the_provider_does_not_have_counts_as_nothing_and_stays_null() -> None:
+def test_a_missing_pending_field_counts_as_zero_and_stays_null() -> None:
     balance = Balance("7", "1", None, None)
     assert in_atoms(balance) == in_atoms(Balance("7", "1", "0", "0"))
     assert in_text(in_atoms(balance), like=WITHOUT_PENDINGS) == balance

@@ -94,7 +94,7 @@ def total_effect(changes: Iterable[Change]) -> Vector:
 
 @often
 @given(vectors, vectors, every_terms)
-def test_effects_and_what_is_pending_add_up_to_what_moved(
+def test_effects_and_pending_amounts_add_up_to_what_moved(
     before: Vector, after: Vector, terms: Terms
 ) -> None:
     [explanation] = explained([before, after], terms)
@@ -117,7 +117,7 @@ def test_the_journal_reconciles_after_every_successful_poll_whatever_polls_faile
 
 @often
 @given(series, every_terms)
-def test_each_change_starts_where_the_one_before_it_ended_and_none_overshoots_what_is_seen(
+def test_each_change_starts_where_the_last_one_ended_and_none_overshoots_the_reading(
     snapshots: list[Vector], terms: Terms
 ) -> None:
     """So what is told is negative only where that was read, and nothing is there for the next to correct."""
@@ -135,7 +135,7 @@ def test_each_change_starts_where_the_one_before_it_ended_and_none_overshoots_wh
 
 @often
 @given(series, every_terms)
-def test_a_poll_tells_each_type_once_in_the_order_and_the_shape_of_its_row(
+def test_a_poll_emits_each_type_at_most_once_in_table_order_and_shape(
     snapshots: list[Vector], terms: Terms
 ) -> None:
     order = [rule.type for rule in RULES[terms.withdrawals]]
@@ -186,7 +186,7 @@ def test_the_same_readings_are_always_explained_the_same_way_in_whatever_unit(
 
 
 @pytest.mark.parametrize("withdrawals", RULES)
-def test_with_no_time_to_settle_everything_is_told_at_once(withdrawals: Withdrawals) -> None:
+def test_without_time_to_settle_everything_is_emitted_at_once(withdrawals: Withdrawals) -> None:
     [explanation] = explained([Vector(100, 20, 5, 3), Vector(100, 17, 0, 0)], Terms(0, withdrawals))
     assert explanation.published == Vector(100, 17, 0, 0)
     assert explanation.confirmation_polls == 0

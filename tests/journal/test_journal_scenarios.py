@@ -37,10 +37,10 @@ def as_in_the_file(change: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS["cases"], ids=name_of)
-def test_the_journal_tells_exactly_what_the_scenario_says(scenario: dict[str, Any]) -> None:
+def test_the_journal_emits_exactly_what_the_scenario_says(scenario: dict[str, Any]) -> None:
     assert told_by_the_journal(scenario) == scenario["told"]
 
 
-def test_the_scenarios_are_all_here_and_speak_of_our_fields_in_our_order() -> None:
+def test_all_scenarios_are_here_with_our_fields_in_our_order() -> None:
     assert len(SCENARIOS["cases"]) == len(set(map(name_of, SCENARIOS["cases"]))) == 224
     assert tuple(SCENARIOS["fields"]) == Vector._fields

@@ -7,7 +7,7 @@ from tests.journal.lag_table import DEPOSIT_CLEARS, LAGS, SETTLE_POLLS, share, t
 
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("settle_polls", SETTLE_POLLS)
-def test_a_deposit_is_recognised_exactly_when_its_halves_are_no_further_apart_than_it_may_settle(
+def test_a_deposit_is_recognised_exactly_if_its_halves_come_within_the_time_to_settle(
     lag: int, settle_polls: int
 ) -> None:
     is_in_time = abs(lag) <= settle_polls
@@ -15,7 +15,7 @@ def test_a_deposit_is_recognised_exactly_when_its_halves_are_no_further_apart_th
 
 
 @pytest.mark.parametrize("lag", LAGS)
-def test_among_other_movements_more_time_to_settle_never_costs_recognised_deposits(lag: int) -> None:
+def test_among_other_movements_more_time_to_settle_never_recognises_fewer_deposits(lag: int) -> None:
     shares = [share(DEPOSIT_CLEARS, lag, polls, trials=200, noise=0.3) for polls in SETTLE_POLLS]
     assert [each.recognised for each in shares] == sorted(each.recognised for each in shares)
     assert [each.mistaken for each in shares] == sorted((each.mistaken for each in shares), reverse=True)

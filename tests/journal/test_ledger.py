@@ -38,7 +38,7 @@ def test_the_first_snapshot_is_a_baseline_without_events() -> None:
     assert result.entry_by_asset["ETH"].published.total == "10"
 
 
-def test_the_same_snapshot_again_is_no_news() -> None:
+def test_the_same_snapshot_again_changes_nothing() -> None:
     assert not step(a_state(ETH="10"), a_snapshot(ETH="10")).is_news
 
 
@@ -50,19 +50,19 @@ def test_another_source_is_another_account() -> None:
     assert result.forgotten == ["ETH"]
 
 
-def test_a_new_asset_in_a_full_listing_had_nothing_before() -> None:
+def test_a_new_asset_in_a_full_listing_counts_from_zero() -> None:
     result = step(a_state(ETH="10"), a_snapshot(ETH="10", LRC="7"))
     assert told(result) == [("LRC", "total.increased")]
 
 
-def test_a_token_newly_watched_gets_a_baseline() -> None:
+def test_a_newly_watched_token_gets_a_baseline() -> None:
     before = a_state(ETH="10", watched=("ETH",))
     result = step(before, a_snapshot(ETH="10", LRC="7", watched=("ETH", "LRC")))
     assert told(result) == []
     assert list(result.baselined) == ["LRC"]
 
 
-def test_all_tokens_instead_of_some_is_a_baseline_for_the_others() -> None:
+def test_watching_all_tokens_gives_the_others_a_baseline() -> None:
     before = a_state(ETH="10", watched=("ETH",))
     assert told(step(before, a_snapshot(ETH="10", LRC="7"))) == []
 
@@ -75,18 +75,18 @@ def test_a_token_no_longer_watched_is_forgotten_without_an_event() -> None:
     assert set(result.entry_by_asset) == {"ETH"}
 
 
-def test_a_row_of_a_token_that_is_not_watched_any_more_does_not_keep_it() -> None:
+def test_a_row_of_an_unwatched_token_does_not_keep_it() -> None:
     result = step(a_state(ETH="10", LRC="7"), a_snapshot(ETH="10", LRC="7", watched=("ETH",)))
     assert result.forgotten == ["LRC"]
     assert set(result.entry_by_asset) == {"ETH"}
 
 
-def test_a_new_asset_takes_its_place_among_those_that_were_there() -> None:
+def test_a_new_asset_is_sorted_among_the_others() -> None:
     result = step(a_state(ETH="10", LRC="7"), a_snapshot(DAI="1", ETH="10", KNC="2", LRC="8"))
     assert list(result.entry_by_asset) == ["DAI", "ETH", "KNC", "LRC"]
 
 
-def test_an_asset_of_which_nothing_moved_shares_its_amounts_with_the_answer_and_is_no_news() -> None:
+def test_an_asset_without_movement_shares_its_amounts_and_makes_no_event() -> None:
     """So that a state that was read from the store takes no more memory than one that a poll left."""
     before, snapshot = a_state(ETH="10", LRC="7"), a_snapshot(ETH="10", LRC="7")
     result = step(before, snapshot)
@@ -103,7 +103,7 @@ def test_an_asset_absent_from_a_filtered_listing_keeps_its_state() -> None:
     assert result.entry_by_asset["LRC"].seen.total == "7"
 
 
-def test_an_asset_absent_from_a_full_listing_is_zero_only_when_said_twice() -> None:
+def test_an_asset_absent_from_a_full_listing_is_zero_only_after_two_polls() -> None:
     heard = followed(a_state(ETH="10", LRC="7"), a_snapshot(ETH="10"), a_snapshot(ETH="10"))
     assert heard == [[], [("LRC", "total.decreased")]]
 
@@ -114,7 +114,7 @@ def test_a_suspect_asset_does_not_hold_up_the_others() -> None:
     assert list(result.suspect) == ["LRC"]
 
 
-def test_a_suspicion_that_is_not_confirmed_leaves_no_trace() -> None:
+def test_an_unconfirmed_suspicion_leaves_no_trace() -> None:
     before = a_state(LRC="7")
     suspect = step(before, a_snapshot(LRC="0"))
     again = step(AccountState("here", None, suspect.entry_by_asset), a_snapshot(LRC="7"))
@@ -144,7 +144,7 @@ def test_an_asset_whose_unit_changes_starts_anew_even_if_its_digits_stay() -> No
     assert result.entry_by_asset["ETH"].asset.decimals == 18
 
 
-def test_decimals_that_the_store_lost_are_those_of_the_next_answer() -> None:
+def test_lost_decimals_are_taken_from_the_next_answer() -> None:
     before = a_state(ETH="10")
     entries = {"ETH": before.entry_by_asset["ETH"]._replace(asset=Asset("ETH", decimals=LOST))}
     lost = before._replace(entry_by_asset=entries)
@@ -156,7 +156,7 @@ def test_decimals_that_the_store_lost_are_those_of_the_next_answer() -> None:
         assert result.entry_by_asset["ETH"].asset.decimals == 18
 
 
-def test_an_asset_that_is_gone_before_its_decimals_are_said_again_is_told_without_them() -> None:
+def test_an_asset_that_vanishes_before_its_decimals_are_known_again_is_emitted_without_them() -> None:
     entry = a_state(ETH="10").entry_by_asset["ETH"]._replace(asset=Asset("ETH", decimals=LOST))
     lost = a_state(ETH="10", LRC="1")._replace(entry_by_asset={"ETH": entry})
     first = step(lost, a_snapshot(LRC="1"))
@@ -167,12 +167,12 @@ def test_an_asset_that_is_gone_before_its_decimals_are_said_again_is_told_withou
     assert json.loads(event.json)["data"]["asset"]["decimals"] is None
 
 
-def test_another_name_or_symbol_is_no_news() -> None:
+def test_another_name_or_symbol_makes_no_event() -> None:
     row = a_row(Asset("ETH", symbol="EVIL", name="renamed", decimals=0), "10")
     assert not step(a_state(ETH="10"), Snapshot({"ETH": row}, None, absent_is_zero=True)).is_news
 
 
-def test_what_is_pending_stays_in_the_entry_until_it_is_emitted() -> None:
+def test_a_pending_change_stays_in_its_entry_until_it_is_emitted() -> None:
     before = a_state(LRC=a_balance("100", pending_deposit="5"))
     dropped = a_snapshot(LRC=a_balance("100", pending_deposit="0"))
     result = step(before, dropped)

@@ -66,9 +66,7 @@ def followed(series: Iterable[Poll], rules: Rules) -> Iterable[tuple[AccountStat
 
 @tried(60)
 @given(SERIES, RULES)
-def test_what_was_told_is_what_is_published_and_the_chain_has_no_gap(
-    series: list[Poll], rules: Rules
-) -> None:
+def test_all_events_match_the_schema_and_their_chain_has_no_gap(series: list[Poll], rules: Rules) -> None:
     told: dict[str, Vector] = {}
     for state, result in followed(series, rules):
         for asset in result.forgotten:
@@ -104,9 +102,7 @@ def nameless(result: Advance) -> tuple[object, ...]:
 
 @tried(60)
 @given(SERIES, RULES)
-def test_what_is_passed_over_because_nothing_of_it_moved_would_have_led_to_the_same(
-    series: list[Poll], rules: Rules
-) -> None:
+def test_skipping_assets_without_movement_changes_no_result(series: list[Poll], rules: Rules) -> None:
     """An asset that is called otherwise than in the answer is looked at as closely as one that moved."""
     before = None
     for observed_ms, poll, (after, result) in zip(
@@ -122,7 +118,7 @@ def test_what_is_passed_over_because_nothing_of_it_moved_would_have_led_to_the_s
 
 @tried(60)
 @given(SERIES, RULES)
-def test_an_answer_that_stays_is_told_completely_in_the_end(series: list[Poll], rules: Rules) -> None:
+def test_an_answer_that_stays_is_emitted_completely_in_the_end(series: list[Poll], rules: Rules) -> None:
     last = series[-1]
     # Three to confirm what is suspect (an empty listing), one to begin to wait, then to settle.
     patience = rules.settle_polls + 5
@@ -139,7 +135,7 @@ def test_an_answer_that_stays_is_told_completely_in_the_end(series: list[Poll], 
 
 @tried(40)
 @given(SERIES, RULES)
-def test_the_same_answers_tell_the_same_events(series: list[Poll], rules: Rules) -> None:
+def test_the_same_answers_make_the_same_events(series: list[Poll], rules: Rules) -> None:
     first, again = (
         [[(moved.asset.id, moved.change) for moved in result.moved] for _, result in followed(series, rules)]
         for _ in range(2)
@@ -149,7 +145,7 @@ def test_the_same_answers_tell_the_same_events(series: list[Poll], rules: Rules)
 
 @tried(40)
 @given(st.lists(LISTINGS, min_size=2, max_size=6), st.sampled_from(["outside", "inside"]))
-def test_the_same_answer_twice_in_a_row_changes_nothing_but_patience(
+def test_repeating_an_answer_more_than_twice_changes_nothing(
     listings: list[dict[str, Balance]], withdrawals: Withdrawals
 ) -> None:
     impatient = Rules(withdrawals, settle_polls=0)

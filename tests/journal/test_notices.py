@@ -52,14 +52,14 @@ def values(heard: list[list[dict[str, Any]]]) -> list[list[str]]:
     return [[body["data"]["threshold"]["value"] for body in poll] for poll in heard]
 
 
-def test_a_baseline_is_told_to_those_who_ask_and_only_to_them() -> None:
+def test_a_baseline_goes_to_the_subscriptions_that_ask_for_it_only() -> None:
     heard = follow(eth("10", "10"), a_subscription(events=("account.*",)))
     assert [[body["type"] for body in poll] for poll in heard] == [["account.baseline"], []]
     assert heard[0][0]["data"]["balances"][0]["total"] == "10"
     assert follow(eth("10"), a_subscription()) == [[]]
 
 
-def test_after_a_loss_of_state_another_baseline_is_another_event_and_the_same_one_is_a_repeat() -> None:
+def test_after_a_loss_of_state_the_same_baseline_is_a_repeat_and_another_a_new_event() -> None:
     wants = a_subscription(events=("account.baseline",))
     first, again, other = (follow(eth(total), wants)[0][0]["id"] for total in ("10", "10", "12"))
     assert first == again
@@ -78,18 +78,18 @@ def test_a_baseline_of_many_assets_takes_several_events_below_20_kb() -> None:
     assert len({body["id"] for body in heard}) == 3
 
 
-def test_a_balance_that_falls_below_is_told_once() -> None:
+def test_a_balance_that_falls_below_crosses_once() -> None:
     heard = follow(eth("10", "4", "3", "4"), a_threshold(below="5"))
     assert values(heard) == [[], ["4"], [], []]
     assert heard[1][0]["data"]["effect"]["total"] == "0"
 
 
-def test_a_balance_that_hovers_is_told_again_only_after_it_was_cleared() -> None:
+def test_a_balance_that_hovers_crosses_again_only_after_it_cleared() -> None:
     heard = follow(eth("10", "4", "6", "4", "8", "4"), a_threshold(below="5", clear="8"))
     assert values(heard) == [[], ["4"], [], [], [], ["4"]]
 
 
-def test_a_balance_that_rises_above_is_told() -> None:
+def test_a_balance_that_rises_above_crosses() -> None:
     heard = follow(eth("10", "20", "15", "25"), a_threshold(above="19", clear="12"))
     assert values(heard) == [[], ["20"], [], []]
 
@@ -109,7 +109,7 @@ def test_available_falls_below_zero_where_an_account_is_overdrawn() -> None:
     assert values(heard) == [[], ["-5"]]
 
 
-def test_what_is_below_at_the_baseline_is_told_once() -> None:
+def test_a_balance_below_at_the_baseline_crosses_once() -> None:
     assert values(follow(eth("4", "4"), a_threshold(below="5"))) == [["4"], []]
 
 
@@ -142,7 +142,7 @@ def test_an_asset_that_a_full_listing_does_not_name_crosses_like_a_zero_row(asse
     assert told["after"]["total"] == "0"
 
 
-def test_a_bound_that_is_set_twice_is_told_once_and_cleared_by_the_wider_of_both() -> None:
+def test_a_bound_that_is_set_twice_crosses_once_and_clears_at_the_wider_one() -> None:
     both = a_subscription(
         events=("threshold.crossed",),
         thresholds=tuple(
@@ -157,7 +157,7 @@ def test_a_bound_that_is_set_twice_is_told_once_and_cleared_by_the_wider_of_both
     assert values(follow(polls, both)) == [[], ["4"], [], [], [], ["4"]]
 
 
-def test_an_asset_that_is_not_named_falls_below_nothing_that_it_never_had() -> None:
+def test_an_unlisted_asset_that_was_never_held_crosses_nothing() -> None:
     (heard,) = follow([with_zeros(a_snapshot(ETH="1"), LRC)], a_threshold(below="5"))
     assert [body["data"]["asset"]["id"] for body in heard] == ["ETH"]
 
@@ -176,19 +176,19 @@ def test_any_field_can_be_watched(field: str, balance: Balance, value: str) -> N
     assert values(heard)[-1] == [value]
 
 
-def test_a_field_that_the_provider_has_not_crosses_nothing() -> None:
+def test_a_field_that_the_provider_lacks_crosses_nothing() -> None:
     nothing_pending = a_balance("10", "0", None, None)
     assert values(
         follow([a_snapshot(ETH=nothing_pending)], a_threshold(field="pending_deposit", below="5"))
     ) == [[]]
 
 
-def test_a_threshold_is_its_own_subscription_s_business() -> None:
+def test_a_crossing_goes_to_the_subscription_of_its_threshold_only() -> None:
     heard = follow(eth("4"), a_subscription("others", events=("*",)), a_threshold(below="5"))
     assert [body["type"] for body in heard[0]] == ["account.baseline"]
 
 
-def test_setting_a_threshold_asks_for_it_unless_the_events_say_otherwise() -> None:
+def test_setting_a_threshold_subscribes_to_its_events_unless_the_filter_excludes_them() -> None:
     below_five = (ThresholdSettings(asset="ETH", below="5"),)
     asked = follow(eth("10", "4"), a_subscription(thresholds=below_five))
     assert [body["type"] for body in asked[1]] == ["total.decreased", "threshold.crossed"]
@@ -196,14 +196,14 @@ def test_setting_a_threshold_asks_for_it_unless_the_events_say_otherwise() -> No
     assert declined[1] == []
 
 
-def test_an_edited_threshold_is_judged_anew_without_a_change_of_balance() -> None:
+def test_an_edited_threshold_is_evaluated_without_a_change_of_balance() -> None:
     interest = Interest({"ops": a_threshold(below="20")})
     reading = Reading("treasury", "loopring", "here", a_snapshot(ETH="10"), NOW_MS)
     step = diff(a_state(ETH="10"), reading, rules=Rules(), interest=interest, version="v2", now_ms=NOW_MS)
     assert [body["type"] for body in bodies(step)] == ["threshold.crossed"]
 
 
-def test_a_crossing_stands_in_the_chain_of_its_asset() -> None:
+def test_a_crossing_is_part_of_the_chain_of_its_asset() -> None:
     heard = follow(
         eth("10", "4", "3"), a_subscription(events=("*",), thresholds=a_threshold(below="5").thresholds)
     )
@@ -214,7 +214,7 @@ def test_a_crossing_stands_in_the_chain_of_its_asset() -> None:
     assert sequences == sorted(set(sequences))
 
 
-def test_an_account_goes_stale_once_and_recovers_with_nothing_moved() -> None:
+def test_an_account_goes_stale_once_and_recovers_without_a_change() -> None:
     subscription = a_subscription(events=("account.stale", "account.recovered"))
     interest = Interest({"ops": subscription})
     before = a_state(ETH="10")

@@ -34,7 +34,7 @@ def lived(*snapshots: Snapshot) -> list[Step]:
     return [*made, begun_anew(made[-1].state)]
 
 
-def test_what_is_forgotten_is_what_was_accepted_and_the_log_says_by_whom() -> None:
+def test_a_reset_forgets_the_accepted_balances_and_the_log_says_by_whom() -> None:
     *before, forgets = lived()
     assert forgets.events == ()
     assert forgets.state.entry_by_asset == {}
@@ -46,7 +46,7 @@ def test_what_is_forgotten_is_what_was_accepted_and_the_log_says_by_whom() -> No
     assert record.content["assets"] == ["ETH", "LRC", "USDC"]
 
 
-def test_the_next_snapshot_is_a_baseline_whatever_it_says() -> None:
+def test_the_next_snapshot_is_a_baseline() -> None:
     (step,) = after(lived(), a_snapshot(ETH="3", LRC=a_balance("1", pending_deposit="5")))
     assert [event.type for event in step.events] == ["account.baseline"]
     assert step.advance.is_baseline
@@ -61,7 +61,7 @@ def test_the_next_listing_may_be_empty() -> None:
 
 
 @pytest.mark.parametrize("at_min", [101, -1000])
-def test_sequences_rise_on_whatever_the_clock_does(at_min: int) -> None:
+def test_sequences_keep_rising_whatever_the_clock_does(at_min: int) -> None:
     made = lived()
     later = after(made, a_snapshot(ETH="3"), a_snapshot(ETH="4"), at_min=at_min)
     sequences = [event.sequence for step in (*made, *later) for event in step.events]
@@ -69,7 +69,7 @@ def test_sequences_rise_on_whatever_the_clock_does(at_min: int) -> None:
     assert later[0].follows == made[-2].state.sequence
 
 
-def test_an_audit_finds_no_flaw_before_and_after_the_baseline_and_a_missing_record_all_the_same() -> None:
+def test_an_audit_passes_before_and_after_the_baseline_and_still_finds_a_missing_record() -> None:
     made = lived()
     assert audit(records_of(made), made[-1].state).findings == []
     whole = [*made, *after(made, a_snapshot(ETH="3"), a_snapshot(ETH="4"))]
@@ -86,7 +86,7 @@ def test_an_audit_finds_no_flaw_before_and_after_the_baseline_and_a_missing_reco
             assert audit(records[:place] + records[place + 1 :], story[-1].state).findings, place
 
 
-def test_what_was_emitted_besides_changes_stays_so() -> None:
+def test_staleness_and_crossings_survive_a_reset() -> None:
     """A threshold that is crossed, and a stale account, are not emitted a second time."""
     made = steps([a_snapshot(ETH="110"), a_snapshot(ETH="90")], subscriptions=(WARNED,))
     at_ms = NOW_MS + 50 * MINUTE_MS

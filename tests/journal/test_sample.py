@@ -13,12 +13,12 @@ from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
 NOW_MS = 1_795_175_095_846
 
 
-def test_the_catalogue_is_what_a_subscription_may_ask_for() -> None:
+def test_the_catalogue_has_every_type_that_a_subscription_may_ask_for() -> None:
     assert [*MODEL_BY_TYPE] == [*CHANGE_EVENTS, *SERVICE_EVENTS]
 
 
 @pytest.mark.parametrize("type_", MODEL_BY_TYPE)
-def test_a_sample_of_each_type_is_what_the_catalogue_says_and_is_known_for_a_sample(type_: str) -> None:
+def test_a_sample_of_each_type_matches_the_catalogue_and_is_marked_as_a_sample(type_: str) -> None:
     event = sample(type_, "ops", nonce="1", now_ms=NOW_MS)
     body = event.to("ops").body
     assert_valid(body)
@@ -43,6 +43,6 @@ def int_of(amount: str) -> int:
     return -to_atoms(amount[1:]) if amount.startswith("-") else to_atoms(amount)
 
 
-def test_a_type_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(ValueError, match="no type of the catalogue"):
         sample("deposit.lost", "ops", nonce="1", now_ms=NOW_MS)

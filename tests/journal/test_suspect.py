@@ -34,7 +34,7 @@ OVERDRAWN = a_balance(total="-5", locked="20")
         (a_row(a_balance(total="19.999", locked="20")), "more is locked than there is"),
     ],
 )
-def test_an_odd_reading_says_why_it_waits(row: Row | None, why: str) -> None:
+def test_a_suspect_reading_says_why_it_waits(row: Row | None, why: str) -> None:
     assert why_suspect(ACCEPTED, row) == why
 
 
@@ -58,42 +58,42 @@ def test_a_plain_reading_counts_at_once(balance: Balance) -> None:
 
 
 @pytest.mark.parametrize("field", range(4))
-def test_an_asset_that_held_anything_at_all_is_missed(field: int) -> None:
+def test_an_asset_that_held_anything_is_suspect_when_absent(field: int) -> None:
     held = Balance(*("1" if each == field else "0" for each in range(4)))
     assert why_suspect(held, None) == "the asset disappeared"
 
 
-def test_an_empty_asset_may_come_and_go_unnoticed() -> None:
+def test_an_empty_asset_may_appear_and_vanish_unnoticed() -> None:
     assert why_suspect(EMPTY, None) is None
     assert why_suspect(EMPTY, a_row(EMPTY, locked_absent=True)) is None
 
 
-def test_a_total_that_was_zero_before_does_not_fall_to_it() -> None:
+def test_a_total_that_was_zero_already_is_not_suspect() -> None:
     assert why_suspect(ZERO_TOTAL, a_row(ZERO_TOTAL._replace(pending_deposit="6"))) is None
 
 
 @pytest.mark.parametrize("total", ["-5.5", "-0.1", "3000"])
-def test_an_account_that_is_overdrawn_moves_on_at_once(total: str) -> None:
+def test_an_overdrawn_account_changes_at_once(total: str) -> None:
     assert why_suspect(OVERDRAWN, a_row(OVERDRAWN._replace(total=total))) is None
 
 
-def test_a_debt_that_is_suddenly_nothing_waits_as_a_balance_does() -> None:
+def test_a_debt_that_is_suddenly_zero_waits_as_a_balance_does() -> None:
     assert why_suspect(OVERDRAWN, a_row(ZERO_TOTAL)) == "total rose to zero"
     assert why_suspect(OVERDRAWN, None) == "the asset disappeared"
     assert why_suspect(OVERDRAWN, a_row(ZERO_TOTAL), suspect=ZERO_TOTAL) is None
 
 
-def test_a_lock_that_never_was_is_not_missed() -> None:
+def test_an_absent_lock_that_never_existed_is_not_suspect() -> None:
     assert why_suspect(NO_LOCK, a_row(a_balance(total="90", locked="0"), locked_absent=True)) is None
 
 
-def test_more_locked_than_there_is_stays_accepted_whatever_the_pendings_do() -> None:
+def test_more_locked_than_the_total_stays_accepted_whatever_the_pendings_do() -> None:
     assert why_suspect(OVERLOCKED, a_row(OVERLOCKED._replace(pending_deposit="6"))) is None
     assert why_suspect(OVERLOCKED, a_row(OVERLOCKED._replace(locked="101"))) == "more is locked than there is"
 
 
 @pytest.mark.parametrize("row", [a_row(ZERO_TOTAL), a_row(NO_LOCK, locked_absent=True), a_row(OVERLOCKED)])
-def test_the_same_odd_reading_again_counts(row: Row) -> None:
+def test_the_same_suspect_reading_twice_counts(row: Row) -> None:
     assert why_suspect(ACCEPTED, row) is not None
     assert why_suspect(ACCEPTED, row, suspect=row.balance) is None
 
@@ -103,7 +103,7 @@ def test_absence_and_a_row_of_zeros_agree_with_each_other() -> None:
     assert why_suspect(ACCEPTED, None, suspect=EMPTY) is None
 
 
-def test_a_reading_that_is_odd_in_another_way_is_a_new_suspicion() -> None:
+def test_a_reading_that_is_suspect_for_another_reason_is_a_new_suspicion() -> None:
     assert why_suspect(ACCEPTED, None, suspect=OVERLOCKED) == "the asset disappeared"
     assert why_suspect(ACCEPTED, a_row(ZERO_TOTAL), suspect=OVERLOCKED) == "total fell to zero"
     assert why_suspect(ACCEPTED, a_row(OVERLOCKED), suspect=NO_LOCK) == "more is locked than there is"

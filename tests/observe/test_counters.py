@@ -25,7 +25,7 @@ def test_bounds_rise(bounds: tuple[float, ...]) -> None:
     assert all(isinstance(bound, float) for bound in bounds)  # they are told as 1.0, not 1
 
 
-def test_what_was_added_since_a_copy_is_what_the_heartbeat_tells() -> None:
+def test_the_heartbeat_reports_what_was_added_since_the_last_copy() -> None:
     counters = Counters(polls=3, rejected=1)
     before = copy(counters)
     counters.polls += 2

@@ -32,7 +32,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "heartbeat"
 
 
-async def test_it_is_touched_at_once_and_again_and_gone_at_the_end(path: Path) -> None:
+async def test_the_file_is_touched_at_once_and_regularly_and_removed_at_the_end(path: Path) -> None:
     beats = HeartbeatFile(path, dict)
     beats.begin()
     assert is_fresh(path)
@@ -45,7 +45,7 @@ async def test_it_is_touched_at_once_and_again_and_gone_at_the_end(path: Path) -
     beats.end()
 
 
-async def test_with_a_loop_stuck_it_is_touched_no_more_until_the_loop_turns(path: Path) -> None:
+async def test_while_a_loop_is_stuck_the_file_is_not_touched(path: Path) -> None:
     stuck, looked = {"deliver": 130.0}, asyncio.Event()
 
     def look() -> dict[str, float]:
@@ -65,7 +65,7 @@ async def test_with_a_loop_stuck_it_is_touched_no_more_until_the_loop_turns(path
     running.cancel()
 
 
-async def test_a_directory_that_is_gone_ends_the_heartbeat_and_nothing_else(path: Path) -> None:
+async def test_a_missing_directory_ends_the_heartbeat_and_nothing_else(path: Path) -> None:
     folder = path.parent / "run"
     folder.mkdir()
     beats = HeartbeatFile(folder / "heartbeat", dict)
@@ -81,7 +81,7 @@ async def test_a_directory_that_is_gone_ends_the_heartbeat_and_nothing_else(path
     beats.end()
 
 
-def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_an_unwritable_place_is_refused_at_the_start(tmp_path: Path) -> None:
     beats = HeartbeatFile(tmp_path / "nowhere" / "heartbeat", dict)
     with pytest.raises(HeartbeatRefused, match="cannot be written: No such file") as refused:
         beats.begin()
@@ -89,7 +89,7 @@ def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["a file with something in it", "a directory", "a device"])
-def test_what_is_no_heartbeat_file_is_refused_and_stays(path: Path, kind: str) -> None:
+def test_another_file_is_refused_and_left_in_place(path: Path, kind: str) -> None:
     if kind == "a directory":
         path.mkdir()
     elif kind == "a device":
@@ -106,7 +106,7 @@ def test_a_heartbeat_file_that_a_killed_worker_left_is_taken_over(path: Path) ->
     HeartbeatFile(path, dict).begin()
 
 
-async def test_a_bug_ends_no_heartbeat_without_a_word(path: Path) -> None:
+async def test_a_bug_of_the_heartbeat_is_logged(path: Path) -> None:
     looks = 0
 
     def look() -> dict[str, float]:

@@ -58,9 +58,7 @@ def test_all_lines_get_out_in_order_and_close_waits_for_them() -> None:
     assert reader.lines == lines
 
 
-def test_a_write_holds_whole_lines_and_is_small_enough_to_stay_in_one_piece_unless_one_line_is_larger() -> (
-    None
-):
+def test_a_write_holds_whole_lines_and_is_atomic_unless_one_line_is_larger() -> None:
     reader = Reader()
     writer = LineWriter(reader.write, on_drop=no_loss)
     reader.is_reading.clear()
@@ -74,7 +72,7 @@ def test_a_write_holds_whole_lines_and_is_small_enough_to_stay_in_one_piece_unle
     assert len(reader.written) < 100
 
 
-def test_a_reader_that_stops_costs_lines_but_no_time_and_the_loss_is_told_once_when_it_reads_again() -> None:
+def test_a_stopped_reader_loses_lines_delays_nothing_and_then_sees_one_line_about_the_loss() -> None:
     reader, told = Reader(), list[int]()
     writer = LineWriter(reader.write, on_drop=told.append, capacity=10)
     reader.is_reading.clear()
@@ -93,7 +91,7 @@ def test_a_reader_that_stops_costs_lines_but_no_time_and_the_loss_is_told_once_w
     assert len(reader.lines) + lost == 1_000
 
 
-def test_a_reader_that_is_gone_costs_lines_until_another_one_comes() -> None:
+def test_lines_are_lost_while_there_is_no_reader() -> None:
     reader, told = Reader(), list[int]()
     writer = LineWriter(reader.write, on_drop=told.append)
     reader.is_gone = True
@@ -108,7 +106,7 @@ def test_a_reader_that_is_gone_costs_lines_until_another_one_comes() -> None:
     assert reader.lines == [a_line(5)]
 
 
-def test_closing_waits_longer_for_a_reader_that_is_slow_than_for_one_that_has_stopped() -> None:
+def test_closing_waits_longer_for_a_slow_reader_than_for_a_stopped_one() -> None:
     reader = Reader()
 
     def write_slowly(data: bytes) -> int:
@@ -134,7 +132,7 @@ def test_closing_does_not_wait_for_ever_for_a_reader() -> None:
     reader.is_reading.set()
 
 
-def test_what_is_told_at_the_very_end_gets_out_too() -> None:
+def test_the_last_lines_get_out_too() -> None:
     reader = Reader()
     writer = LineWriter(reader.write, on_drop=lambda _: writer.put(b"told\n"), capacity=1)
     reader.is_reading.clear()
@@ -145,7 +143,7 @@ def test_what_is_told_at_the_very_end_gets_out_too() -> None:
     assert reader.lines[-1] == b"told\n"
 
 
-def test_a_pipe_that_somebody_made_non_blocking_gets_every_line_whole() -> None:
+def test_a_non_blocking_pipe_gets_every_line_whole() -> None:
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     lines = [a_line(number) for number in range(2_000)]  # ten times what a pipe holds
@@ -157,7 +155,7 @@ def test_a_pipe_that_somebody_made_non_blocking_gets_every_line_whole() -> None:
         writer.close()
 
 
-def test_what_nobody_had_planned_costs_the_lines_of_that_moment_and_is_said() -> None:
+def test_an_unexpected_error_loses_the_lines_of_that_moment_and_is_reported() -> None:
     reader, told, bugs = Reader(), list[int](), list[Exception]()
 
     def write(data: bytes) -> int:
@@ -175,7 +173,7 @@ def test_what_nobody_had_planned_costs_the_lines_of_that_moment_and_is_said() ->
     assert [str(bug) for bug in bugs] == ["nobody thought of this"]
 
 
-def test_a_failure_to_tell_of_lost_lines_ends_no_log() -> None:
+def test_a_failure_to_report_lost_lines_does_not_end_the_log() -> None:
     reader = Reader()
 
     def fail(_: object) -> None:

@@ -21,11 +21,11 @@ def test_a_loop_is_stuck_when_it_has_begun_no_turn_for_too_long() -> None:
     assert set(liveness.stuck(1001 + STUCK_AFTER_S)) == {"deliver"}
 
 
-def test_where_no_loop_need_turn_nothing_is_stuck() -> None:
+def test_without_a_loop_nothing_is_stuck() -> None:
     assert Liveness("w", dict).stuck(1e9) == {}
 
 
-def test_the_worst_lag_is_told_for_one_to_two_minutes() -> None:
+def test_the_worst_lag_is_shown_for_one_to_two_minutes() -> None:
     liveness = Liveness("w", dict)
     for lag_s in (0.01, 0.3, 0.02):
         liveness.note_lag(lag_s)
@@ -38,7 +38,7 @@ def test_the_worst_lag_is_told_for_one_to_two_minutes() -> None:
     assert liveness.end_of_minute() == 0
 
 
-async def test_an_event_loop_that_is_held_up_is_measured_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_blocked_event_loop_is_measured_and_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals_room, "LAGGED_MS", 200)
     monkeypatch.setattr(vitals_room, "_LAG_LOOK_S", 0.05)
     liveness = Liveness("w", dict)
@@ -56,7 +56,7 @@ async def test_an_event_loop_that_is_held_up_is_measured_and_said(monkeypatch: p
     assert (line["event"], line["log_level"], line["lag_ms"]) == ("loop.lagged", "warning", lag_ms)
 
 
-def test_a_loop_that_lags_again_and_again_is_said_once_and_when_a_minute_was_quiet() -> None:
+def test_a_repeated_lag_is_logged_once_and_its_end_after_a_quiet_minute() -> None:
     liveness = Liveness("w", dict)
     told = []
     for lags_s in ([2, 3, 1.5], [2], [0.1], [0.1], [5]):
@@ -68,13 +68,13 @@ def test_a_loop_that_lags_again_and_again_is_said_once_and_when_a_minute_was_qui
     assert told == [[("loop.lagged", 1)], [], [("loop.recovered", 4)], [], [("loop.lagged", 1)]]
 
 
-def test_a_lag_that_costs_nobody_a_lease_is_not_said() -> None:
+def test_a_lag_that_costs_no_lease_is_not_logged() -> None:
     with capture_logs() as lines:
         Liveness("w", dict).note_lag(0.9)
     assert lines == []
 
 
-def test_a_clock_that_is_off_is_said_once_and_again_when_it_was_right_in_between() -> None:
+def test_a_wrong_clock_is_logged_once_and_again_after_it_was_right() -> None:
     liveness = Liveness("w", dict)
     skews = []
     with capture_logs() as lines:
@@ -93,7 +93,7 @@ def test_the_memory_of_a_process_is_some_megabytes() -> None:
     assert 10 < rss_mb() < 10_000
 
 
-def test_where_the_system_tells_no_memory_the_peak_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_current_memory_is_unknown_the_peak_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_such_file(*_: object) -> str:
         raise FileNotFoundError
 

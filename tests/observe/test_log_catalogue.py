@@ -41,7 +41,7 @@ def test_every_name_in_the_catalogue_is_logged_somewhere() -> None:
     assert set(EVENTS) - logged == set()
 
 
-def test_every_field_in_the_catalogue_is_carried_by_some_line_of_its_name() -> None:
+def test_every_field_in_the_catalogue_is_in_some_line_of_its_event() -> None:
     carried = {name: set(NOT_IN_THE_CALL.get(name, ())) for name in EVENTS}
     for spoken in everything_spoken():
         for name in spoken.names:
@@ -49,11 +49,11 @@ def test_every_field_in_the_catalogue_is_carried_by_some_line_of_its_name() -> N
     assert carried == {name: set(line.fields) for name, line in EVENTS.items()}
 
 
-def test_every_field_is_explained_and_every_explanation_is_of_a_field() -> None:
+def test_exactly_the_fields_in_use_are_explained() -> None:
     assert {field for line in EVENTS.values() for field in line.fields} == set(FIELD_MEANINGS)
 
 
-def test_names_are_facts_and_fields_never_hide_what_every_line_has() -> None:
+def test_names_are_facts_and_no_field_shadows_a_common_one() -> None:
     for name, line in EVENTS.items():
         assert re.fullmatch(r"[a-z]+\.[a-z_]+|bug", name)
         assert len(set(line.fields)) == len(line.fields)

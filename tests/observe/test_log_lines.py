@@ -60,7 +60,7 @@ def the_text(say: Callable[[], object]) -> str:
     return said(stream, writer)
 
 
-def test_a_line_begins_with_timestamp_level_event_and_goes_on_in_the_order_of_the_call() -> None:
+def test_a_line_has_timestamp_level_event_and_then_fields_in_the_order_of_the_call() -> None:
     before = datetime.now(UTC)
     line = the_line(
         lambda: log.info("poll.finished", provider="loopring", account="treasury", duration_ms=85)
@@ -71,7 +71,7 @@ def test_a_line_begins_with_timestamp_level_event_and_goes_on_in_the_order_of_th
     assert (line["level"], line["event"], line["duration_ms"]) == ("info", "poll.finished", 85)
 
 
-def test_a_prefix_stands_before_every_field_but_those_that_pipelines_look_for() -> None:
+def test_a_prefix_is_put_before_every_field_but_the_standard_ones() -> None:
     stream = io.StringIO()
     writer = configure("info", "json", stream, prefix="watcher_")
     log.warning("delivery.retried", subscription="ops", status=503)
@@ -82,7 +82,7 @@ def test_a_prefix_stands_before_every_field_but_those_that_pipelines_look_for() 
     assert parse(json.dumps(bug)) == {name.removeprefix("watcher_"): bug[name] for name in bug}
 
 
-def test_people_see_no_prefix() -> None:
+def test_the_pretty_format_has_no_prefix() -> None:
     stream = io.StringIO()
     writer = configure("info", "pretty", stream, prefix="watcher_")
     log.info("poll.finished", account="treasury")
@@ -94,7 +94,7 @@ def test_bound_ids_come_first() -> None:
     assert list(line)[2:] == ["event", "account", "trouble"]
 
 
-def test_what_is_below_the_level_is_not_written() -> None:
+def test_lines_below_the_level_are_not_written() -> None:
     def say() -> None:
         log.debug("poll.finished")
         log.info("poll.finished")
@@ -151,12 +151,12 @@ def test_an_exception_becomes_a_traceback_without_locals(say: Callable[[Exceptio
     assert "exc_info" not in line
 
 
-def test_no_exception_at_hand_is_no_mistake() -> None:
+def test_logging_an_exception_without_one_is_no_mistake() -> None:
     assert "exception" not in the_line(lambda: log.exception("bug"))
     assert "exception" not in the_line(lambda: log.info("bug", exc_info=None))
 
 
-def test_the_same_bug_is_told_once_and_counted_when_it_is_told_again(
+def test_a_repeated_bug_is_logged_once_and_later_with_a_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = itertools.count()
@@ -188,7 +188,7 @@ def test_pretty_puts_a_traceback_below_its_line_indented() -> None:
     assert below == ["    ValueError: no", "    yes"]
 
 
-def test_libraries_are_heard_from_warning_on() -> None:
+def test_libraries_are_logged_from_warning_on() -> None:
     def chat() -> None:
         library = logging.getLogger("aiohttp.client")
         library.info("chatter")
@@ -211,12 +211,12 @@ def test_an_error_in_a_library_brings_its_traceback() -> None:
     assert line["exception"].endswith("No such file or directory: '/nowhere'")
 
 
-def test_a_library_that_formats_its_message_wrongly_harms_nobody() -> None:
+def test_a_library_with_a_broken_log_message_harms_nothing() -> None:
     record = logging.LogRecord("redis", logging.WARNING, "", 0, "%d keys", ("no",), None)
     assert the_line(lambda: logs._bridge.handle(record))["message"] == "%d keys"
 
 
-def test_python_warnings_are_heard_too() -> None:
+def test_python_warnings_are_logged_too() -> None:
     def warn() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
@@ -232,7 +232,7 @@ def test_configuring_again_takes_the_new_stream_and_level() -> None:
     assert the_line(lambda: log.debug("poll.finished"), level="debug")["event"] == "poll.finished"
 
 
-def test_captured_logs_of_other_tests_see_lines_of_a_logger_that_is_cached() -> None:
+def test_capture_logs_sees_the_lines_of_a_cached_logger() -> None:
     configure("debug", "json", io.StringIO())
     log.info("poll.finished")
     with structlog.testing.capture_logs() as lines:
@@ -264,7 +264,7 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-def test_a_terminal_gets_pretty_lines_with_colours_only_where_they_are_wanted() -> None:
+def test_a_terminal_gets_pretty_lines_with_colours_unless_no_color_is_set() -> None:
     say = "log.info('poll.finished', account='treasury')"
     assert "\x1b[2maccount=\x1b[0mtreasury" in on_a_terminal(f"{SETUP}configure()\n{say}")
     plain = on_a_terminal(f"{SETUP}configure(color=False)\n{say}")
@@ -284,7 +284,7 @@ print(time.monotonic() - started, writer.dropped, file=sys.stderr)
 )
 
 
-def test_a_reader_that_never_reads_neither_holds_the_program_up_nor_keeps_it_from_ending() -> None:
+def test_a_reader_that_never_reads_neither_blocks_the_program_nor_its_end() -> None:
     started = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
@@ -297,7 +297,7 @@ def test_a_reader_that_never_reads_neither_holds_the_program_up_nor_keeps_it_fro
     assert time.monotonic() - started < 10
 
 
-def test_a_reader_that_leaves_is_no_failure() -> None:
+def test_a_closed_pipe_is_no_failure() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:
@@ -309,7 +309,7 @@ def test_a_reader_that_leaves_is_no_failure() -> None:
         assert process.wait(20) == 0
 
 
-def test_lost_lines_are_told_in_the_log_itself() -> None:
+def test_lost_lines_are_counted_in_the_log_itself() -> None:
     source = BUSY + "log.info('worker.stopped')\nwriter.close(timeout_s=40)"  # however slow its reader is
     with subprocess.Popen(
         [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
@@ -323,7 +323,7 @@ def test_lost_lines_are_told_in_the_log_itself() -> None:
     assert len([line for line in lines if line["event"] == "poll.finished"]) + told >= 20_000
 
 
-def test_a_bug_of_the_thread_that_writes_is_a_line_and_the_log_goes_on(tmp_path: Path) -> None:
+def test_a_bug_of_the_writing_thread_is_logged_and_the_log_goes_on(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as stream:
         writer = configure("info", "json", stream)
         write, writer._write = writer._write, lambda _: len(None)  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def complaints(name: str, meaning: Meaning) -> list[str]:
     return [f"{name}: not so: {rule}" for rule, is_kept in rules.items() if not is_kept]
 
 
-def test_names_units_and_labels_are_as_prometheus_wants_them() -> None:
+def test_names_units_and_labels_follow_prometheus_conventions() -> None:
     assert [complaint for name, meaning in METRICS.items() for complaint in complaints(name, meaning)] == []
 
 
@@ -126,11 +126,11 @@ def test_names_units_and_labels_are_as_prometheus_wants_them() -> None:
         ("watcher_polls_by_provider_total", Meaning("counter", "Polls that ended here.", ("provider",))),
     ],
 )
-def test_a_name_that_is_not_so_is_found(name: str, meaning: Meaning) -> None:
+def test_a_name_against_the_conventions_is_found(name: str, meaning: Meaning) -> None:
     assert complaints(name, meaning)
 
 
-async def test_what_is_told_is_what_the_catalogue_has_and_nothing_else() -> None:
+async def test_exactly_the_metrics_of_the_catalogue_are_exported() -> None:
     text = await told(SEEN)
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     ours = {name: kind for name, kind in kinds.items() if name.startswith("watcher_")}
@@ -142,13 +142,13 @@ async def test_what_is_told_is_what_the_catalogue_has_and_nothing_else() -> None
     assert helps == {name: METRICS[name].text for name in ours}
 
 
-async def test_a_store_that_is_not_seen_is_told_as_down_and_what_it_holds_not_at_all() -> None:
+async def test_an_unreachable_redis_is_shown_as_down_and_its_metrics_are_left_out() -> None:
     names = {name for name, _ in parsed(await told()).samples}
     assert {name for name, meaning in METRICS.items() if meaning.is_shared} & names == set()
     assert parsed(await told()).value("watcher_store_up") == 0
 
 
-async def test_what_is_seen_in_the_store_is_told_by_names_in_force() -> None:
+async def test_metrics_from_redis_are_labelled_with_configured_names() -> None:
     scraped = parsed(await told(SEEN))
     assert scraped.value("watcher_store_up") == 1
     assert scraped.value("watcher_accounts_failing", provider="loopring") == 2
@@ -186,13 +186,13 @@ async def test_the_number_of_series_is_bounded_by_the_configuration() -> None:
     assert len(parsed(await told(SEEN)).samples) < 170
 
 
-def test_the_words_of_labels_are_those_of_the_code() -> None:
+def test_the_documented_label_values_are_those_of_the_code() -> None:
     assert set(ERROR_CLASSES) == set(typing.get_args(ErrorClass))
     assert set(ATTEMPT_OUTCOMES) == {outcome.value for outcome in Outcome}
     assert len(set(POLL_OUTCOMES)) == 5
 
 
-def test_promtool_has_nothing_to_say() -> None:
+def test_promtool_finds_no_problem() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("no promtool on this machine (it comes with Prometheus)")
@@ -206,7 +206,7 @@ def test_promtool_has_nothing_to_say() -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
-def test_whatever_a_label_says_prometheus_reads_it_as_it_is() -> None:
+def test_any_label_value_is_read_back_by_prometheus_unchanged() -> None:
     odd = 'a "b" \\ c\n\\n {d="e"} 1.0'
     meaning = Meaning("counter", "Counts.", ("provider", "outcome"))
     text = "".join(lines("odd_total", meaning, [((odd, "x"), 2**60), (("", odd), 0.25)]))
@@ -217,7 +217,7 @@ def test_whatever_a_label_says_prometheus_reads_it_as_it_is() -> None:
     assert family.type == "counter"
 
 
-def test_a_histogram_is_read_with_its_buckets_count_and_sum() -> None:
+def test_a_histogram_is_exported_with_buckets_count_and_sum() -> None:
     meaning = Meaning("histogram", "Lasts.", ("provider",))
     text = "".join(lines("lasts_seconds", meaning, [(("p",), [("0.5", 1), ("+Inf", 3)], 7.5)]))
     (family,) = text_string_to_metric_families(text)
@@ -231,7 +231,7 @@ def test_a_histogram_is_read_with_its_buckets_count_and_sum() -> None:
     }
 
 
-async def test_other_work_goes_on_while_the_metrics_of_thousands_are_written() -> None:
+async def test_writing_the_metrics_of_thousands_does_not_block_other_work() -> None:
     many = SEEN._replace(waiting={f"s-{number}": Backlog() for number in range(5_000)})
     writing, turns = asyncio.create_task(told(many)), 0
     while not writing.done():

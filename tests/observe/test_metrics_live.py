@@ -89,7 +89,7 @@ async def test_the_counts_of_a_worker_under_load_match_what_happened(rig: Rig) -
     assert told.value("watcher_store_up") == 0  # it is closed: what is told is what the worker counted
 
 
-async def test_polls_that_are_refused_are_counted_by_their_class(rig: Rig) -> None:
+async def test_rejected_polls_are_counted_by_error_class(rig: Rig) -> None:
     async with rig.worker(rig.impatient()) as worker:
         await polled(rig)
         rig.sandbox.metakeep.every_answer = Answer(500, b"no")
@@ -105,7 +105,7 @@ async def test_polls_that_are_refused_are_counted_by_their_class(rig: Rig) -> No
     assert refused == told.value("watcher_polls_total", provider="shop", outcome="rejected") > 0
 
 
-async def test_what_waits_for_a_subscriber_that_is_down_is_told(rig: Rig) -> None:
+async def test_the_backlog_of_a_subscriber_that_is_down_is_exported(rig: Rig) -> None:
     rig.receiver.fail = Fail(503, 100)
     async with (
         rig.worker(slow_to_retry(rig.settings, 0, *[0.05] * 8, 3600)) as worker,
@@ -142,7 +142,7 @@ async def test_what_waits_for_a_subscriber_that_is_down_is_told(rig: Rig) -> Non
     assert ages == sorted(ages)
 
 
-async def test_dead_letters_are_told(rig: Rig) -> None:
+async def test_dead_letters_are_exported(rig: Rig) -> None:
     rig.receiver.fail = Fail(400, 100)
     async with rig.worker(slow_to_retry(rig.settings, 0)) as worker, a_listener_of(worker) as port:
         await polled(rig)
@@ -155,7 +155,7 @@ async def test_dead_letters_are_told(rig: Rig) -> None:
     assert told.value("watcher_attempts_total", subscription="ops", outcome="refused") == 3
 
 
-async def test_a_store_that_hangs_leaves_its_metrics_out_and_the_worker_lives(
+async def test_a_hanging_redis_leaves_its_metrics_out_and_the_worker_lives(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(views, "TIMEOUT_S", 0.2)
@@ -175,7 +175,7 @@ async def test_a_store_that_hangs_leaves_its_metrics_out_and_the_worker_lives(
     assert again.has("watcher_queues_waiting")
 
 
-async def test_labels_are_names_in_force_and_words_of_ours_alone(rig: Rig) -> None:
+async def test_labels_are_configured_names_and_fixed_words_only(rig: Rig) -> None:
     async with rig.worker() as worker:
         await polled(rig)
         rig.sandbox.world.credit(TREASURY, "ETH", 1)
@@ -206,7 +206,7 @@ async def test_labels_are_names_in_force_and_words_of_ours_alone(rig: Rig) -> No
     assert not {"treasury", "alice", ALICE, MK, str(TREASURY)} & {value for _, value in named}
 
 
-async def test_neither_secrets_nor_texts_from_outside_show(rig: Rig) -> None:
+async def test_no_metric_shows_secrets_or_texts_from_outside(rig: Rig) -> None:
     ops = rig.settings.subscription_by_name["ops"]
     url = ops.url.get_secret_value()
     settings = rig.settings.model_copy(
@@ -259,7 +259,7 @@ async def test_a_loop_that_is_stuck_turns_livez_to_503_and_is_named(
         task.cancel()  # else it could not drain
 
 
-async def test_who_is_asked_before_the_store_is_open_lives_and_is_not_ready(rig: Rig) -> None:
+async def test_before_redis_is_open_a_worker_is_live_and_not_ready(rig: Rig) -> None:
     worker = Worker(rig.settings, name="new")
     async with a_listener_of(worker) as port:
         lives, ready, told = await asyncio.gather(get(port, "/livez"), get(port, "/readyz"), scrape(port))
@@ -269,7 +269,7 @@ async def test_who_is_asked_before_the_store_is_open_lives_and_is_not_ready(rig:
         assert (await get(port, "/readyz")).body == "the worker drains\n"
 
 
-async def test_a_poll_that_nobody_claims_is_told_as_overdue(rig: Rig) -> None:
+async def test_an_unclaimed_poll_is_exported_as_overdue(rig: Rig) -> None:
     often = {
         name: a.model_copy(update={"interval": timedelta(hours=1)})
         for name, a in rig.settings.account_by_name.items()
@@ -291,7 +291,9 @@ async def test_a_poll_that_nobody_claims_is_told_as_overdue(rig: Rig) -> None:
     assert told.value("watcher_poll_overdue_seconds", provider="loopring") == 0
 
 
-async def test_a_heartbeat_line_says_how_the_process_fares(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_heartbeat_line_shows_the_health_of_the_process(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watcher.run.worker, "HEARTBEAT_S", 0.05)
     with capture_logs() as lines:
         async with rig.worker() as worker:
@@ -307,7 +309,7 @@ async def test_a_heartbeat_line_says_how_the_process_fares(rig: Rig, monkeypatch
     assert all(beat["due"] in range(3) and beat["lag_ms"] >= 0 for beat in beats)
 
 
-async def test_a_heartbeat_comes_though_the_store_hangs(
+async def test_a_heartbeat_is_logged_though_redis_hangs(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher.run.worker, "HEARTBEAT_S", 0.05)

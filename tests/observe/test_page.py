@@ -106,7 +106,7 @@ def test_nothing_from_outside_can_become_markup_or_script() -> None:
     assert set(re.findall(r"https?://[^\s\"']+", HTML)) == {"http://www.w3.org/2000/svg"}
 
 
-async def test_the_policy_lets_run_what_is_in_the_file_and_nothing_else(rig: Rig) -> None:
+async def test_the_content_security_policy_allows_only_the_scripts_of_the_file(rig: Rig) -> None:
     async with some_books(rig) as (_, worker), a_page(worker) as port:
         answer = await get(port, "/")
         raw = await said(port, f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
@@ -130,7 +130,7 @@ async def test_the_policy_lets_run_what_is_in_the_file_and_nothing_else(rig: Rig
 
 
 @pytest.mark.parametrize("path", ["/", "/page.json"])
-async def test_who_was_led_here_by_rebinding_or_shows_no_token_gets_nothing(rig: Rig, path: str) -> None:
+async def test_a_request_by_rebinding_or_without_the_token_gets_nothing(rig: Rig, path: str) -> None:
     async with some_books(rig) as (_, worker), a_page(worker) as port:
         led = await said(port, f"GET {path} HTTP/1.1\r\nHost: evil.example:{port}\r\n\r\n".encode())
     async with some_books(rig) as (_, worker), a_page(worker, TOKEN) as port:
@@ -144,7 +144,9 @@ async def test_who_was_led_here_by_rebinding_or_shows_no_token_gets_nothing(rig:
 # what it tells
 
 
-async def test_it_tells_balances_with_their_past_what_is_pending_and_how_events_fared(rig: Rig) -> None:
+async def test_the_page_shows_balances_with_their_past_pending_changes_and_the_result_of_events(
+    rig: Rig,
+) -> None:
     async with some_books(rig) as (books, worker):
         now_ms = books.schedule.now_ms()
         await books.live(
@@ -178,7 +180,7 @@ async def test_it_tells_balances_with_their_past_what_is_pending_and_how_events_
     ]
 
 
-async def test_it_tells_attempts_that_failed_and_the_one_that_delivered(rig: Rig) -> None:
+async def test_the_page_shows_failed_attempts_and_the_one_that_delivered(rig: Rig) -> None:
     rig.is_damaged = False
     rig.receiver.fail = Fail(500, 2)
     async with rig.worker() as worker:
@@ -215,7 +217,7 @@ async def delivered(worker: Worker, count: int = 1) -> Any:
                     return delivery
 
 
-async def test_it_tells_what_programs_added_and_what_keeps_it_from_its_work(rig: Rig) -> None:
+async def test_the_page_shows_entries_of_the_api_and_what_keeps_them_from_working(rig: Rig) -> None:
     rig.sandbox.world.open_account(10112, ETH="1")
     async with rig.worker(with_key(rig.settings)) as worker:
         async with asyncio.timeout(20):
@@ -256,7 +258,7 @@ async def test_it_tells_what_programs_added_and_what_keeps_it_from_its_work(rig:
     }
 
 
-async def test_of_an_event_deep_in_a_queue_it_says_that_it_was_not_looked_for(rig: Rig) -> None:
+async def test_an_event_deep_in_a_queue_is_shown_as_not_looked_up(rig: Rig) -> None:
     async with some_books(rig, "treasury", "alice") as (books, worker):
         at_ms = books.schedule.now_ms() - 90 * MINUTE_MS
         await books.live([a_snapshot(ETH=str(number)) for number in range(1, 62)], at_ms=at_ms)
@@ -270,7 +272,7 @@ async def test_of_an_event_deep_in_a_queue_it_says_that_it_was_not_looked_for(ri
     assert [one["state"] for one in of_alice["deliveries"]] == ["waiting"]
 
 
-async def test_what_only_a_person_can_fix_stands_above_what_passes_or_follows_from_it(rig: Rig) -> None:
+async def test_problems_that_only_a_person_can_fix_are_listed_first(rig: Rig) -> None:
     refusals = {
         "loopring": ["rate over the rate limit (429)", "gone the provider is unavailable"],
         "shop": ["gone the provider is unavailable", "gone the provider is unavailable", "auth a wrong key"],
@@ -289,7 +291,7 @@ async def test_what_only_a_person_can_fix_stands_above_what_passes_or_follows_fr
     assert {found["todo"] for found in loopring["errors"]} == {None}
 
 
-async def test_of_a_subscription_only_the_origin_shows_and_of_reasons_no_secret(rig: Rig) -> None:
+async def test_only_the_origin_of_a_url_is_shown_and_no_secret_in_reasons(rig: Rig) -> None:
     ops = rig.settings.subscription_by_name["ops"].model_copy(
         update={"url": SecretStr("https://user:canaryOne@ops.example.com/in/canaryTwo?token=canaryThree")}
     )
@@ -311,7 +313,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_small")
-async def test_however_much_there_is_the_document_stays_small_and_says_what_it_leaves_out(rig: Rig) -> None:
+async def test_the_document_stays_small_and_says_what_it_leaves_out(rig: Rig) -> None:
     names = [f"account-{number}" for number in range(document.MOST_ACCOUNTS + 50)]
     many = a_snapshot({f"token-{number}": str(number) for number in range(document.MOST_OF_AN_ACCOUNT + 9)})
     async with some_books(rig, *names) as (books, worker):
@@ -329,7 +331,7 @@ async def test_however_much_there_is_the_document_stays_small_and_says_what_it_l
     assert len(seen["events"]) <= look.MOST_EVENTS
 
 
-async def test_of_many_subscriptions_those_with_something_are_shown_and_the_others_are_counted(
+async def test_of_many_subscriptions_those_with_something_to_show_are_shown_and_others_counted(
     rig: Rig,
 ) -> None:
     ops = rig.settings.subscription_by_name["ops"]
@@ -350,9 +352,7 @@ async def test_of_many_subscriptions_those_with_something_are_shown_and_the_othe
     assert {"1 subscription paused", "1 subscription delayed"} <= {*texts}
 
 
-async def test_many_who_look_at_the_same_time_cost_the_store_no_more_than_one(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_many_viewers_read_redis_no_more_than_one(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look, "FRESH_S", 60.0)
     async with some_books(rig) as (books, worker):
         one = Look(worker)
@@ -367,7 +367,7 @@ async def calls(books: Books) -> int:
     return int(re.findall(rb"total_commands_processed:([0-9]+)", info)[0])
 
 
-async def test_a_store_that_is_away_is_told_and_what_was_seen_stays(namespace: str) -> None:
+async def test_while_redis_is_unreachable_the_page_says_so_and_keeps_what_it_read(namespace: str) -> None:
     with real_server() as server:
         async with a_rig(server.url, namespace) as rig:
             rig.is_damaged = True
@@ -387,7 +387,7 @@ async def test_a_store_that_is_away_is_told_and_what_was_seen_stays(namespace: s
     assert time.monotonic() - started < look.TIMEOUT_S + 5
 
 
-async def test_what_waits_for_a_subscription_that_left_the_configuration_is_shown(rig: Rig) -> None:
+async def test_the_backlog_of_a_removed_subscription_is_shown(rig: Rig) -> None:
     async with some_books(rig) as (books, worker):
         queues = Queues(books.schedule, books.keys)
         await queues.enqueue("left", "treasury", [Delivery("evt_1", "total.increased", 1, b"{", "left")])
@@ -400,7 +400,7 @@ async def test_what_waits_for_a_subscription_that_left_the_configuration_is_show
     assert "left" not in metrics
 
 
-async def test_a_provider_that_allows_too_few_requests_is_named_with_its_rates(rig: Rig) -> None:
+async def test_a_provider_whose_rate_limit_is_too_low_is_named_with_its_rates(rig: Rig) -> None:
     shop = rig.settings.provider_by_name["shop"].model_copy(update={"requests_per_second": 0.001})
     providers = {**rig.settings.provider_by_name, "shop": shop}
     async with rig.worker(rig.settings.model_copy(update={"provider_by_name": providers})) as worker:
@@ -413,7 +413,7 @@ async def test_a_provider_that_allows_too_few_requests_is_named_with_its_rates(r
     assert f"shop: {views.TOO_FEW}" in [one["text"] for one in seen["health"]["problems"]]
 
 
-async def test_how_full_redis_is_shows_and_why_it_refuses_writes(namespace: str) -> None:
+async def test_the_page_shows_how_full_redis_is_and_why_it_refuses_writes(namespace: str) -> None:
     with real_server("valkey") as server:
         async with a_rig(server.url, namespace) as rig, some_books(rig) as (_, worker):
             rig.is_damaged = True
@@ -439,7 +439,7 @@ async def test_how_full_redis_is_shows_and_why_it_refuses_writes(namespace: str)
     assert after["seen"] is None, "another look has seen nothing yet"
 
 
-async def test_what_was_told_since_is_added_and_what_was_read_is_not_read_again(
+async def test_new_events_are_added_without_reading_older_ones_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with some_books(rig) as (books, worker):
@@ -457,7 +457,7 @@ async def test_what_was_told_since_is_added_and_what_was_read_is_not_read_again(
     assert to_atoms(row["total"]) == to_atoms("8")
 
 
-async def test_what_takes_too_long_to_read_is_left_out_and_the_page_says_since_when_it_knows(
+async def test_a_read_that_takes_too_long_is_left_out_and_the_page_says_since_when_it_knows(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(look, "LONGEST_S", 0.0)
@@ -510,7 +510,7 @@ async def test_in_a_browser_hostile_text_shows_as_text_and_nothing_runs(rig: Rig
 
 @pytest.mark.slow
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
-async def test_in_a_browser_nothing_is_called_well_or_done_that_was_not_looked_at(rig: Rig) -> None:
+async def test_in_a_browser_nothing_unread_is_called_healthy_or_delivered(rig: Rig) -> None:
     async with (
         some_books(rig, "treasury", "alice") as (books, worker),
         a_page(worker) as port,
@@ -542,7 +542,7 @@ async def test_in_a_browser_nothing_is_called_well_or_done_that_was_not_looked_a
 @pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
-async def test_in_a_browser_of_too_many_accounts_the_head_counts_no_more_than_it_sees(rig: Rig) -> None:
+async def test_in_a_browser_with_too_many_accounts_the_head_counts_only_those_it_read(rig: Rig) -> None:
     names = [f"account-{number}" for number in range(document.MOST_ACCOUNTS + 1)]
     async with some_books(rig, *names) as (_, worker), a_page(worker) as port, a_browser() as browser:
         await browser.open(f"http://127.0.0.1:{port}/")

@@ -35,13 +35,13 @@ async def a_reverse_proxy(port: int) -> AsyncIterator[str]:
             yield str(server.make_url(PREFIX))
 
 
-def test_the_page_names_nothing_by_an_absolute_path() -> None:
+def test_the_page_uses_no_absolute_path() -> None:
     assert re.findall(r"""(?:href|src|action)=["']?/|fetch\(["'`]/""", HTML) == []
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("end", ["/", ""])
-async def test_under_a_prefix_and_a_public_name_the_page_is_as_full_as_without(rig: Rig, end: str) -> None:
+async def test_the_page_is_complete_under_a_prefix_and_a_public_name(rig: Rig, end: str) -> None:
     async with (
         some_books(rig) as (_, worker),
         a_page(worker, TOKEN) as port,

@@ -17,7 +17,7 @@ def spelled(points: list[Point]) -> list[tuple[int, str]]:
     return [(at_ms, to_text(total)) for at_ms, total in points]
 
 
-def test_a_total_is_followed_back_by_the_effects_that_led_to_it() -> None:
+def test_a_curve_follows_a_total_back_through_its_effects() -> None:
     steps = [a_step(20, "5"), a_step(30, "-0.000000000000000000000000000001")]
     found = curve(to_atoms("104.999999999999999999999999999999"), steps, since_ms=10)
     assert spelled(found) == [(10, "100"), (20, "105"), (30, "104.999999999999999999999999999999")]
@@ -34,11 +34,11 @@ def test_a_curve_goes_below_zero_where_the_account_was_overdrawn() -> None:
     assert thinned(found, since_ms=10, until_ms=50) == [(10, "5"), (20, "-3"), (30, "-4.5"), (40, "10")]
 
 
-def test_what_nobody_moved_was_the_same_all_the_time() -> None:
+def test_an_unmoved_total_is_a_flat_curve() -> None:
     assert spelled(curve(to_atoms("3"), [], since_ms=10)) == [(10, "3")]
 
 
-def test_a_token_that_came_after_its_account_was_first_read_goes_no_further_back_than_that() -> None:
+def test_a_token_that_came_later_is_zero_from_the_first_reading_of_its_account_on() -> None:
     baseline = {"type": "baseline", "assets": {"ETH": ["5", "0", "0", "0"]}, "whole": True}
     event = {"type": "total.increased", "data": {"asset": {"id": "NEW"}, "effect": {"total": "7"}}}
     records = [Record("treasury", 0, baseline, "20-0"), Record("treasury", 0, event, "30-0")]
@@ -47,14 +47,14 @@ def test_a_token_that_came_after_its_account_was_first_read_goes_no_further_back
         assert spelled(curve(to_atoms(total), of_asset(steps, asset), since_ms=0)) == points
 
 
-def test_a_record_that_cannot_be_read_ends_what_is_known_of_every_asset() -> None:
+def test_an_unreadable_record_ends_the_curves_of_all_assets() -> None:
     steps = [a_step(5, "1"), a_step(10, "1", "LRC"), a_step(20, None, None), a_step(30, "1")]
     assert of_asset(steps, "ETH") == [steps[0], steps[2], steps[3]]
     assert spelled(curve(to_atoms("2"), of_asset(steps, "ETH"), since_ms=0)) == [(20, "1"), (30, "2")]
 
 
 @given(st.lists(st.tuples(st.integers(0, 86_400_000), st.integers(-9, 9)), max_size=300))
-def test_however_much_moved_a_curve_is_short_and_keeps_both_ends(moves: list[tuple[int, int]]) -> None:
+def test_a_curve_is_short_and_keeps_both_ends(moves: list[tuple[int, int]]) -> None:
     steps = [Step(at_ms, "ETH", moved) for at_ms, moved in sorted(moves)]
     points = curve(1_000, steps, since_ms=0)
     kept = thinned(points, since_ms=0, until_ms=86_400_000)

@@ -59,7 +59,7 @@ def said(found: dict[str, Any]) -> list[str]:
         {"retrying": 1},
     ],
 )
-def test_a_subscription_is_well_on_the_page_if_it_is_as_it_should_be_in_status(
+def test_a_subscription_is_healthy_on_the_page_if_it_is_in_status(
     changes: dict[str, Any],
 ) -> None:
     line = a_subscription_line(**changes)
@@ -70,7 +70,7 @@ def test_a_subscription_is_well_on_the_page_if_it_is_as_it_should_be_in_status(
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_an_account_is_well_on_the_page_if_it_is_as_it_should_be_in_status(problem: str) -> None:
+def test_an_account_is_healthy_on_the_page_if_it_is_in_status(problem: str) -> None:
     line = {"kind": "account", "account": "treasury", "problems": [problem]}
     screen = "\n".join(as_text([SERVER, {"kind": "accounts", "accounts": 1}, line]))
     counts = {"failing": int(problem == "failing"), "stale": int(problem == "stale")}
@@ -94,7 +94,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_whatever_status_warns_of_the_page_says_too(case: str) -> None:
+def test_every_warning_of_status_is_on_the_page(case: str) -> None:
     lines = CASES[case]
 
     def of(kind: str) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def test_whatever_status_warns_of_the_page_says_too(case: str) -> None:
     assert found["state"] == ("waiting" if warns else "well")
 
 
-def test_it_says_how_full_redis_is_and_what_to_do() -> None:
+def test_the_page_says_how_full_redis_is_and_what_to_do() -> None:
     def warnings(used: int) -> list[str]:
         return [*server_line(GUARANTEE, "here", (used, 10**9))["warnings"]]
 
@@ -129,7 +129,7 @@ def test_it_says_how_full_redis_is_and_what_to_do() -> None:
     assert warnings(850_000_000) == []
 
 
-def test_what_fails_comes_before_what_waits_and_a_person_is_needed_for_before_all() -> None:
+def test_problems_for_a_person_come_first_then_failures_then_waits() -> None:
     error = {"error_class": "unauthorized", "reason": "status 401", "todo": "set a key that is good"}
     provider = a_provider_line(late_s=12, too_few_requests=True, errors=[error, {**error, "todo": None}])
     accounts = {
@@ -158,5 +158,5 @@ def test_what_fails_comes_before_what_waits_and_a_person_is_needed_for_before_al
     ]
 
 
-def test_where_nothing_is_wrong_nothing_is_said() -> None:
+def test_a_healthy_system_shows_no_problem() -> None:
     assert health(seen(), [a_subscription_line()]) == {"state": "well", "problems": []}

@@ -67,7 +67,7 @@ async def opened(browser: Browser, port: int, **how: Any) -> None:
     await browser.until("document.querySelectorAll('.balance').length > 2")
 
 
-async def test_at_every_width_all_columns_show_and_no_word_is_broken() -> None:
+async def test_at_every_width_all_columns_are_visible_and_no_word_is_broken() -> None:
     def story(now_ms: int) -> Any:
         yield "treasury", now_ms - 60_000, held(BACKING_OFF["treasury"], locked="1.000000000000000001")
         yield (
@@ -244,7 +244,7 @@ async def pressed(browser: Browser, key: str, code: int) -> None:
         await browser.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
 
 
-async def test_an_exact_amount_and_its_course_are_a_key_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_exact_amount_and_its_history_are_one_key_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look, "FRESH_S", 0.0)
     async with a_days_page() as (port, worker), a_browser() as browser:
         await opened(browser, port, width=1280, height=900)
@@ -290,7 +290,7 @@ async def test_an_exact_amount_and_its_course_are_a_key_away(monkeypatch: pytest
 
 @pytest.mark.skipif(AXE is None, reason="axe-core of npm is not there: see tests/README.md")
 @pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1280)])
-async def test_an_inspection_of_its_accessibility_finds_nothing(scheme: str, width: int) -> None:
+async def test_the_accessibility_check_finds_nothing(scheme: str, width: int) -> None:
     assert AXE
     axe = await asyncio.to_thread(AXE.read_text, "utf-8")
     async with a_days_page() as (port, worker), a_browser() as browser:

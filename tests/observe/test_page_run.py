@@ -23,7 +23,7 @@ async def address_of(place: Path) -> tuple[str, int]:
     return address, int(address.rpartition(":")[2])
 
 
-async def test_the_page_is_there_for_whoever_asks_and_tells_of_this_worker(place: Path) -> None:
+async def test_the_page_is_served_and_shows_this_worker(place: Path) -> None:
     async with a_process(place, "run", *HTTP, "--page") as process:
         address, port = await address_of(place)
         page = await get(port, "/")
@@ -43,13 +43,13 @@ async def test_the_page_is_there_for_whoever_asks_and_tells_of_this_worker(place
 
 
 @pytest.mark.parametrize("path", ["/", "/page.json"])
-async def test_without_the_option_there_is_no_page(place: Path, path: str) -> None:
+async def test_without_the_option_no_page_is_served(place: Path, path: str) -> None:
     async with a_process(place, "run", *HTTP):
         _, port = await address_of(place)
         assert (await get(port, path)).status == 404
 
 
-def test_a_page_without_a_listener_is_a_mistake_of_use(place: Path) -> None:
+def test_a_page_without_a_listener_is_a_usage_error(place: Path) -> None:
     done = ran(place, "--page")
     assert getattr(done.exception, "exit_code", None) == 2
     assert "--http" in str(done.exception)

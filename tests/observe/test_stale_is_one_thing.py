@@ -132,7 +132,7 @@ def told(lines: list[Any], event: str) -> set[str]:
     return {line["account"] for line in lines if line["event"] == event}
 
 
-async def test_event_line_metric_status_and_page_agree_on_what_is_stale(bench: Bench) -> None:
+async def test_event_log_metric_status_and_page_agree_on_what_is_stale(bench: Bench) -> None:
     with capture_logs() as lines:
         await bench.workers_are_there_for(MINUTE_MS)
         assert await bench.agreed() == set(), "the workers have just come back: it counts from then"
@@ -147,14 +147,14 @@ async def test_event_line_metric_status_and_page_agree_on_what_is_stale(bench: B
     assert await bench.emitted() == told(lines, "account.stale") == STALE
 
 
-async def test_what_another_worker_polls_successfully_is_stale_nowhere(bench: Bench) -> None:
+async def test_an_account_that_another_worker_polls_successfully_is_stale_nowhere(bench: Bench) -> None:
     await bench.workers_are_there_for(60 * MINUTE_MS)
     assert await bench.agreed() == STALE
     await bench.polled("refused", 0)
     assert await bench.agreed() == STALE - {"refused"}
 
 
-async def test_an_event_that_a_full_server_refuses_is_a_line_at_once_holds_up_no_other_and_comes_later(
+async def test_a_stale_event_refused_by_a_full_server_is_logged_delays_no_other_and_comes_later(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "_UNKNOWN_MS", 0)

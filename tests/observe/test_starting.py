@@ -14,7 +14,7 @@ class Turning:
     turned_at_by_name = {"loop": 0.0}  # noqa: RUF012 - of a loop that runs
 
 
-async def test_a_worker_is_not_ready_until_the_store_is_open_and_its_accounts_are_scheduled() -> None:
+async def test_a_worker_is_not_ready_until_redis_is_open_and_its_accounts_are_scheduled() -> None:
     settings = Settings(
         redis=RedisSettings(url=SecretStr("redis://127.0.0.1")),
         provider_by_name={},

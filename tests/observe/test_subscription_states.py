@@ -113,7 +113,7 @@ async def test_a_delayed_subscription_says_how_its_latest_attempt_failed(
     assert todo.startswith("look ")
 
 
-async def test_the_screen_says_what_was_answered_and_for_how_long_nothing_is_sent(worker: Worker) -> None:
+async def test_status_shows_the_last_answer_and_for_how_long_nothing_is_sent(worker: Worker) -> None:
     screen = "\n".join(as_text(await read_lines(Configuration(worker.settings))))
     assert "2 of 7 healthy" in screen
     assert "circuit breaker open, backing off for" in screen
@@ -126,7 +126,7 @@ async def test_the_screen_says_what_was_answered_and_for_how_long_nothing_is_sen
     ("found", "well", "says"),
     [({"retrying": 1}, 2, "young: 1 delivery"), ({"dead": 1}, 1, "young: 1 delivery"), ({}, 2, "")],
 )
-async def test_a_queue_that_is_tried_again_is_listed_and_as_it_should_be_and_a_dead_letter_is_not(
+async def test_a_retrying_queue_is_listed_as_healthy_and_a_dead_letter_is_not(
     worker: Worker, found: dict[str, int], well: int, says: str
 ) -> None:
     lines = await read_lines(Configuration(worker.settings))
@@ -153,14 +153,12 @@ async def test_a_queue_that_is_tried_again_is_listed_and_as_it_should_be_and_a_d
         ({"record": "unverified"}, "`watcher ping ops` shows what it answers; workers ping it for a day"),
     ],
 )
-def test_whatever_keeps_events_from_a_subscription_says_what_to_do(
-    changes: dict[str, Any], says: str
-) -> None:
+def test_every_reason_that_holds_back_events_says_what_to_do(changes: dict[str, Any], says: str) -> None:
     line = {"subscription": "ops", "state": "healthy", "format": "standard", "reason": None}
     assert (remedy_of({**line, "record": None, "ping_error": None, **changes}) or "").startswith(says)
 
 
 @pytest.mark.parametrize("changes", [{}, {"state": "delayed"}, {"reason": "status 503"}])
-def test_where_nothing_is_known_to_be_wrong_nothing_is_advised(changes: dict[str, Any]) -> None:
+def test_without_a_known_problem_no_advice_is_given(changes: dict[str, Any]) -> None:
     line = {"subscription": "ops", "state": "healthy", "format": None, "reason": None, "record": None}
     assert remedy_of({**line, "ping_error": None, **changes}) is None

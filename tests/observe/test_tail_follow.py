@@ -50,13 +50,13 @@ def _each(paths: list[Path], wait: Callable[[], None], lines: list[str]) -> list
     return []
 
 
-def test_what_is_there_comes_first_and_then_what_is_added(tmp_path: Path) -> None:
+def test_existing_lines_come_first_and_then_new_ones(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("a\nb\n")
     assert followed([log], lambda: append(log, "c\nd\n"), lambda: append(log, "e\n")) == [*"abcde"]
 
 
-def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
+def test_half_a_line_waits_for_the_rest_of_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("a\nb")
     assert followed([log], lambda: append(log, "c"), lambda: append(log, "d\n")) == ["a", "bcd"]
@@ -68,7 +68,7 @@ def test_a_rotated_file_is_read_to_its_end_and_then_the_new_one_from_its_start(t
     assert followed([log], lambda: rotate(log, "b\n"), lambda: append(log, "c\n")) == ["a", "b", "c"]
 
 
-def test_what_is_written_just_before_a_rotation_is_not_lost(tmp_path: Path) -> None:
+def test_lines_written_just_before_a_rotation_are_not_lost(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("a\n")
     assert followed([log], lambda: rotate_late(log)) == ["a", "last", "first"]
@@ -90,7 +90,7 @@ def test_a_truncated_file_is_read_from_its_start(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_that_is_gone_is_waited_for(tmp_path: Path) -> None:
+def test_a_missing_file_is_waited_for(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("a\n")
     assert followed([log], log.unlink, lambda: None, lambda: log.write_text("b\n")) == ["a", "b"]

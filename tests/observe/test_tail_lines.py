@@ -33,7 +33,7 @@ def a_line(event: str = "poll.finished", level: str = "info", **fields: Any) -> 
         '{"a": 1} ',
     ],
 )
-def test_a_line_of_ours_is_found_behind_what_a_platform_puts_before_it(prefix: str) -> None:
+def test_a_watcher_line_is_found_behind_the_prefix_of_a_platform(prefix: str) -> None:
     assert parse(prefix + LINE) == a_line(account="treasury")
 
 
@@ -76,15 +76,13 @@ ENVELOPES = {
 
 @pytest.mark.parametrize("envelope", ENVELOPES.values(), ids=ENVELOPES)
 @pytest.mark.parametrize("prefix", ["", "web-1  | ", "2026-11-20T14:03:05.120456789Z stderr F "])
-def test_a_line_of_ours_is_found_in_the_json_of_a_platform(envelope: dict[str, Any], prefix: str) -> None:
+def test_a_watcher_line_is_found_in_the_json_of_a_platform(envelope: dict[str, Any], prefix: str) -> None:
     assert parse(prefix + json.dumps(envelope)) == a_line(account="treasury")
 
 
 @pytest.mark.parametrize("envelope", ENVELOPES.values(), ids=ENVELOPES)
 @pytest.mark.parametrize("indent", [2, "\t"])
-def test_an_envelope_that_is_written_over_several_lines_is_put_on_one(
-    envelope: dict[str, Any], indent: int | str
-) -> None:
+def test_a_multi_line_envelope_becomes_one_line(envelope: dict[str, Any], indent: int | str) -> None:
     texts = json.dumps([envelope, envelope], indent=indent).splitlines()
     assert [parse(text) for text in joined(texts)] == [
         None,
@@ -107,7 +105,7 @@ def test_an_envelope_that_is_written_over_several_lines_is_put_on_one(
         ["server {", "  listen 80;", "}"],
     ],
 )
-def test_lines_of_others_stay_as_many_as_they_are(texts: list[str]) -> None:
+def test_foreign_lines_are_neither_merged_nor_split(texts: list[str]) -> None:
     assert [*joined(texts)] == texts
 
 
@@ -122,12 +120,12 @@ def test_lines_of_others_stay_as_many_as_they_are(texts: list[str]) -> None:
         {"jsonPayload": {"event": "poll.finished", "level": "info"}},
     ],
 )
-def test_an_envelope_with_nothing_of_ours_is_foreign(envelope: dict[str, Any]) -> None:
+def test_an_envelope_without_a_watcher_line_is_foreign(envelope: dict[str, Any]) -> None:
     assert parse(json.dumps(envelope)) is None
 
 
 @pytest.mark.parametrize("prefix", ["watcher_", "watcher.", "w"])
-def test_a_prefix_of_our_fields_is_taken_off(prefix: str) -> None:
+def test_a_prefix_of_field_names_is_removed(prefix: str) -> None:
     always = {"timestamp": "2026-11-20T14:03:05.120Z", "level": "warning"}
     fields = {
         "event": "delivery.retried",
@@ -141,7 +139,7 @@ def test_a_prefix_of_our_fields_is_taken_off(prefix: str) -> None:
         assert parse(text) == {**always, **fields}
 
 
-def test_the_order_of_fields_does_not_matter_where_nothing_stands_before_the_line() -> None:
+def test_the_order_of_fields_does_not_matter_in_a_plain_line() -> None:
     assert parse(json.dumps({"account": "treasury", **a_line()})) == a_line(account="treasury")
 
 
@@ -153,7 +151,7 @@ def test_pretty_shows_time_level_event_and_fields() -> None:
     )
 
 
-def test_pretty_paints_by_level_and_without_colours_not_at_all() -> None:
+def test_pretty_lines_are_coloured_by_level_unless_colours_are_off() -> None:
     assert "\x1b[33mwarning\x1b[0m" in pretty(a_line(level="warning"), color=True)
     assert "\x1b[31merror  \x1b[0m" in pretty(a_line(level="error"), color=True)
     assert "\x1b" not in pretty(a_line(level="error"), color=False)
@@ -181,13 +179,13 @@ def test_no_hostile_line_gets_a_control_character_onto_the_terminal(
     assert json.loads(as_json(line)) == line
 
 
-def test_a_foreign_line_is_passed_on_as_it_is_but_for_what_could_harm() -> None:
+def test_a_foreign_line_is_passed_on_with_control_characters_escaped() -> None:
     assert harmless("\tat 日本  main\u00a0(x.py:1)") == "\tat 日本  main\u00a0(x.py:1)"
     assert harmless("\x1b[31mred\x1b[0m \x1b]0;title\x07") == "red \\x1b]0;title\\x07"
     assert harmless("x" * 100_000) == "x" * 100_000
 
 
-def test_lines_are_read_as_they_are_even_if_they_are_no_text_or_never_end() -> None:
+def test_lines_are_read_even_if_they_are_no_text_or_never_end() -> None:
     assert list(lines_of(io.BytesIO(b"a\r\n\nb\xff\nc"))) == ["a", "", "b\\xff", "c"]
     assert max(map(len, lines_of(io.BytesIO(b"x" * 3_000_000)))) <= 1 << 20
 

@@ -19,14 +19,14 @@ HOUR, DAY = 3600, 86_400
         ([7 * DAY, 7 * DAY + 1], [7 * DAY]),
     ],
 )
-def test_it_is_time_to_speak_at_the_start_after_an_hour_and_then_daily(
+def test_a_lasting_problem_is_logged_at_once_after_an_hour_and_then_daily(
     strikes_at: list[int], spoken_at: list[int]
 ) -> None:
     throttle = Throttle()
     assert [now for now in strikes_at if throttle.struck("down", float(now))] == spoken_at
 
 
-def test_what_is_said_is_how_long_it_lasts_and_how_often_it_struck() -> None:
+def test_a_reminder_says_how_long_it_lasts_and_how_often_it_occurred() -> None:
     throttle = Throttle()
     assert throttle.struck("down", 10.0) == Streak(0, 1)
     assert throttle.struck("down", 11.5) is None
@@ -35,7 +35,7 @@ def test_what_is_said_is_how_long_it_lasts_and_how_often_it_struck() -> None:
     assert throttle.over("down", 20 + FIRST_S + AGAIN_S) == Streak(90_010_000, 4)
 
 
-def test_the_end_is_said_once_and_only_of_what_began() -> None:
+def test_the_end_is_logged_once_and_only_after_a_beginning() -> None:
     throttle = Throttle()
     assert throttle.over("down", 1.0) is None
     throttle.struck("down", 2.0)
@@ -44,7 +44,7 @@ def test_the_end_is_said_once_and_only_of_what_began() -> None:
     assert throttle.struck("down", 5.0) == Streak(0, 1)
 
 
-def test_troubles_are_apart_and_none_is_remembered_once_it_is_over() -> None:
+def test_problems_are_throttled_separately_and_forgotten_once_over() -> None:
     throttle = Throttle()
     for name in ("shop", "bank"):
         assert throttle.struck(name, 0.0) == Streak(0, 1)

@@ -42,15 +42,15 @@ def emptied(state: AccountState) -> AccountState:
         (emptied(with_entry(confirmation_polls=1, suspect=a_balance("0"))), 20),
     ],
 )
-def test_what_is_unfinished_is_asked_about_sooner(state: AccountState, expected_s: float) -> None:
+def test_an_account_with_pending_amounts_is_polled_sooner(state: AccountState, expected_s: float) -> None:
     assert wait_s(ACCOUNT, state) == expected_s
 
 
-def test_an_empty_listing_makes_no_poll_rarer() -> None:
+def test_an_empty_listing_makes_no_poll_later() -> None:
     assert wait_s(an_account(interval=PENDING), emptied(a_state(ETH="1"))) == 10
 
 
-def test_a_pending_interval_never_makes_polls_rarer() -> None:
+def test_a_pending_interval_never_makes_polls_later() -> None:
     often = an_account(interval=PENDING, pending_interval=INTERVAL)
     assert wait_s(often, a_state(ETH=a_balance("1", pending_deposit="2"))) == 10
 
@@ -61,21 +61,21 @@ def test_rejected_polls_wait_longer_each_time_up_to_five_minutes() -> None:
     ]
 
 
-def test_an_account_that_is_polled_often_is_asked_again_soon() -> None:
+def test_a_short_interval_means_short_waits_after_a_rejection() -> None:
     (second,) = seconds(1)
     assert list(waits_ms(an_account(interval=second), "gone", chance=0))[:3] == [1_000, 2_000, 4_000]
 
 
-def test_what_needs_a_person_is_asked_seldom_from_the_start() -> None:
+def test_errors_that_need_a_person_wait_long_from_the_start() -> None:
     assert min(waits_ms(ACCOUNT, "auth", chance=0)) >= 60_000
 
 
-def test_chance_spreads_waits_without_making_them_longer() -> None:
+def test_jitter_spreads_waits_without_making_them_longer() -> None:
     assert spread_ms(30, 0.0) == 30_000
     assert 27_000 <= spread_ms(30, 0.999) < 27_100
 
 
-def test_an_account_has_three_intervals_and_the_time_out() -> None:
+def test_an_account_goes_stale_after_three_intervals_and_the_timeout() -> None:
     assert patience_ms(ACCOUNT, timedelta(seconds=10)) == 100_000
 
 
@@ -105,7 +105,7 @@ def names_due(watch: Watch, now_ms: int, at_most: int = 9) -> list[str]:
     return [one.account for one in watch.due(now_ms, at_most)]
 
 
-def test_each_account_is_looked_at_when_it_is_time_and_those_first_that_wait_longest() -> None:
+def test_each_account_is_checked_when_due_the_longest_wait_first() -> None:
     watch = Watch()
     for number, name in enumerate(("c", "a", "b")):
         watch.follow("loopring", name, 10 + number)
@@ -118,7 +118,7 @@ def test_each_account_is_looked_at_when_it_is_time_and_those_first_that_wait_lon
     assert names_due(watch, 50) == ["c"]
 
 
-def test_an_account_that_was_forgotten_is_looked_at_no_more_and_once_when_it_is_back() -> None:
+def test_a_forgotten_account_is_not_checked_and_once_when_it_is_back() -> None:
     watch = Watch()
     watch.follow("loopring", "a", 10)
     watch.follow("loopring", "a", 11)
@@ -132,7 +132,7 @@ def test_an_account_that_was_forgotten_is_looked_at_no_more_and_once_when_it_is_
     assert [one.first_seen_ms for one in watch.due(99, 9)] == [30]
 
 
-def test_an_account_that_moves_to_another_provider_is_looked_at_there_alone() -> None:
+def test_an_account_that_moves_to_another_provider_is_checked_only_there() -> None:
     watch = Watch()
     watch.follow("loopring", "a", 10)
     watch.follow("shop", "a", 11)
@@ -140,7 +140,7 @@ def test_an_account_that_moves_to_another_provider_is_looked_at_there_alone() ->
     assert [(one.provider, one.account) for one in watch.due(99, 9)] == [("shop", "a")]
 
 
-def test_of_a_provider_that_is_gone_nothing_is_looked_at() -> None:
+def test_no_account_of_a_removed_provider_is_checked() -> None:
     watch = Watch()
     for name in ("a", "b"):
         watch.follow("loopring", name, 10)

@@ -45,7 +45,7 @@ def told() -> Iterator[Told]:
         yield Told(lines)
 
 
-def test_a_wrong_key_is_one_error_at_once_which_says_what_to_mend() -> None:
+def test_a_wrong_key_is_one_error_at_once_which_says_what_to_fix() -> None:
     with capture_logs() as lines:
         failures = Told(lines).failures
         for number in range(150):
@@ -58,7 +58,7 @@ def test_a_wrong_key_is_one_error_at_once_which_says_what_to_mend() -> None:
     assert line["reason"] == "the API key is refused (401): fix the key in [providers.shop]"
 
 
-def test_how_many_it_has_become_is_told_a_minute_later_and_then_in_reminders(told: Told) -> None:
+def test_the_number_of_accounts_is_logged_a_minute_later_and_in_reminders(told: Told) -> None:
     for number in range(150):
         told.failures.refused(f"a{number}", KEY if number < 5 else NotAsked(KEY.error_class, KEY.reason))
         told.failures.report()
@@ -73,13 +73,13 @@ def test_how_many_it_has_become_is_told_a_minute_later_and_then_in_reminders(tol
     assert told.lines() == [("provider.refusing", None, 150)]
 
 
-def test_what_passes_by_itself_is_none_of_its_business(told: Told) -> None:
+def test_passing_errors_are_not_logged_as_causes(told: Told) -> None:
     for error_class in ("rate", "transient", "malformed", "gone"):
         told.failures.refused("a0", Rejected(error_class, "whatever"))
     assert told.lines() == []
 
 
-async def test_two_causes_are_two_errors_and_end_one_by_one(told: Told) -> None:
+async def test_two_causes_are_two_errors_that_end_separately(told: Told) -> None:
     told.failures.refused("a0", ABSENT)
     told.failures.refused("a1", ABSENT)
     told.failures.refused("a2", Rejected("configuration", "no such account id (102003)"))
@@ -90,7 +90,7 @@ async def test_two_causes_are_two_errors_and_end_one_by_one(told: Told) -> None:
     assert [line[0] for line in told.lines()] == ["provider.recovered"]
 
 
-async def test_a_key_is_right_when_one_that_it_was_refused_for_is_polled_well(told: Told) -> None:
+async def test_a_key_is_right_once_an_account_it_failed_for_is_polled_successfully(told: Told) -> None:
     told.failures.refused("a0", KEY)
     told.failures.refused("a1", KEY)
     told.lines()
@@ -102,7 +102,7 @@ async def test_a_key_is_right_when_one_that_it_was_refused_for_is_polled_well(to
     assert told.lines() == [("provider.refusing", "a1", 1)]
 
 
-async def test_an_account_that_another_worker_polls_well_holds_up_no_good_news(told: Told) -> None:
+async def test_an_account_that_another_worker_polls_does_not_delay_the_end_of_a_cause(told: Told) -> None:
     told.failures.refused("a0", ABSENT)
     told.lines()
     await told.failures.report_fixed("a7")
@@ -120,7 +120,7 @@ async def test_polls_that_end_at_the_same_moment_report_the_end_of_a_cause_once(
     assert [line[0] for line in told.lines()] == ["provider.recovered"]
 
 
-async def test_other_workers_are_looked_at_seldom_while_a_cause_lasts(told: Told) -> None:
+async def test_polls_of_other_workers_are_looked_up_rarely_while_a_cause_lasts(told: Told) -> None:
     told.failures.refused("a0", ABSENT)
     told.lines()
     await told.failures.report_fixed("a7")
@@ -129,7 +129,7 @@ async def test_other_workers_are_looked_at_seldom_while_a_cause_lasts(told: Told
     assert told.lines() == [], "it was looked a moment ago"
 
 
-async def test_an_account_that_meets_another_cause_has_left_the_one_before(told: Told) -> None:
+async def test_an_account_has_one_cause_at_a_time(told: Told) -> None:
     told.failures.refused("a0", ABSENT)
     told.failures.refused("a0", KEY)
     told.lines()
@@ -138,7 +138,7 @@ async def test_an_account_that_meets_another_cause_has_left_the_one_before(told:
     assert (line["event"], line["reason"]) == ("provider.recovered", ABSENT.reason)
 
 
-async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_over(told: Told) -> None:
+async def test_a_cause_from_before_a_reload_is_checked_again_and_its_end_logged(told: Told) -> None:
     failing = {
         "a0": Failing(3, 5, KEY.error_class, KEY.reason),
         "a1": Failing(1, 5, "rate", "over the rate limit (429)"),
@@ -152,7 +152,7 @@ async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_ov
     )
 
 
-async def test_what_was_so_before_a_reload_has_lasted_since_the_first_account_met_it(told: Told) -> None:
+async def test_a_cause_from_before_a_reload_has_lasted_since_its_first_account(told: Told) -> None:
     since_ms = {"a0": 20_000, "a1": 5, "a2": 30_000}
     failing = {name: Failing(3, at_ms, KEY.error_class, KEY.reason) for name, at_ms in since_ms.items()}
     told.failures.remember(failing, now_ms=60_005)
@@ -160,7 +160,7 @@ async def test_what_was_so_before_a_reload_has_lasted_since_the_first_account_me
     assert told.last["duration_ms"] == 60_000
 
 
-def test_what_was_so_before_a_reload_and_still_is_is_said_again_at_once(told: Told) -> None:
+def test_a_cause_that_outlasts_a_reload_is_logged_again_at_once(told: Told) -> None:
     told.failures.remember({"a0": Failing(3, 5, KEY.error_class, KEY.reason)}, now_ms=6)
     told.failures.refused("a0", KEY)
     assert told.lines() == [("provider.refusing", "a0", 1)]

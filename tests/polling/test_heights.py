@@ -59,7 +59,7 @@ async def node(redis_client: Redis, namespace: str) -> AsyncIterator[Node]:
             yield node
 
 
-async def test_what_was_read_at_a_lower_height_is_discarded_and_asked_for_again_soon(node: Node) -> None:
+async def test_a_reading_at_a_lower_height_is_discarded_and_repeated_soon(node: Node) -> None:
     await node.at(1000, "10")
     await node.at(1002, "12")
     before = await node.state()
@@ -74,7 +74,7 @@ async def test_what_was_read_at_a_lower_height_is_discarded_and_asked_for_again_
     assert await node.seen() == ("12", 1003)
 
 
-async def test_an_equal_height_is_good_also_with_another_balance(node: Node) -> None:
+async def test_an_equal_height_is_accepted_also_with_another_balance(node: Node) -> None:
     await node.at(1000, "10")
     await node.at(1000, "11")
     assert await node.seen() == ("11", 1000)
@@ -91,7 +91,7 @@ async def test_a_height_that_rises_alone_is_noted_without_a_commit(node: Node) -
     assert (await node.state()).version == version
 
 
-async def test_the_same_bytes_again_are_good_whatever_another_worker_has_seen(node: Node) -> None:
+async def test_the_same_bytes_again_are_accepted_whatever_another_worker_has_seen(node: Node) -> None:
     await node.at(1000, "10")
     other = Node(node.store, node.stage)
     async with other.client:
@@ -114,7 +114,7 @@ async def test_a_worker_judges_by_the_height_that_another_one_noted(node: Node) 
             assert await node.seen() == ("10", seen)
 
 
-async def test_a_state_without_a_height_takes_the_first_one_that_comes_and_keeps_it(node: Node) -> None:
+async def test_a_state_without_a_height_takes_the_first_one_and_keeps_it(node: Node) -> None:
     await node.at(None, "10")
     assert await node.seen() == ("10", None)
     await node.at(7, "10")
@@ -161,7 +161,7 @@ async def test_after_a_reset_any_height_is_a_baseline_and_polls_go_on_from_there
     assert (await node.state()).sequence > state.sequence
 
 
-async def test_a_reset_while_a_worker_polls_makes_that_poll_the_baseline(node: Node) -> None:
+async def test_a_reset_during_a_poll_makes_that_poll_the_baseline(node: Node) -> None:
     """Also where the worker keeps the state, and the same bytes come again."""
     await node.at(1000, "10")
     state = await node.state()
@@ -173,7 +173,7 @@ async def test_a_reset_while_a_worker_polls_makes_that_poll_the_baseline(node: N
     assert await node.seen() == ("10", 1000)
 
 
-async def test_another_source_may_be_at_any_height(node: Node) -> None:
+async def test_a_new_source_may_be_at_any_height(node: Node) -> None:
     await node.at(1000, "10")
     node.account = node.account.model_copy(update={"account_id": 4711})
     await node.at(3, "9")

@@ -84,7 +84,7 @@ async def moves(store: Store) -> list[tuple[str, str]]:
     return [(data["before"]["total"], data["after"]["total"]) for data in told]
 
 
-async def test_a_state_that_the_last_poll_left_is_not_read_back_nor_are_rows_that_stayed(
+async def test_neither_the_last_state_nor_unchanged_rows_are_read_again(
     redis_client: Redis, namespace: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_row, rows = Loopring.read_row, list[str]()
@@ -110,7 +110,7 @@ async def test_a_state_that_the_last_poll_left_is_not_read_back_nor_are_rows_tha
         assert pipe.reads == 3
 
 
-async def test_a_state_that_another_worker_moved_on_is_read_and_no_movement_is_explained_twice(
+async def test_a_state_that_another_worker_changed_is_read_and_no_movement_is_explained_twice(
     redis_client: Redis, namespace: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(polls, "_READS_AFTER_A_RIVAL", 3)
@@ -129,7 +129,7 @@ async def test_a_state_that_another_worker_moved_on_is_read_and_no_movement_is_e
         assert pipe.reads == 4, "for a while no state that is kept is relied on"
 
 
-async def test_a_poll_of_another_worker_that_found_nothing_new_is_the_one_that_a_change_came_after(
+async def test_an_unchanged_poll_of_another_worker_counts_as_the_last_poll_before_a_change(
     redis_client: Redis, namespace: str, stage: Stage
 ) -> None:
     async with (
@@ -218,7 +218,7 @@ def an_answer(random: Random, held: dict[int, int]) -> list[Any]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_whatever_is_answered_the_same_is_emitted_as_if_nothing_had_been_kept(
+async def test_any_answers_make_the_same_events_with_and_without_the_cache(
     redis_client: Redis, namespace: str, stage: Stage, seed: int
 ) -> None:
     """Beside a worker that forgets before each poll all that it knows of the account."""
@@ -253,7 +253,7 @@ async def test_whatever_is_answered_the_same_is_emitted_as_if_nothing_had_been_k
         assert pipe.reads < all_read.reads
 
 
-def test_what_changed_last_is_kept_within_a_bound_in_bytes() -> None:
+def test_the_latest_changes_are_kept_within_a_bound_in_bytes() -> None:
     within = Within[str](100)
     for account in ("a", "b", "c"):
         within.keep(account, account.upper(), 40)
@@ -269,7 +269,7 @@ def test_what_changed_last_is_kept_within_a_bound_in_bytes() -> None:
 
 
 @pytest.mark.parametrize("assets", [1, 10, 100])
-def test_what_is_kept_takes_no_more_memory_than_is_counted(assets: int) -> None:
+def test_the_cache_takes_no_more_memory_than_it_counts(assets: int) -> None:
     """Each state as a change left it that had been read from the store, and each answer as it came."""
     accounts = 600 // assets
     provider, account, interest = Loopring(loopring_settings()), loopring_account(), Interest({})

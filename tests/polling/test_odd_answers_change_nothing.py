@@ -15,7 +15,7 @@ from watcher.providers.contract import provider_class
 
 
 @pytest.mark.parametrize("name", SOURCE_BY_NAME)
-async def test_an_odd_answer_changes_nothing_and_the_next_good_one_is_read(
+async def test_an_odd_answer_changes_nothing_and_the_next_valid_one_is_read(
     redis_client: Redis, namespace: str, name: str
 ) -> None:
     source = SOURCE_BY_NAME[name]

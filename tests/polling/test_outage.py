@@ -113,7 +113,7 @@ def names(lines: list[Any]) -> list[str]:
     return [line["event"] for line in lines if line["event"].startswith("provider.")]
 
 
-async def test_during_an_outage_the_probe_account_asks_whenever_it_is_due_and_the_others_do_not(
+async def test_during_an_outage_the_probe_account_is_polled_when_due_and_the_others_are_not(
     outage: Outage,
 ) -> None:
     await outage.begin()
@@ -124,14 +124,14 @@ async def test_during_an_outage_the_probe_account_asks_whenever_it_is_due_and_th
     assert len(outage.stage.seen) == asked + 1
 
 
-async def test_an_account_that_need_not_ask_waits_without_a_line_of_its_own(outage: Outage) -> None:
+async def test_an_account_that_is_not_polled_during_an_outage_is_logged_at_debug_only(outage: Outage) -> None:
     await outage.begin()
     (line,) = [line for line in await outage.poll(OTHERS[0]) if line["event"] == "poll.rejected"]
     assert (line["log_level"], line["error_class"]) == ("debug", "gone")
     assert OTHERS[0] in await outage.waiting()
 
 
-async def test_a_wrong_key_is_why_no_account_is_asked_about_and_not_that_the_provider_is_away(
+async def test_with_a_wrong_key_polls_are_skipped_as_auth_and_not_as_an_outage(
     outage: Outage,
 ) -> None:
     assert names(await outage.begin(401)) == ["provider.refusing"]
@@ -141,7 +141,7 @@ async def test_a_wrong_key_is_why_no_account_is_asked_about_and_not_that_the_pro
     assert names(lines) == []
 
 
-async def test_once_a_provider_is_back_all_that_wait_are_due(outage: Outage) -> None:
+async def test_once_a_provider_is_back_all_waiting_accounts_are_due(outage: Outage) -> None:
     assert names(await outage.begin()) == ["provider.unavailable"]
     assert await outage.waiting() >= {*OTHERS[1:]}
     outage.end()
@@ -149,7 +149,7 @@ async def test_once_a_provider_is_back_all_that_wait_are_due(outage: Outage) -> 
     assert await outage.waiting() <= {PROBE}
 
 
-async def test_a_worker_that_saw_nothing_of_an_outage_makes_all_due_that_wait(outage: Outage) -> None:
+async def test_a_worker_that_did_not_see_the_outage_makes_waiting_accounts_due_too(outage: Outage) -> None:
     await outage.begin()
     await outage.poll(PROBE)
     assert await outage.waiting() >= {*OTHERS[1:]}
@@ -159,7 +159,7 @@ async def test_a_worker_that_saw_nothing_of_an_outage_makes_all_due_that_wait(ou
     assert await outage.waiting() <= {PROBE}
 
 
-async def test_a_probe_account_that_was_refused_once_is_no_outage(outage: Outage) -> None:
+async def test_one_rejection_of_the_probe_account_is_no_outage(outage: Outage) -> None:
     outage.stage.reply = answer({"error": "down"}, 503)
     await outage.poll(PROBE, OTHERS[1])
     outage.end()
@@ -167,7 +167,7 @@ async def test_a_probe_account_that_was_refused_once_is_no_outage(outage: Outage
     assert OTHERS[1] in await outage.waiting()
 
 
-async def test_a_provider_that_is_back_is_so_once(outage: Outage) -> None:
+async def test_after_an_outage_errors_of_single_accounts_keep_their_own_waits(outage: Outage) -> None:
     """Later errors of single accounts keep their own waits, whatever the others are answered."""
     await outage.begin()
     outage.end()
@@ -179,7 +179,7 @@ async def test_a_provider_that_is_back_is_so_once(outage: Outage) -> None:
     assert OTHERS[1] in await outage.waiting()
 
 
-async def test_an_account_that_was_not_asked_about_while_the_outage_ended_is_due_at_once(
+async def test_an_account_skipped_as_the_outage_ended_is_due_at_once(
     outage: Outage,
 ) -> None:
     await outage.begin()
@@ -192,7 +192,7 @@ async def test_an_account_that_was_not_asked_about_while_the_outage_ended_is_due
     assert await outage.waiting() >= others, "which the worker that saw the end makes due"
 
 
-async def test_now_and_then_another_account_asks_too(outage: Outage) -> None:
+async def test_now_and_then_another_account_is_polled_too(outage: Outage) -> None:
     """The probe account may fail for a reason of its own."""
     await outage.begin()
     outage.now_s += PROBES_S[0]

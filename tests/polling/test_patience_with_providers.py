@@ -84,7 +84,7 @@ async def an_hour_without(accounts: int, workers: int) -> Gone:
 
 
 @pytest.mark.parametrize("is_probe_failing", [True, False])
-async def test_an_outage_is_over_when_the_probe_account_is_well_whichever_worker_polled_it(
+async def test_an_outage_ends_when_any_worker_polls_the_probe_account_successfully(
     is_probe_failing: bool,
 ) -> None:
     gone = Gone(is_probe_failing)
@@ -98,7 +98,7 @@ async def test_an_outage_is_over_when_the_probe_account_is_well_whichever_worker
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("accounts", [1, 2, 3, 10, 500])
-async def test_after_half_an_hour_one_account_asks_for_all_and_the_others_hardly(
+async def test_after_half_an_hour_the_probe_account_is_polled_and_the_others_hardly(
     accounts: int, workers: int
 ) -> None:
     gone = await an_hour_without(accounts, workers)

@@ -196,19 +196,19 @@ async def test_a_poll_that_another_worker_overtakes_is_computed_anew_from_what_t
     assert state.entry_by_asset["0"].published.total == ("12" if outcome == FINISHED else "10")
 
 
-async def test_a_wish_for_a_pause_holds_all_accounts_of_the_provider(polled: Polled) -> None:
+async def test_a_429_with_retry_after_holds_all_accounts_of_the_provider(polled: Polled) -> None:
     polled.stage.reply = answer({"error": "slow down"}, 429, headers={"Retry-After": "60"})
     await polled.poll()
     assert await polled.store.polls.next_turn_ms(PROVIDER) > 55_000
 
 
-async def test_an_error_without_a_wish_holds_its_own_account_only(polled: Polled) -> None:
+async def test_an_error_without_retry_after_delays_its_own_account_only(polled: Polled) -> None:
     polled.stage.reply = answer({"error": "down"}, 503, headers={"Retry-After": "60"})
     await polled.poll()
     assert await polled.store.polls.next_turn_ms(PROVIDER) < 1000
 
 
-async def test_an_answer_that_repeats_is_read_again_while_an_asset_has_no_decimals_yet(
+async def test_a_repeated_answer_is_read_again_while_an_asset_has_no_decimals_yet(
     polled: Polled,
 ) -> None:
     await polled.poll(a_balance(99, "1000"))  # a token that no list names
@@ -224,7 +224,7 @@ async def test_an_answer_that_repeats_is_read_again_while_an_asset_has_no_decima
     assert state.entry_by_asset["99"].published.total == "1"
 
 
-async def test_an_answer_that_repeats_is_not_read_at_all_once_all_is_known(polled: Polled) -> None:
+async def test_a_repeated_answer_is_not_read_once_all_is_known(polled: Polled) -> None:
     await polled.poll(a_balance(0, "1000"))
     assert polled.client.reads == 1
     await polled.poll()
@@ -233,7 +233,7 @@ async def test_an_answer_that_repeats_is_not_read_at_all_once_all_is_known(polle
     assert polled.client.reads == 2
 
 
-async def test_an_answer_that_repeats_is_compared_with_what_another_worker_found_meanwhile(
+async def test_a_repeated_answer_is_compared_with_the_state_of_another_worker(
     polled: Polled,
 ) -> None:
     other = Polled(polled.store, polled.stage)
@@ -244,13 +244,13 @@ async def test_an_answer_that_repeats_is_compared_with_what_another_worker_found
     assert (await polled.state()).entry_by_asset["0"].published.total == "10"
 
 
-async def test_an_answer_that_repeats_is_the_second_opinion_that_was_asked_for(polled: Polled) -> None:
+async def test_a_repeated_answer_confirms_a_suspect_reading(polled: Polled) -> None:
     for total in ("10", "0", "0"):
         await polled.poll(a_balance(0, total))
     assert (await polled.state()).entry_by_asset["0"].published.total == "0"
 
 
-async def test_of_a_poll_of_several_requests_all_answers_are_compared(polled: Polled) -> None:
+async def test_all_answers_of_a_poll_are_compared(polled: Polled) -> None:
     first, second = (f"0x{number:040x}" for number in (1, 2))
 
     def answers(*balances: str) -> list[Any]:
@@ -272,7 +272,7 @@ async def test_of_a_poll_of_several_requests_all_answers_are_compared(polled: Po
     assert state.entry_by_asset[second].published.total == "3"
 
 
-async def test_an_answer_that_repeats_is_read_again_where_its_account_is_configured_anew(
+async def test_a_repeated_answer_is_read_again_for_a_changed_account(
     polled: Polled,
 ) -> None:
     """Also where its last poll was under way when that was changed: it ends after the reload."""
@@ -288,7 +288,7 @@ async def test_an_answer_that_repeats_is_read_again_where_its_account_is_configu
     assert await polled.waits_ms() > 200_000
 
 
-async def test_an_answer_that_repeats_is_read_again_where_its_account_was_taken_out_and_put_back(
+async def test_a_repeated_answer_is_read_again_for_an_account_added_again(
     polled: Polled,
 ) -> None:
     await polled.poll(a_balance(0, "10"))
@@ -297,7 +297,7 @@ async def test_an_answer_that_repeats_is_read_again_where_its_account_was_taken_
     assert polled.client.reads == 2
 
 
-async def test_an_answer_that_repeats_is_read_again_while_a_threshold_names_what_no_list_names_yet(
+async def test_a_repeated_answer_is_read_again_while_a_threshold_names_an_unlisted_asset(
     polled: Polled,
 ) -> None:
     threshold = ThresholdSettings(asset="T7", field="total", below="5")
@@ -310,7 +310,7 @@ async def test_an_answer_that_repeats_is_read_again_while_a_threshold_names_what
     assert (await polled.state()).crossed, "0 is below 5"
 
 
-async def test_what_another_place_said_of_an_asset_says_nothing_of_it_here(polled: Polled) -> None:
+async def test_decimals_of_an_asset_at_another_source_do_not_count_here(polled: Polled) -> None:
     await polled.poll(a_balance(0, "1000"))
     polled.stage.reply_by_path[TOKENS_PATH] = answer({"error": "down"}, 503)
     moved = Polled(polled.store, polled.stage)
@@ -332,7 +332,7 @@ async def test_a_change_wakes_the_queue_that_it_fills(polled: Polled) -> None:
     assert polled.loop.woken == [(Key("delivery", OPS), SHARD)]
 
 
-async def test_a_change_is_delivered_at_once_where_there_is_room_and_wakes_the_queue_where_there_is_none(
+async def test_a_change_is_delivered_at_once_with_capacity_and_wakes_its_queue_without(
     polled: Polled,
 ) -> None:
     polled.interest.follow({OPS: a_subscription(OPS), "audit": a_subscription("audit")})
@@ -350,7 +350,7 @@ async def test_a_change_is_delivered_at_once_where_there_is_room_and_wakes_the_q
     assert [one.entry for one in leased.deliveries] == await polled.store.queue(subscription=name)
 
 
-async def test_a_change_whose_commit_was_repeated_is_delivered_at_once_all_the_same(polled: Polled) -> None:
+async def test_a_change_whose_commit_was_repeated_is_still_delivered_at_once(polled: Polled) -> None:
     polled.interest.follow({OPS: a_subscription(OPS)})
     await polled.poll(a_balance(0, "10"))
     now_ms = await polled.store.now_ms()
@@ -361,7 +361,7 @@ async def test_a_change_whose_commit_was_repeated_is_delivered_at_once_all_the_s
 
 
 @pytest.mark.parametrize("rivals", [1, 3])
-async def test_a_place_for_a_commit_that_is_discarded_is_given_back(polled: Polled, rivals: int) -> None:
+async def test_the_place_of_a_discarded_commit_is_given_back(polled: Polled, rivals: int) -> None:
     polled.interest.follow({OPS: a_subscription(OPS)})
     await polled.poll(a_balance(0, "10"))
     polled.polls.rivals, polled.loop.capacity = rivals, 1
@@ -369,7 +369,7 @@ async def test_a_place_for_a_commit_that_is_discarded_is_given_back(polled: Poll
     assert (len(polled.loop.begun), polled.loop.capacity) == ((1, 0) if rivals == 1 else (0, 1))
 
 
-async def test_a_change_is_counted_by_provider_and_type_and_each_event_says_who_gets_it(
+async def test_a_change_is_counted_by_provider_and_type_and_logged_with_its_subscriptions(
     polled: Polled,
 ) -> None:
     polled.interest.follow({OPS: a_subscription(OPS), "some": a_subscription("some", events=("total.*",))})
@@ -381,14 +381,14 @@ async def test_a_change_is_counted_by_provider_and_type_and_each_event_says_who_
     assert polled.counters.by_change == {(PROVIDER, event_type): 1 for event_type in found}
 
 
-async def test_a_baseline_and_a_doubt_are_lines(polled: Polled) -> None:
+async def test_a_baseline_and_a_suspicion_are_logged(polled: Polled) -> None:
     baseline, *_ = await polled.poll(a_balance(0, "10"), a_balance(1, "5"))
     assert (baseline["event"], baseline["assets"]) == ("account.baseline", 2)
     doubt, *_ = await polled.poll(a_balance(0, "0"), a_balance(1, "5"))
     assert (doubt["event"], doubt["asset"], doubt["reason"]) == ("asset.suspect", "0", "total fell to zero")
 
 
-async def test_a_listing_that_is_suddenly_empty_is_asked_about_every_20_s_and_counts_after_a_minute(
+async def test_a_suddenly_empty_listing_is_polled_every_20_s_and_counts_after_a_minute(
     polled: Polled,
 ) -> None:
     await polled.poll(a_balance(0, "10"), a_balance(1, "5"))
@@ -403,7 +403,7 @@ async def test_a_listing_that_is_suddenly_empty_is_asked_about_every_20_s_and_co
     assert [line["event"] for line in await polled.poll()] == [FINISHED]
 
 
-async def test_another_worker_goes_on_with_an_empty_listing_where_the_first_one_ended(polled: Polled) -> None:
+async def test_another_worker_continues_the_suspicion_of_an_empty_listing(polled: Polled) -> None:
     await polled.poll(a_balance(0, "10"))
     polled.stage.reply = answer([])
     await polled.poll()
@@ -419,7 +419,7 @@ async def test_another_worker_goes_on_with_an_empty_listing_where_the_first_one_
         assert first["event"] == "event.created"
 
 
-async def test_a_change_whose_commit_was_repeated_wakes_the_queue_all_the_same(polled: Polled) -> None:
+async def test_a_change_whose_commit_was_repeated_still_wakes_the_queue(polled: Polled) -> None:
     polled.interest.follow({OPS: a_subscription(OPS)})
     await polled.poll(a_balance(0, "10"))
     polled.polls.is_repeated = True
@@ -430,7 +430,7 @@ async def test_a_change_whose_commit_was_repeated_wakes_the_queue_all_the_same(p
 
 
 @pytest.mark.parametrize("settle_polls", [1, 3])
-async def test_half_of_a_movement_waits_for_the_other_half_for_as_many_polls_as_the_provider_is_given(
+async def test_half_of_a_movement_waits_for_the_other_half_for_settle_polls(
     polled: Polled, settle_polls: int
 ) -> None:
     settings = loopring_settings(polled.stage.url, settle_polls=settle_polls)
@@ -445,13 +445,13 @@ async def test_half_of_a_movement_waits_for_the_other_half_for_as_many_polls_as_
     assert polls == settle_polls + 1
 
 
-async def test_an_error_with_a_wish_holds_its_own_account_for_as_long(polled: Polled) -> None:
+async def test_an_error_with_retry_after_delays_its_own_account_for_as_long(polled: Polled) -> None:
     await polled.refused(retry_after_s=60)
     assert 55_000 < await polled.waits_ms() <= 60_001
 
 
 @pytest.mark.parametrize(("probe_account", "longest_s"), [(ACCOUNT, 30), ("another", 300)])
-async def test_one_account_goes_on_asking_a_provider_that_stays_away_and_the_others_hardly(
+async def test_during_a_long_outage_one_account_is_polled_and_the_others_hardly(
     polled: Polled, probe_account: str, longest_s: int
 ) -> None:
     polled.poller.probe_account = probe_account
@@ -460,7 +460,7 @@ async def test_one_account_goes_on_asking_a_provider_that_stays_away_and_the_oth
     assert 0.85 * longest_s < await polled.waits_ms() / 1000 <= longest_s
 
 
-async def test_an_account_that_was_refused_for_three_intervals_is_stale_once_until_it_is_polled_well(
+async def test_an_account_rejected_for_three_intervals_is_stale_once_until_a_successful_poll(
     polled: Polled,
 ) -> None:
     polled.watch(interval_s=60)
@@ -486,7 +486,7 @@ async def test_an_account_that_was_refused_for_three_intervals_is_stale_once_unt
     assert not await polled.polls.is_failing(PROVIDER, ACCOUNT)
 
 
-async def test_polls_that_are_successful_and_late_leave_an_account_stale_until_they_come_in_time(
+async def test_late_successful_polls_leave_an_account_stale_until_they_come_in_time(
     polled: Polled,
 ) -> None:
     polled.watch(interval_s=60)
@@ -508,7 +508,7 @@ async def test_polls_that_are_successful_and_late_leave_an_account_stale_until_t
     assert await polled.emitted() == ["account.stale", "total.increased", "account.recovered"]
 
 
-async def test_a_rate_limit_that_cannot_bear_the_accounts_is_named_as_the_reason(polled: Polled) -> None:
+async def test_a_rate_limit_that_is_too_low_is_named_as_the_reason(polled: Polled) -> None:
     polled.watch(interval_s=60)
     polled.poller.needed_per_second = 20_000
     await polled.poll(a_balance(0, "10"))
@@ -517,7 +517,7 @@ async def test_a_rate_limit_that_cannot_bear_the_accounts_is_named_as_the_reason
     assert "the intervals of all accounts take 2e+04 requests/s" in line["reason"]
 
 
-async def test_it_counts_from_when_the_workers_came_back(polled: Polled) -> None:
+async def test_staleness_counts_from_when_workers_came_back(polled: Polled) -> None:
     polled.watch(interval_s=60)
     await polled.poll(a_balance(0, "10"))
     polled.ahead_ms = 3_600_000
@@ -534,7 +534,7 @@ async def test_it_counts_from_when_the_workers_came_back(polled: Polled) -> None
     assert line["event"] == "account.recovered", "the workers were away, and it is the first one since"
 
 
-async def test_an_account_that_was_never_read_counts_from_when_it_was_added(polled: Polled) -> None:
+async def test_staleness_of_an_unread_account_counts_from_when_it_was_added(polled: Polled) -> None:
     polled.watch(interval_s=60)
     added_ms = polled.now_ms
     await polled.store.lease(ACCOUNT, PROVIDER)
@@ -548,7 +548,7 @@ async def test_an_account_that_was_never_read_counts_from_when_it_was_added(poll
     assert await polled.emitted() == ["account.stale", "account.recovered"]
 
 
-async def test_an_account_that_was_never_read_counts_from_its_first_rejection(polled: Polled) -> None:
+async def test_staleness_of_an_unread_account_counts_from_its_first_rejection(polled: Polled) -> None:
     polled.watch(interval_s=60)
     await polled.refused()
     polled.ahead_ms = 181_000
@@ -559,7 +559,7 @@ async def test_an_account_that_was_never_read_counts_from_its_first_rejection(po
     assert await polled.emitted() == ["account.stale", "account.recovered"]
 
 
-async def test_a_poll_that_is_under_way_is_taken_in_though_its_account_goes_stale_meanwhile(
+async def test_a_poll_in_flight_is_committed_though_its_account_goes_stale_meanwhile(
     polled: Polled,
 ) -> None:
     polled.watch(interval_s=60)
@@ -580,7 +580,7 @@ def stale(lines: list[Any]) -> list[Any]:
     return [line for line in lines if line["event"] in ("account.stale", "account.recovered")]
 
 
-async def test_a_poll_that_is_discarded_makes_no_line_of_an_event_nor_wakes_a_queue(polled: Polled) -> None:
+async def test_a_discarded_poll_logs_no_event_and_wakes_no_queue(polled: Polled) -> None:
     polled.interest.follow({OPS: a_subscription(OPS)})
     await polled.poll(a_balance(0, "10"))
     polled.polls.rivals = 3
@@ -589,7 +589,7 @@ async def test_a_poll_that_is_discarded_makes_no_line_of_an_event_nor_wakes_a_qu
     assert polled.loop.woken == []
 
 
-async def test_a_damaged_state_is_looked_at_every_five_minutes(polled: Polled) -> None:
+async def test_an_account_with_a_damaged_state_is_polled_every_five_minutes(polled: Polled) -> None:
     await polled.poll(a_balance(0, "10"))
     await polled.damage_state()
     lines = await polled.poll(a_balance(0, "12"))
@@ -600,7 +600,7 @@ async def test_a_damaged_state_is_looked_at_every_five_minutes(polled: Polled) -
 @pytest.mark.parametrize(
     ("is_damaged", "expected"), [(False, False), (True, True)], ids=["another's", "damaged"]
 )
-async def test_an_account_that_two_have_elsewhere_is_polled_where_its_state_cannot_be_read(
+async def test_an_account_configured_differently_is_polled_if_its_state_cannot_be_read(
     polled: Polled, is_damaged: bool, expected: bool
 ) -> None:
     """Else no worker reports the damage."""

@@ -56,9 +56,7 @@ def reported() -> Iterator[Reported]:
         (Reply.LEASE_LOST, "discarded"),
     ],
 )
-async def test_a_poll_that_came_too_late_is_counted_as_discarded(
-    reported: Reported, reply: Reply, outcome: str
-) -> None:
+async def test_a_late_poll_is_counted_as_discarded(reported: Reported, reply: Reply, outcome: str) -> None:
     await reported.report.finished(HERE, reply, reported.report.began(), None)
     assert reported.counters.by_poll == {("loopring", outcome): 1}
     assert reported.counters.polls == 1
@@ -71,7 +69,7 @@ def test_a_rejected_poll_is_counted_by_its_provider_and_error_class(reported: Re
     assert counters.rejected == 1
 
 
-async def test_what_fails_at_one_provider_says_nothing_of_another(reported: Reported) -> None:
+async def test_failures_of_one_provider_do_not_count_for_another(reported: Reported) -> None:
     for account in (HERE, THERE):
         reported.report.failures(account.provider).refused(account.name, KEY)
     assert reported.lines() == [("provider.refusing", "loopring"), ("provider.refusing", "shop")]
@@ -79,7 +77,7 @@ async def test_what_fails_at_one_provider_says_nothing_of_another(reported: Repo
     assert reported.lines() == [("provider.recovered", "shop")]
 
 
-async def test_that_another_worker_polls_an_account_well_is_looked_up_at_its_provider(
+async def test_successful_polls_of_other_workers_are_looked_up_by_provider(
     reported: Reported,
 ) -> None:
     reported.report.failures("loopring").refused("a0", KEY)
@@ -93,7 +91,7 @@ async def test_that_another_worker_polls_an_account_well_is_looked_up_at_its_pro
     assert reported.lines() == [("provider.recovered", "loopring")]
 
 
-def test_a_provider_that_is_configured_anew_starts_without_a_past(reported: Reported) -> None:
+def test_a_reconfigured_provider_starts_without_a_past(reported: Reported) -> None:
     reported.report.failures("loopring").refused("a0", KEY)
     reported.report.failures("loopring").refused("a0", KEY)
     assert reported.lines() == [("provider.refusing", "loopring")]
@@ -102,13 +100,13 @@ def test_a_provider_that_is_configured_anew_starts_without_a_past(reported: Repo
     assert reported.lines() == [("provider.refusing", "loopring")]
 
 
-async def test_a_poll_is_counted_by_how_long_it_took(reported: Reported) -> None:
+async def test_the_duration_of_a_poll_is_counted(reported: Reported) -> None:
     await reported.report.finished(HERE, Reply.DONE, time.monotonic() - 0.6, None)
     assert reported.counters.by_duration == {"loopring": {POLL_BOUNDS_S.index(1.0): 1}}
     assert 0.6 <= reported.counters.polling_s["loopring"] < 1.0
 
 
-def test_once_nothing_is_stale_any_more_an_account_may_go_stale_loudly_again(reported: Reported) -> None:
+def test_once_nothing_is_stale_the_next_stale_account_is_logged_again(reported: Reported) -> None:
     failures = reported.report.failures("loopring")
     for account in ("a0", "a1"):
         failures.stale(account, "no answer", 5000)
@@ -117,7 +115,7 @@ def test_once_nothing_is_stale_any_more_an_account_may_go_stale_loudly_again(rep
     assert reported.lines() == [("account.stale", "loopring")] * 2
 
 
-def test_what_gathers_is_written_in_a_moment_and_at_the_end_at_once(reported: Reported) -> None:
+def test_gathered_lines_are_written_soon_and_at_once_at_the_end(reported: Reported) -> None:
     reported.report.failures("loopring").stale("a0", "no answer", 5000)
     reported.report.gathered()
     assert reported.lines() == []

@@ -47,7 +47,7 @@ def told() -> Iterator[Told]:
         yield Told(lines)
 
 
-def test_fewer_than_twenty_are_a_line_each_and_more_are_one(told: Told) -> None:
+def test_fewer_than_twenty_stale_accounts_are_a_line_each_and_more_are_one_line(told: Told) -> None:
     told.failures.stale(ACCOUNTS[0].name, "no answer", 90_000)
     assert told.after(3) == [("account.stale", "account-0", 90_000)]
     told.failures.recovered(ACCOUNTS[0].name, 92_000)
@@ -68,7 +68,7 @@ def test_the_line_of_many_gives_the_most_frequent_reason(told: Told) -> None:
     assert told.reasons == ["no answer"]
 
 
-def test_those_that_come_one_after_the_other_within_seconds_are_one_line(told: Told) -> None:
+def test_accounts_that_go_stale_within_seconds_are_one_line(told: Told) -> None:
     for account in ACCOUNTS[:20]:
         told.failures.stale(account.name, "late", 5000)
         told.now += 0.45
@@ -76,7 +76,7 @@ def test_those_that_come_one_after_the_other_within_seconds_are_one_line(told: T
     assert told.after(3) == [("account.stale", 20, 5000)]
 
 
-def test_a_provider_that_takes_its_accounts_with_it_one_by_one_is_a_line_a_minute(told: Told) -> None:
+def test_a_provider_whose_accounts_go_stale_one_by_one_is_a_line_a_minute(told: Told) -> None:
     lines = []
     for account in ACCOUNTS:
         told.failures.stale(account.name, "no answer", 90_000)
@@ -87,7 +87,7 @@ def test_a_provider_that_takes_its_accounts_with_it_one_by_one_is_a_line_a_minut
     assert sum(line[1] for line in many) > 80
 
 
-def test_while_it_lasts_it_is_told_after_an_hour_and_daily_for_all_of_them(told: Told) -> None:
+def test_while_they_stay_stale_one_reminder_follows_after_an_hour_and_then_daily(told: Told) -> None:
     for account in ACCOUNTS:
         told.failures.stale(account.name, "no answer", 0)
     lines = told.after(3)
@@ -103,14 +103,14 @@ def test_while_it_lasts_it_is_told_after_an_hour_and_daily_for_all_of_them(told:
     assert not told.failures.stale_accounts
 
 
-def test_an_account_that_is_looked_at_again_is_told_once(told: Told) -> None:
+def test_an_account_that_is_checked_again_is_reported_once(told: Told) -> None:
     for _ in range(10):
         told.failures.stale(ACCOUNTS[0].name, "no answer", 5000)
     assert told.after(3) == [("account.stale", "account-0", 5000)]
     assert told.after(600) == []
 
 
-def test_what_another_worker_told_is_known_and_told_again_only_if_it_lasts(told: Told) -> None:
+def test_an_account_reported_by_another_worker_is_reported_again_only_as_a_reminder(told: Told) -> None:
     told.failures.stale(ACCOUNTS[0].name, "no answer", 5000, is_news=False)
     assert told.after(61) == []
     assert [*told.failures.stale_accounts] == ["account-0"]
@@ -118,14 +118,14 @@ def test_what_another_worker_told_is_known_and_told_again_only_if_it_lasts(told:
     assert [line[:2] for line in told.after(61)] == [("account.stale", "account-0")]
 
 
-def test_who_is_back_may_go_again(told: Told) -> None:
+def test_a_recovered_account_may_go_stale_again(told: Told) -> None:
     for _ in range(2):
         told.failures.stale(ACCOUNTS[0].name, "no answer", 5000)
         assert told.after(61) == [("account.stale", "account-0", 5000)]
         told.failures.fresh(ACCOUNTS[0].name)
 
 
-def test_what_has_gathered_is_not_lost_at_the_end(told: Told) -> None:
+def test_gathered_reports_are_written_at_the_end(told: Told) -> None:
     told.failures.stale(ACCOUNTS[0].name, "no answer", 5000)
     told.failures.report(at_once=True)
     assert told.after(100) == []
@@ -133,7 +133,7 @@ def test_what_has_gathered_is_not_lost_at_the_end(told: Told) -> None:
     assert told.after(1) == []
 
 
-def test_an_account_that_is_no_longer_configured_is_neither_stale_nor_recovers(told: Told) -> None:
+def test_a_removed_account_is_neither_stale_nor_recovers(told: Told) -> None:
     gone, stays = ACCOUNTS[0].name, ACCOUNTS[1].name
     for name in (gone, stays):
         told.failures.stale(name, "no answer", 0)

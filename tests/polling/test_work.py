@@ -116,7 +116,7 @@ async def bench(redis_client: Redis, namespace: str) -> Bench:
     return Bench(store, 0.02)
 
 
-async def test_polls_start_at_their_turns_each_as_far_apart_as_the_requests_of_the_one_before(
+async def test_polls_start_at_turns_spaced_by_the_requests_of_the_poll_before(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "_LATE_S", 60.0)
@@ -127,7 +127,9 @@ async def test_polls_start_at_their_turns_each_as_far_apart_as_the_requests_of_t
     assert bench.polls.taken == 1, "turns are taken for all of them together"
 
 
-async def test_each_poll_is_late_by_its_own_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_lateness_of_a_poll_counts_from_its_own_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns: list[work.Turn] = []
     monkeypatch.setattr(bench.of_provider, "_poll", lambda _, turn: turns.append(turn))
     await bench.begin(4)
@@ -136,7 +138,7 @@ async def test_each_poll_is_late_by_its_own_turn(bench: Bench, monkeypatch: pyte
     assert turns[0].until - turns[0].at <= work._LATE_S
 
 
-async def test_a_turn_that_was_missed_is_taken_anew(bench: Bench) -> None:
+async def test_a_missed_turn_is_taken_anew(bench: Bench) -> None:
     """Together, polls that come late would exceed the limit."""
     bench.poller.spacing_s = 0.05
     begun = await bench.begin(4)
@@ -147,7 +149,7 @@ async def test_a_turn_that_was_missed_is_taken_anew(bench: Bench) -> None:
     assert min(later - before for before, later in itertools.pairwise(at)) > 0.05
 
 
-async def test_a_reload_counts_for_what_waits_for_its_turn(bench: Bench) -> None:
+async def test_a_reload_applies_to_polls_that_wait_for_their_turn(bench: Bench) -> None:
     begun = [asyncio.ensure_future(each) for each in await bench.begin(4)]
     await asyncio.sleep(0)
     first, gone, *others = bench.names[:4]
@@ -159,7 +161,7 @@ async def test_a_reload_counts_for_what_waits_for_its_turn(bench: Bench) -> None
     assert bench.poller.accounts[changed.name] is changed
 
 
-async def test_a_machine_that_is_always_late_polls_all_the_same(
+async def test_a_machine_that_misses_every_turn_still_polls(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "_LATE_S", -10.0)
@@ -167,7 +169,7 @@ async def test_a_machine_that_is_always_late_polls_all_the_same(
     assert (bench.polls.taken, len(bench.poller.polled_at)) == (3, 1)
 
 
-async def test_where_turns_are_far_off_the_next_claim_waits_for_them_and_takes_what_waited_longest(
+async def test_the_next_claim_waits_for_distant_turns_and_takes_the_longest_wait(
     bench: Bench,
 ) -> None:
     assert await bench.of_provider.capacity(0) == Capacity(3, per_claim=16)
@@ -184,14 +186,14 @@ async def test_where_turns_are_far_off_the_next_claim_waits_for_them_and_takes_w
     assert 1 < capacity.wait_s < 2.5
 
 
-async def test_a_lease_whose_turn_is_too_far_off_is_given_back(bench: Bench) -> None:
+async def test_a_lease_whose_turn_is_too_distant_is_given_back(bench: Bench) -> None:
     await bench.polls.take_turns(PROVIDER, 1000, spacing_ms=20)
     await asyncio.gather(*await bench.begin(2))
     assert not bench.poller.polled_at
     assert sorted(bench.polls.given_back) == sorted(bench.names[:2])
 
 
-async def test_who_is_stopped_before_a_turn_comes_gives_the_lease_back(bench: Bench) -> None:
+async def test_a_poll_stopped_before_its_turn_gives_its_lease_back(bench: Bench) -> None:
     await bench.polls.take_turns(PROVIDER, 100, spacing_ms=20)
     begun = asyncio.gather(*await bench.begin(2))
     bench.stopped.set()
@@ -200,7 +202,7 @@ async def test_who_is_stopped_before_a_turn_comes_gives_the_lease_back(bench: Be
     assert len(bench.polls.given_back) == 2
 
 
-async def test_who_is_stopped_when_a_turn_has_come_polls_nothing_either(bench: Bench) -> None:
+async def test_a_poll_stopped_at_its_turn_asks_nothing_either(bench: Bench) -> None:
     begun = await bench.begin(1)
     bench.stopped.set()
     await asyncio.gather(*begun)
@@ -208,13 +210,13 @@ async def test_who_is_stopped_when_a_turn_has_come_polls_nothing_either(bench: B
     assert bench.polls.given_back == [ACCOUNT]
 
 
-async def test_no_more_polls_run_than_one_process_can_bear(bench: Bench) -> None:
+async def test_concurrent_polls_of_a_process_are_bounded(bench: Bench) -> None:
     capacity = await bench.of_provider.capacity(work.CONCURRENCY)
     assert (capacity.most, capacity.is_full) == (0, True)
     assert (await bench.of_provider.capacity(work.CONCURRENCY - 1)).most == 1
 
 
-async def test_a_run_of_all_accounts_takes_nothing_more_of_a_provider_that_is_polled(bench: Bench) -> None:
+async def test_run_once_claims_nothing_more_of_a_provider_that_is_finished(bench: Bench) -> None:
     all_of_them = PollWork(bench.polls)
     all_of_them.by_provider[PROVIDER] = bench.of_provider
     bench.of_provider.unpolled = {bench.names[0]}
@@ -225,21 +227,21 @@ async def test_a_run_of_all_accounts_takes_nothing_more_of_a_provider_that_is_po
     assert bench.of_provider.unread == set()
 
 
-async def test_a_run_of_all_accounts_has_not_read_one_whose_answer_came_too_late(bench: Bench) -> None:
+async def test_run_once_does_not_count_a_late_answer_as_read(bench: Bench) -> None:
     bench.of_provider.unpolled, bench.of_provider.unread = {ACCOUNT}, {ACCOUNT}
     bench.poller.is_taken = False
     await asyncio.gather(*await bench.begin(1))
     assert (bench.of_provider.unpolled, bench.of_provider.unread) == (set(), {ACCOUNT})
 
 
-async def test_a_run_of_all_accounts_polls_one_later_that_found_no_turn(bench: Bench) -> None:
+async def test_run_once_retries_an_account_that_found_no_turn(bench: Bench) -> None:
     await bench.polls.take_turns(PROVIDER, 1000, spacing_ms=20)
     bench.of_provider.unpolled = {ACCOUNT}
     await asyncio.gather(*await bench.begin(1))
     assert bench.of_provider.unpolled == {ACCOUNT}
 
 
-async def test_polls_that_wait_for_their_turn_are_left_to_the_provider_that_replaces_theirs(
+async def test_polls_that_wait_for_their_turn_are_left_to_the_replacing_provider(
     bench: Bench,
 ) -> None:
     begun = await bench.begin(2)
@@ -258,7 +260,7 @@ async def test_a_client_is_closed_after_its_last_poll(bench: Bench) -> None:
     assert closed.is_set()
 
 
-async def test_an_account_that_is_left_to_others_is_given_back_at_once_and_not_claimed_again_soon(
+async def test_an_account_left_to_others_is_given_back_at_once_and_not_claimed_again_soon(
     bench: Bench,
 ) -> None:
     left, kept = bench.names[:2]
@@ -271,7 +273,7 @@ async def test_an_account_that_is_left_to_others_is_given_back_at_once_and_not_c
     assert [lease.member for lease in claimed.leases] == [kept]
 
 
-async def test_an_account_that_was_left_to_others_is_claimed_again_in_a_minute(
+async def test_an_account_left_to_others_is_claimed_again_after_a_minute(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "_LEFT_S", 0.0)
@@ -282,7 +284,7 @@ async def test_an_account_that_was_left_to_others_is_claimed_again_in_a_minute(
     assert [lease.member for lease in claimed.leases] == [ACCOUNT]
 
 
-async def test_while_turns_are_scarce_none_is_claimed_that_has_waited_for_less(bench: Bench) -> None:
+async def test_while_turns_are_scarce_only_the_longest_waits_are_claimed(bench: Bench) -> None:
     first, later = bench.names[:2]
     await bench.store.due(bench.store.keys.polls(SHARD, PROVIDER), **{first: -10_000, later: -1000})
     claimed = await bench.of_provider.claim(Claim(SHARD, 10, waited_s=5.0))
@@ -291,7 +293,7 @@ async def test_while_turns_are_scarce_none_is_claimed_that_has_waited_for_less(b
     assert claimed.next_due_s < 0, "the other one is due, and is claimed next"
 
 
-async def test_an_account_that_was_left_to_others_is_claimed_again_after_a_reload(bench: Bench) -> None:
+async def test_an_account_left_to_others_is_claimed_again_after_a_reload(bench: Bench) -> None:
     bench.neighbours.left = frozenset((ACCOUNT,))
     await asyncio.gather(*await bench.begin(1))
     bench.of_provider.reconsider()
@@ -317,7 +319,7 @@ async def test_a_shard_where_only_others_accounts_are_due_is_not_claimed_at_all_
 
 
 @pytest.mark.parametrize("may_poll", [True, False])
-async def test_an_account_that_two_have_elsewhere_is_polled_where_its_state_allows_it(
+async def test_an_account_configured_differently_is_polled_where_its_state_allows(
     bench: Bench, may_poll: bool
 ) -> None:
     asked: list[tuple[str, str, str | None]] = []
@@ -334,7 +336,7 @@ async def test_an_account_that_two_have_elsewhere_is_polled_where_its_state_allo
 
 
 @pytest.mark.parametrize(("is_alone", "due_in_ms"), [(True, 10_000), (False, 0)])
-async def test_an_account_that_is_not_configured_is_left_to_workers_that_may_know_it(
+async def test_an_unconfigured_account_is_left_to_workers_that_may_know_it(
     bench: Bench, is_alone: bool, due_in_ms: int
 ) -> None:
     bench.neighbours.is_alone = is_alone
@@ -342,7 +344,7 @@ async def test_an_account_that_is_not_configured_is_left_to_workers_that_may_kno
     assert (bench.polls.given_back, bench.polls.due_in_ms) == (["stranger"], [due_in_ms])
 
 
-async def test_an_account_that_is_not_configured_takes_no_turn_from_the_others(bench: Bench) -> None:
+async def test_an_unconfigured_account_takes_no_turn_from_the_others(bench: Bench) -> None:
     strangers = [Lease(f"stranger-{number}", 0) for number in range(50)]
     await asyncio.gather(*await bench.of_provider.begin([*strangers, Lease(ACCOUNT, 0)]))
     assert await bench.polls.next_turn_ms(PROVIDER) < 1000
@@ -352,7 +354,7 @@ async def test_an_account_that_is_not_configured_takes_no_turn_from_the_others(b
 @pytest.mark.parametrize(
     ("trouble", "due_in_ms"), [(StoreUnreachable("Redis is away"), 0), (StoreError("quota"), 1)]
 )
-async def test_a_poll_that_the_store_did_not_take_is_made_again_and_not_only_when_its_lease_ends(
+async def test_a_poll_that_could_not_be_committed_is_repeated_before_its_lease_ends(
     bench: Bench, trouble: StoreError, due_in_ms: int
 ) -> None:
     bench.poller.trouble = trouble
@@ -361,7 +363,7 @@ async def test_a_poll_that_the_store_did_not_take_is_made_again_and_not_only_whe
     assert bench.polls.due_in_ms[0] >= due_in_ms
 
 
-async def test_leases_are_given_back_once_redis_is_there_again(
+async def test_leases_are_given_back_once_redis_is_reachable_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "_AGAIN_S", 0.01)
@@ -393,7 +395,7 @@ async def test_an_account_that_was_added_just_now_is_polled_at_its_next_claim(be
 
 
 @pytest.mark.parametrize(("has_looked", "due_in_ms"), [(True, 10_000), (False, 1000)])
-async def test_an_account_that_nobody_knows_waits_and_shorter_while_it_is_being_looked_for(
+async def test_an_unknown_account_waits_and_shorter_while_it_is_looked_up(
     bench: Bench, has_looked: bool, due_in_ms: int
 ) -> None:
     async def look_again() -> bool:
@@ -404,7 +406,7 @@ async def test_an_account_that_nobody_knows_waits_and_shorter_while_it_is_being_
     assert bench.polls.due_in_ms == [due_in_ms]
 
 
-async def test_an_account_that_is_locked_is_left_to_workers_that_can_open_it(bench: Bench) -> None:
+async def test_an_account_that_cannot_be_decrypted_is_left_to_other_workers(bench: Bench) -> None:
     bench.neighbours.locked_accounts = {"locked"}
     await asyncio.gather(*await bench.of_provider.begin([Lease("locked", 0)]))
     assert (bench.polls.given_back, bench.polls.due_in_ms) == (["locked"], [0])
@@ -413,7 +415,7 @@ async def test_an_account_that_is_locked_is_left_to_workers_that_can_open_it(ben
     assert claimed.leases == ()
 
 
-async def test_a_schedule_that_is_gone_is_noticed_where_there_ought_to_be_one(bench: Bench) -> None:
+async def test_a_missing_schedule_is_noticed(bench: Bench) -> None:
     empty = next(shard for shard in range(SHARDS) if shard != SHARD)
     bench.follow(an_account(ACCOUNT))
     await bench.of_provider.claim(Claim(empty, 10))
@@ -422,14 +424,14 @@ async def test_a_schedule_that_is_gone_is_noticed_where_there_ought_to_be_one(be
     assert bench.of_provider.has_lost
 
 
-async def test_what_a_reload_took_away_in_the_meantime_is_given_back(bench: Bench) -> None:
+async def test_a_lease_of_an_account_that_a_reload_removed_is_given_back(bench: Bench) -> None:
     none_left = PollWork(bench.polls)
     assert await none_left.capacity(PROVIDER, 0, 0) == Capacity(0), "nor is that a bug"
     await asyncio.gather(*await none_left.begin(PROVIDER, [Lease(bench.names[0], 0)]))
     assert bench.polls.given_back == [bench.names[0]]
 
 
-async def test_no_poll_has_room_while_nothing_may_be_committed(bench: Bench) -> None:
+async def test_no_poll_is_claimed_while_nothing_may_be_committed(bench: Bench) -> None:
     assert (await bench.of_provider.capacity(0)).most > 0
     bench.health.refusal = ServerRefused("Redis at db evicts keys")
     assert (await bench.of_provider.capacity(0)).most == 0

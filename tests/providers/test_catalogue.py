@@ -45,7 +45,7 @@ async def test_many_polls_at_once_fetch_it_once() -> None:
     assert listed.fetches == 1
 
 
-async def test_an_asset_that_a_fresh_list_lacks_is_unlisted_and_is_looked_for_again_later() -> None:
+async def test_an_asset_missing_from_a_fresh_list_is_unlisted_and_looked_up_again_later() -> None:
     listed = Listed("0")
     await listed.kept.look_up({"0", "28"})
     assert listed.kept.unlisted == {"28"}
@@ -59,7 +59,7 @@ async def test_an_asset_that_a_fresh_list_lacks_is_unlisted_and_is_looked_for_ag
     assert "28" in listed.kept.asset_by_id
 
 
-async def test_an_asset_that_turns_up_later_is_looked_for_at_once_but_not_in_a_rush() -> None:
+async def test_a_new_unknown_asset_is_looked_up_at_once_but_not_too_often() -> None:
     listed = Listed("0")
     await listed.kept.look_up({"0"})
     listed.ids = ("0", "300")
@@ -71,7 +71,7 @@ async def test_an_asset_that_turns_up_later_is_looked_for_at_once_but_not_in_a_r
     assert (listed.fetches, "300" in listed.kept.asset_by_id) == (2, True)
 
 
-async def test_a_failure_keeps_the_last_good_list_and_says_nothing_of_the_asset() -> None:
+async def test_a_failure_keeps_the_last_list_and_leaves_the_asset_unknown() -> None:
     listed = Listed("0")
     await listed.kept.look_up({"0"})
     listed.now_s += RETRY_S
@@ -95,7 +95,7 @@ async def test_a_delisted_asset_stays_known() -> None:
     assert listed.kept.asset_by_id.keys() == {"0", "1", "26"}
 
 
-async def test_a_fetch_that_is_cancelled_holds_nobody_up() -> None:
+async def test_a_cancelled_fetch_blocks_no_other_poll() -> None:
     listed = Listed("0")
     fetching = asyncio.create_task(listed.kept.look_up({"0"}))
     await asyncio.sleep(0)
@@ -126,7 +126,7 @@ async def test_an_asset_whose_row_is_odd_is_not_unlisted_until_its_row_is_fixed(
     assert "5" in listed.kept.asset_by_id
 
 
-async def test_an_asset_that_was_listed_well_stays_known_though_its_row_turns_odd() -> None:
+async def test_a_known_asset_stays_known_though_its_row_becomes_odd() -> None:
     listed = Listed("0", "5")
     await listed.kept.look_up({"5"})
     listed.now_s += RETRY_S
@@ -135,7 +135,7 @@ async def test_an_asset_that_was_listed_well_stays_known_though_its_row_turns_od
     assert listed.kept.asset_by_id.keys() == {"0", "5"}
 
 
-async def test_beside_a_row_that_does_not_say_whose_it_is_nothing_counts_as_unlisted() -> None:
+async def test_beside_a_row_without_an_id_no_asset_counts_as_unlisted() -> None:
     listed = Listed("0")
     listed.is_whole = False
     await listed.kept.look_up({"0", "28"})

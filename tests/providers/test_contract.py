@@ -182,7 +182,7 @@ async def test_it_reads_the_documented_answer(kind: str) -> None:
 
 
 @every_provider
-async def test_a_refused_key_is_trouble_with_auth(kind: str) -> None:
+async def test_a_refused_key_is_the_error_class_auth(kind: str) -> None:
     status, body = EXAMPLE_BY_KIND[kind].unauthorized
     async with staged(kind) as (stage, client):
         stage.reply = answer(body, status)
@@ -201,7 +201,7 @@ async def test_an_answer_that_stops_anywhere_is_refused(kind: str) -> None:
 
 
 @every_provider
-async def test_the_key_is_in_its_place_and_nowhere_else(kind: str) -> None:
+async def test_the_key_is_only_in_its_documented_place(kind: str) -> None:
     example = EXAMPLE_BY_KIND[kind]
     async with staged(kind) as (stage, client):
         stage.reply = answer({"resultInfo": {"message": API_KEY}, "status": API_KEY}, 400)
@@ -269,7 +269,7 @@ ENDLESS = {
 
 @every_provider
 @pytest.mark.parametrize("reply", ENDLESS.values(), ids=ENDLESS.keys())
-async def test_a_request_ends_at_its_timeout_whatever_drips(kind: str, reply: Any) -> None:
+async def test_a_request_ends_at_its_timeout_though_bytes_keep_coming(kind: str, reply: Any) -> None:
     async with staged(kind, timeout_s=0.15) as (stage, client):
         stage.reply = reply
         started = time.monotonic()
@@ -298,14 +298,14 @@ NOT_HTTP = {
 
 @every_provider
 @pytest.mark.parametrize("reply", NOT_HTTP.values(), ids=NOT_HTTP.keys())
-async def test_what_is_hardly_http_is_refused_and_nothing_worse(kind: str, reply: Any) -> None:
+async def test_barely_valid_http_is_rejected_and_nothing_worse(kind: str, reply: Any) -> None:
     async with staged(kind) as (stage, client):
         stage.reply = reply
         await refusal(client, kind)
 
 
 @every_provider
-async def test_after_all_that_went_wrong_the_next_answer_is_read(kind: str) -> None:
+async def test_after_any_error_the_next_answer_is_read(kind: str) -> None:
     example = EXAMPLE_BY_KIND[kind]
     async with staged(kind) as (stage, client):
         stage.reply = raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[", hang_up=True)
@@ -316,7 +316,9 @@ async def test_after_all_that_went_wrong_the_next_answer_is_read(kind: str) -> N
 
 @every_simulated
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_fault_of_the_sandbox_refuses_the_poll_and_the_next_is_good(kind: str, fault: str) -> None:
+async def test_a_fault_of_the_sandbox_rejects_the_poll_and_the_next_one_succeeds(
+    kind: str, fault: str
+) -> None:
     example = EXAMPLE_BY_KIND[kind]
     async with sandboxed(kind, timeout_s=0.2) as (sandbox, client):
         knobs = sandbox.metakeep if kind == "metakeep" else sandbox.loopring
@@ -327,7 +329,7 @@ async def test_a_fault_of_the_sandbox_refuses_the_poll_and_the_next_is_good(kind
 
 
 @every_simulated
-async def test_it_reads_from_the_sandbox_what_is_true_there(kind: str) -> None:
+async def test_the_balances_of_the_sandbox_are_read(kind: str) -> None:
     example = EXAMPLE_BY_KIND[kind]
     async with sandboxed(kind) as (_, client):
         snapshot = await client.read(example.account, await client.ask(example.account))
@@ -335,13 +337,13 @@ async def test_it_reads_from_the_sandbox_what_is_true_there(kind: str) -> None:
 
 
 @every_simulated
-async def test_an_account_that_nobody_has_is_no_empty_account(kind: str) -> None:
+async def test_an_unknown_account_is_not_read_as_an_empty_one(kind: str) -> None:
     async with sandboxed(kind, world=World()) as (_, client):
         assert (await refusal(client, kind)).error_class == "configuration"
 
 
 @every_provider
-async def test_two_accounts_have_two_sources_and_a_filter_makes_no_other(kind: str) -> None:
+async def test_two_accounts_have_two_sources_and_a_filter_keeps_the_source(kind: str) -> None:
     example = EXAMPLE_BY_KIND[kind]
     others: dict[str, Any] = {
         "evm": {"address": ALICE},
@@ -393,7 +395,7 @@ def places(value: Any) -> Any:
 @every_provider
 @tried(40)
 @given(data=st.data())
-def test_whatever_is_answered_it_raises_nothing_but_refused(kind: str, data: st.DataObject) -> None:
+def test_whatever_is_answered_only_rejected_is_raised(kind: str, data: st.DataObject) -> None:
     example = EXAMPLE_BY_KIND[kind]
     value = data.draw(ANY_JSON | almost_right(kind))
     provider: Provider = provider_class(kind)(example.settings())

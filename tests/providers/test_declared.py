@@ -86,7 +86,7 @@ async def test_a_node_is_asked_and_its_numbers_are_read_to_the_last_digit() -> N
     assert balances(snapshot) == {"BTC": Balance("24.99998591", "24.9999859", "12.34567891", None)}
 
 
-async def test_headers_of_ours_are_sent_once_and_as_the_file_says() -> None:
+async def test_configured_headers_are_sent_once_and_unchanged() -> None:
     said: dict[str, Any] = {
         "headers": {"user-agent": "me", "ACCEPT": "text/json", "X-Key": "k"},
         "ask": [{"path": "/"}],
@@ -102,7 +102,7 @@ async def test_headers_of_ours_are_sent_once_and_as_the_file_says() -> None:
     assert request.secret_headers == {"User-Agent": "me", "Accept": "text/json", "X-Key": "k"}
 
 
-async def test_a_post_without_a_body_says_so() -> None:
+async def test_a_post_without_a_body_has_content_length_zero() -> None:
     said: dict[str, Any] = {"ask": [{"method": "POST", "path": "/"}], "read": [{"id": "X", "total": "a"}]}
     async with Stage() as stage, declared_client(stage.url, **said) as client:
         await client.ask(declared_account())
@@ -119,7 +119,7 @@ async def test_a_post_without_a_body_says_so() -> None:
         ({"result": None, "error": {"code": -1}}, "malformed"),
     ],
 )
-async def test_an_error_is_classed_by_how_its_text_begins_whatever_its_status(
+async def test_an_error_is_classed_by_the_beginning_of_its_text_whatever_its_status(
     said: Any, error_class: str
 ) -> None:
     provider, parsed = Http(declared_settings(**BITCOIN)), parse(json.dumps(said).encode())
@@ -214,7 +214,7 @@ def test_random_rows_come_out_exact(row_by_asset: dict[str, tuple[str, str, str]
         assert to_atoms(balance.pending_withdrawal or "") == max(held - coming, 0)
 
 
-def test_what_the_parts_say_of_an_asset_is_added_up() -> None:
+def test_amounts_of_an_asset_in_several_parts_are_added_up() -> None:
     provider = declared(
         ask=[{"path": "/finalized"}, {"path": "/latest"}],
         read=[
@@ -229,7 +229,7 @@ def test_what_the_parts_say_of_an_asset_is_added_up() -> None:
         assert snapshot.height == 100
 
 
-def test_rows_of_one_asset_are_added_up_only_if_something_tells_them_apart() -> None:
+def test_rows_of_one_asset_are_added_up_only_if_a_key_distinguishes_them() -> None:
     twice = [{"mint": "M", "at": "x", "n": 5}, {"mint": "M", "at": "y", "n": 7}]
     part = {"rows": "@", "id": None, "asset": "mint", "total": "n"}
     assert flaw(twice, **part) == "read[0] row 1: 'mint' is as in a row above"
@@ -237,7 +237,7 @@ def test_rows_of_one_asset_are_added_up_only_if_something_tells_them_apart() -> 
     assert flaw([*twice, twice[0]], **part, unique="at") == "read[0] row 2: 'at' is as in a row above"
 
 
-def test_rows_that_are_an_object_are_named_by_its_names() -> None:
+def test_rows_in_an_object_are_named_by_its_keys() -> None:
     said = {"result": {"XXBT": {"balance": "1.5", "hold": "0.5"}, "ZEUR": {"balance": "2", "hold": "0"}}}
     part = {"rows": "result", "total": "balance", "locked": "hold"}
     assert balances(read(said, **part)) == {
@@ -290,7 +290,7 @@ def test_an_error_that_is_all_defaults_is_no_zero() -> None:
     assert balances(both.read(declared_account(), [{"a": "5"}], {})) == {"X": Balance("5", "0", "0", None)}
 
 
-def test_a_slot_cannot_be_left() -> None:
+def test_a_value_cannot_escape_its_slot() -> None:
     provider = declared(
         secrets={"key": "k/e?y&z=1"},
         ask=[
@@ -319,7 +319,7 @@ def test_dots_that_lead_up_are_not_put_into_a_path(value: str) -> None:
         provider.source(declared_account(who=value))
 
 
-def test_an_account_is_told_by_what_it_puts_in_and_not_by_keys() -> None:
+def test_an_accounts_source_depends_on_its_values_and_not_on_keys() -> None:
     def source(account: HttpAccount, key: str) -> str:
         said = {"ask": [{"path": "/{who}", "query": {"k": "{key}"}}], "read": [{"id": "X", "total": "a"}]}
         return declared(secrets={"key": key}, **said).source(account)
@@ -332,7 +332,7 @@ def test_an_account_is_told_by_what_it_puts_in_and_not_by_keys() -> None:
         source(declared_account(who="a", whom="b"), "key")
 
 
-def test_an_edit_of_what_is_read_is_another_source_and_one_of_how_it_is_shown_is_not() -> None:
+def test_an_edit_of_what_is_read_changes_the_source_and_one_of_display_does_not() -> None:
     """Else it would come out as events, and two workers in a rollout would answer each other's."""
     part: dict[str, Any] = {"rows": "rows", "asset": "a", "total": "n"}
     ask: dict[str, Any] = {"path": "/{who}", "query": {"types": "STANDARD"}}
@@ -385,7 +385,7 @@ def test_a_cursor_is_followed_to_the_last_page_and_all_pages_are_one_listing() -
     assert flaw_of_pages(provider, *answers[:2]) == "an answer is missing"
 
 
-def test_a_cursor_may_go_into_the_body_and_what_it_is_stays_what_it_is() -> None:
+def test_a_cursor_may_go_into_the_body_and_keeps_its_type() -> None:
     provider = paged("POST", cursor="next", json="after")
     requests = provider.requests(declared_account(), [page("A", next=7)])
     assert [request.json for request in requests] == [{"limit": 2, "after": 7}]
@@ -414,7 +414,7 @@ def test_pages_may_be_counted() -> None:
         ("more", "/more"),
     ],
 )
-def test_the_url_of_the_next_page_is_asked_as_it_is(said: str, target: str) -> None:
+def test_the_url_of_the_next_page_is_requested_unchanged(said: str, target: str) -> None:
     ask = {"path": "/items", "query": {"limit": "2"}, "next": {"url": "next"}}
     given = declared_settings("http://127.0.0.1:9/v1", ask=[ask], read=[PAGED])
     (request,) = Http(given).requests(declared_account(), [page("A", next=said)])
@@ -444,7 +444,7 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("said", ELSEWHERE)
-def test_a_next_page_at_another_place_is_not_asked_for(said: Any) -> None:
+def test_a_next_page_at_another_host_is_not_requested(said: Any) -> None:
     ask = {"path": "/items", "next": {"url": "next"}}
     provider = Http(declared_settings("http://127.0.0.1:9/v1", ask=[ask], read=[PAGED]))
     with pytest.raises(Rejected, match=r"another place than base_url|what is asked next"):
@@ -490,7 +490,7 @@ async def test_pages_are_asked_for_over_a_socket_and_a_listing_without_an_end_is
         assert len(stage.seen) == 6
 
 
-def test_an_ask_may_need_what_the_one_before_was_told() -> None:
+def test_a_request_may_use_the_answer_to_the_one_before() -> None:
     provider = declared(
         ask=[
             {"path": "/profiles"},
@@ -523,7 +523,7 @@ ABOUT = {
     ("name", "said"),
     [("7", 7), ("7", "7"), ("a b", "a b"), ("0xAb", "0xaB")],
 )
-def test_an_answer_may_say_for_which_account_it_is(name: str, said: object) -> None:
+def test_an_answer_may_name_its_account(name: str, said: object) -> None:
     account = declared_account(id=name)
     pages = [page("A", about={"id": said}, next="2"), page("B", about={"id": said})]
     assert [*declared(**ABOUT).read(account, pages, {}).row_by_asset] == ["A", "B"]
@@ -532,7 +532,7 @@ def test_an_answer_may_say_for_which_account_it_is(name: str, said: object) -> N
 @pytest.mark.parametrize(
     "said", ["8", 8, "07", " 7", "", None, True, ["7"], {"7": "7"}, Number("7.0"), "missing"]
 )
-def test_an_answer_about_another_account_refuses_the_poll_on_whatever_page(said: object) -> None:
+def test_an_answer_about_another_account_rejects_the_poll_on_any_page(said: object) -> None:
     provider, account = declared(**ABOUT), declared_account(id="7")
     good, odd = {"id": "7"}, {} if said == "missing" else {"id": said}
     whose = {
@@ -547,7 +547,7 @@ def test_an_answer_about_another_account_refuses_the_poll_on_whatever_page(said:
         assert refused.value.words.endswith(whose.get(str(said), "another account: 'about.id' is not its id"))
 
 
-def test_whose_an_answer_is_can_only_be_what_the_account_says() -> None:
+def test_the_account_check_uses_values_of_the_account_only() -> None:
     ask = {"path": "/{id}/{key}/{got}", "same": dict.fromkeys(("id", "key", "got", "other"), "id")}
     first = {"path": "/"}
     with pytest.raises(ValidationError) as refused:
@@ -558,7 +558,7 @@ def test_whose_an_answer_is_can_only_be_what_the_account_says() -> None:
     ]
 
 
-def test_a_large_listing_is_read_in_no_time() -> None:
+def test_a_large_listing_is_read_quickly() -> None:
     provider, answer = Http(declared_settings(**LISTING)), parse(a_listing())
     account = declared_account()
     assert len(provider.read(account, [answer], {}).row_by_asset) == ROWS
@@ -669,7 +669,7 @@ def test_a_sum_of_amounts_in_lists_takes_each_of_them_or_none() -> None:
         assert flaw(f'{{"a": [{{"k": "x", "b": [{{"n": 1}}, {lacking}]}}]}}', total=nested)
 
 
-def test_an_answer_in_which_no_row_is_about_the_one_asset_is_no_successful_poll() -> None:
+def test_an_answer_without_a_row_of_the_one_asset_rejects_the_poll() -> None:
     found = {"rows": "[@] | [?status == '1']", "id": "ETH", "total": "result"}
     assert total({"status": "1", "result": "5"}, **found) == "5"
     for odd in ({}, {"status": "0", "result": "5"}, {"message": "busy"}):
@@ -683,7 +683,7 @@ def test_an_answer_in_which_no_row_is_about_the_one_asset_is_no_successful_poll(
     assert not whole.read(declared_account(), [{}], {}).row_by_asset, "an empty listing, which is suspect"
 
 
-def test_decimals_of_one_asset_are_said_once() -> None:
+def test_decimals_of_one_asset_are_stated_once() -> None:
     with pytest.raises(ValueError, match="an asset is named twice"):
         declared(read=[{"rows": "@", "asset": "a", "total": "n", "decimals": {"0xAB": 6, "0xab": 18}}])
 
@@ -701,7 +701,7 @@ def test_which_assets_it_may_hold_is_known_as_far_as_it_can_be() -> None:
     assert may_hold("ETH", {"id": "BTC"}, {"rows": "rows", "asset": "asset"})
 
 
-def test_what_no_part_says_of_an_asset_is_zero_only_where_a_listing_is_whole() -> None:
+def test_an_asset_that_no_part_names_is_zero_only_in_a_full_listing() -> None:
     parts = [
         {"rows": "held", "asset": "asset", "total": "n"},
         {"rows": "coming", "asset": "asset", "pending_deposit": "n"},
@@ -717,7 +717,7 @@ def test_what_no_part_says_of_an_asset_is_zero_only_where_a_listing_is_whole() -
         declared(read=parts).read(declared_account(), [said], {})
 
 
-async def test_an_asset_that_a_threshold_names_and_a_whole_listing_does_not_is_zero() -> None:
+async def test_an_asset_of_a_threshold_that_a_full_listing_lacks_is_zero() -> None:
     settings = declared_settings(**{**LISTING, "absent_is_zero": True})
     account = declared_account()
     async with ProviderClient(Http(settings), settings) as client:
@@ -772,7 +772,7 @@ of = { who = 7, what = "x y" }
 """
 
 
-def test_what_check_shows_of_it_is_read_as_the_same(tmp_path: Path) -> None:
+def test_the_output_of_check_show_loads_as_the_same_provider(tmp_path: Path) -> None:
     first, second = tmp_path / "first.toml", tmp_path / "second.toml"
     first.write_text(SHOWN)
     settings = load(first, {}).settings
@@ -830,9 +830,7 @@ INNER = st.recursive(
 
 @tried(40)
 @given(PATHS, PATHS, PATHS, INNER)
-def test_no_path_raises_anything_but_a_rejection_whatever_it_is_applied_to(
-    first: str, second: str, third: str, said: Any
-) -> None:
+def test_a_path_on_any_value_raises_only_rejected(first: str, second: str, third: str, said: Any) -> None:
     part = {
         "rows": first,
         "asset": second,

@@ -127,7 +127,7 @@ def test_confirmations_are_counted_back_from_the_height_that_is_asked_first() ->
     assert [int(call["params"][1], 16) for call in young.json] == [0, 5]
 
 
-def test_where_there_is_no_multicall_each_balance_is_asked_for_at_the_same_heights() -> None:
+def test_without_multicall_each_balance_is_requested_at_the_same_heights() -> None:
     scene = SCENES["pending, without Multicall3"]
     provider, account = Evm(evm_settings(**scene.settings)), evm_account(*scene.tokens)
     first, second, third = scene.answers
@@ -157,7 +157,7 @@ def test_many_calls_are_several_batches_whose_ids_go_on() -> None:
 
 
 @pytest.mark.parametrize("name", ["pending", "pending, without Multicall3", "pending, by confirmations"])
-def test_a_node_of_another_chain_is_a_mistake_of_the_configuration_that_names_both(name: str) -> None:
+def test_a_node_of_another_chain_is_a_configuration_error_that_names_both(name: str) -> None:
     found = refused(SCENES[name], SCENES[name].answers, chain_id=8453)
     assert found.error_class == "configuration"
     assert "on chain 31337, not on 8453" in found.reason
@@ -172,7 +172,7 @@ def test_a_settled_block_ahead_of_the_latest_comes_from_two_nodes() -> None:
 
 @pytest.mark.parametrize("more", ["", ", without Multicall3"])
 @pytest.mark.parametrize(("number", "token"), [*enumerate((WORDLESS_TOKEN, BROKEN_TOKEN, NO_CONTRACT))])
-def test_a_token_that_does_not_answer_as_one_refuses_the_poll_and_is_named(
+def test_an_address_that_does_not_answer_as_a_token_rejects_the_poll_and_is_named(
     number: int, token: str, more: str
 ) -> None:
     scene = SCENES[f"no token {number}{more}"]
@@ -210,7 +210,7 @@ def one(result: Any) -> list[Any]:
     return [[{"jsonrpc": "2.0", "id": 0, "result": result}]]
 
 
-def test_the_made_answer_is_a_good_one() -> None:
+def test_the_generated_answer_is_valid() -> None:
     snapshot = read(MADE, one(packed(GOOD)))
     assert {asset: balance.total for asset, balance in balances(snapshot).items()} == {
         NATIVE: "0.000000000000000005",
@@ -229,7 +229,7 @@ ODD_NUMBERS = {
 
 @pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("value", ODD_NUMBERS.values(), ids=ODD_NUMBERS.keys())
-def test_a_number_is_exactly_32_bytes_or_refuses_the_poll(value: bytes | None, place: int) -> None:
+def test_a_number_is_exactly_32_bytes_or_rejects_the_poll(value: bytes | None, place: int) -> None:
     refused(MADE, one(packed([*GOOD[:place], value, *GOOD[place + 1 :]])))
 
 
@@ -244,7 +244,7 @@ def test_a_height_that_no_chain_can_have_is_refused(height: int) -> None:
     assert read(MADE, one(packed([CHAIN, word(10**19 - 1), *GOOD[2:]]))).height == 10**19 - 1
 
 
-def test_the_largest_balance_there_can_be_is_read() -> None:
+def test_the_largest_possible_balance_is_read() -> None:
     most = read(MADE, one(packed([*GOOD[:3], word(2**256 - 1), word(78), GOOD[5]])))
     assert balances(most)[TOKEN].total == f"0.{2**256 - 1}"
 
@@ -282,11 +282,11 @@ ODD_RESULTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("result", ODD_RESULTS.values(), ids=ODD_RESULTS.keys())
-def test_what_is_no_answer_of_multicall3_is_refused(result: Any) -> None:
+def test_an_invalid_answer_of_multicall3_is_rejected(result: Any) -> None:
     assert refused(MADE, one(result)).error_class == "malformed"
 
 
-def test_an_answer_that_is_cut_off_anywhere_is_refused() -> None:
+def test_an_answer_cut_off_anywhere_is_rejected() -> None:
     whole = packed(GOOD)
     for length in range(4, len(whole) - 2, 2):
         refused(MADE, one(whole[:length]))
@@ -328,7 +328,7 @@ ODD_BATCHES: dict[str, Callable[[list[Any]], Any]] = {
 
 
 @pytest.mark.parametrize("odd", ODD_BATCHES.values(), ids=ODD_BATCHES.keys())
-def test_a_batch_that_does_not_answer_each_call_once_is_refused(odd: Callable[[list[Any]], Any]) -> None:
+def test_a_batch_that_does_not_answer_each_call_once_is_rejected(odd: Callable[[list[Any]], Any]) -> None:
     scene = SCENES["pending"]
     assert refused(scene, [odd(scene.answers[0])]).error_class == "malformed"
 
@@ -352,7 +352,7 @@ def test_an_error_means_what_its_code_says_alone_and_in_a_batch(code: int, meant
 
 
 @pytest.mark.parametrize("code", [-32016, -32099, 17, "-32005", None, 10**80, 1.5, True])
-def test_any_other_error_refuses_the_poll_too(code: Any) -> None:
+def test_any_other_error_rejects_the_poll_too(code: Any) -> None:
     found = Evm(evm_settings()).refusal(200, [error(code)])
     assert found
     assert found.error_class in ("transient", "malformed")
@@ -477,12 +477,12 @@ def test_pendings_are_unknown_where_nothing_is_later_than_what_is_settled() -> N
     assert not Evm(evm_settings(confirmations=2)).unknown_fields
 
 
-def test_a_key_with_signs_of_a_url_in_it_stays_one_part_of_the_path() -> None:
+def test_a_key_with_url_characters_stays_one_segment_of_the_path() -> None:
     (request,) = Evm(evm_settings(api_key="a/b?c#d%e")).requests(evm_account())
     assert request.path == "/v2/a%2Fb%3Fc%23d%25e"
 
 
-async def test_the_key_is_in_the_path_and_nowhere_else() -> None:
+async def test_the_key_is_in_the_path_only() -> None:
     async with Stage() as stage:
         settings = evm_settings(stage.url)
         provider, account = Evm(settings), evm_account()
@@ -514,7 +514,7 @@ def test_a_call_of_multicall3_is_packed_as_the_abi_says() -> None:
 
 
 @given(st.lists(st.none() | st.binary(max_size=100), max_size=6))
-def test_what_is_packed_is_read_back(values: list[bytes | None]) -> None:
+def test_packed_calls_are_read_back(values: list[bytes | None]) -> None:
     assert returned(bytes.fromhex(packed(values)[2:]), len(values)) == values
 
 

@@ -37,7 +37,7 @@ def chain() -> Iterator[Ethereum]:
         yield chain
 
 
-def test_what_was_recorded_is_what_a_node_answers() -> None:
+def test_recorded_answers_match_a_real_node() -> None:
     recording, made = recorded(), dict(scenes())
     assert made.keys() == recording.keys()
     for name, scene in made.items():
@@ -51,7 +51,7 @@ def read(scene: Any) -> Snapshot | str:
         return rejected.reason
 
 
-async def test_two_hundred_tokens_are_one_answer_that_the_client_takes(chain: Ethereum) -> None:
+async def test_two_hundred_tokens_fit_in_one_answer_of_the_client(chain: Ethereum) -> None:
     tokens = chain.deploy(
         *(erc20(number, symbol="A LONGER SYMBOL THAN MOST HAVE") for number in range(MOST_TOKENS))
     )
@@ -129,7 +129,7 @@ async def until_polled(worker: Any, more: int) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_what_happens_on_a_chain_is_told_and_a_reorganisation_moves_no_total(
+async def test_transfers_make_events_and_a_reorganisation_moves_no_total(
     chain: Ethereum, redis_server_url: str, namespace: str
 ) -> None:
     (token,) = chain.deploy(erc20(10**24))
@@ -175,7 +175,7 @@ async def test_what_happens_on_a_chain_is_told_and_a_reorganisation_moves_no_tot
     assert "error" in {line["log_level"] for line in lines if "on chain 31337" in str(line.get("reason"))}
 
 
-async def test_a_node_that_is_behind_the_one_before_is_not_believed_until_it_has_caught_up(
+async def test_answers_of_a_lagging_node_are_discarded_until_it_has_caught_up(
     chain: Ethereum, redis_server_url: str, namespace: str
 ) -> None:
     chain.install_multicall3()
@@ -197,7 +197,7 @@ async def test_a_node_that_is_behind_the_one_before_is_not_believed_until_it_has
 
 
 @pytest.mark.parametrize("settings", [{"confirmations": 3}, {}], ids=["confirmations", "finality"])
-async def test_a_chain_without_multicall3_is_watched_as_well(
+async def test_a_chain_without_multicall3_works_too(
     settings: dict[str, Any], chain: Ethereum, redis_server_url: str, namespace: str
 ) -> None:
     (token,) = chain.deploy(erc20(10**24, decimals=6, symbol=b"OLD"))

@@ -75,7 +75,7 @@ def test_an_exponent_moves_the_point(text: str, read: str) -> None:
         None,
     ],
 )
-def test_what_is_no_bounded_number_is_no_amount(text: object) -> None:
+def test_an_unbounded_or_invalid_number_is_no_amount(text: object) -> None:
     with pytest.raises(NotAnAmount):
         from_number(text, signed=True)
 

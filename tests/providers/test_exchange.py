@@ -157,7 +157,7 @@ async def test_a_request_is_signed_as_the_exchange_checks_it_byte_for_byte(excha
     assert len(stage.seen) == len(sample.bodies)
 
 
-async def test_a_wrong_secret_is_trouble_with_auth_and_shows_nowhere() -> None:
+async def test_a_wrong_secret_is_the_error_class_auth_and_is_never_shown() -> None:
     async with staged("binance", signed_by_binance, secret="canary-wrong") as (_, client):
         with pytest.raises(Rejected) as refused:
             await client.ask(an_account_at("binance"))
@@ -165,7 +165,7 @@ async def test_a_wrong_secret_is_trouble_with_auth_and_shows_nowhere() -> None:
     assert "canary" not in f"{refused.value!r}{refused.value.reason}{refused.value.__cause__!r}"
 
 
-async def test_the_pages_of_coinbase_are_asked_for_one_after_the_other_and_added_up() -> None:
+async def test_the_pages_of_coinbase_are_requested_in_order_and_added_up() -> None:
     async with staged("coinbase", signed_by_coinbase) as (stage, client):
         account = an_account_at("coinbase")
         snapshot = await polled(client, account)
@@ -175,7 +175,7 @@ async def test_the_pages_of_coinbase_are_asked_for_one_after_the_other_and_added
     assert snapshot.absent_is_zero
 
 
-async def test_a_key_of_coinbase_of_before_signs_too() -> None:
+async def test_a_legacy_key_of_coinbase_signs_too() -> None:
     def check(seen: Seen) -> bool:
         said, path = seen.header_by_name, seen.target.partition("?")[0]
         made = hmac.new(b"s3cret", f"{said['cb-access-timestamp']}GET{path}".encode(), hashlib.sha256)
@@ -227,7 +227,7 @@ def exact(text: str) -> str:
 
 
 @every_exchange
-def test_it_asks_where_ccxt_asks_and_the_table_says_where_that_is(exchange: str) -> None:
+def test_requests_go_where_ccxt_sends_them_and_the_table_names_the_endpoint(exchange: str) -> None:
     ccxt = import_module("ccxt")
     asked: list[str] = []
     keys = exchange_settings(exchange).credentials
@@ -256,7 +256,7 @@ def test_a_poll_needs_as_many_requests_as_it_has_pages_at_first(exchange: str) -
     assert provider.unknown_fields == {"pending_deposit", "pending_withdrawal"}
 
 
-def test_nonces_rise_with_the_clock_and_asking_what_a_poll_costs_uses_none_up() -> None:
+def test_nonces_rise_with_the_clock_and_counting_requests_uses_none_up() -> None:
     """A worker that counts the cost of a thousand accounts would else be a second ahead of all others."""
     provider, account = an_exchange("kraken"), an_account_at("kraken")
     before = time.time_ns() // 1_000_000
@@ -289,7 +289,7 @@ ODD = (
 
 
 @every_exchange
-async def test_an_odd_answer_is_refused_with_any_status_and_never_zero(exchange: str) -> None:
+async def test_an_odd_answer_of_any_status_is_rejected_and_never_zero(exchange: str) -> None:
     empty = {"bitfinex": {"[]"}, "gemini": {"[]"}}.get(exchange, set())
     provider, account = an_exchange(exchange), an_account_at(exchange)
     async with staged(exchange) as (stage, client):
@@ -317,7 +317,7 @@ def is_meant(sample: Sample, odd: Odd) -> bool:
 
 
 @every_listing
-def test_an_answer_that_is_spoilt_in_one_place_is_never_read_as_what_it_does_not_say(sample: Sample) -> None:
+def test_an_answer_damaged_in_one_place_is_never_misread(sample: Sample) -> None:
     provider, account = an_exchange(sample.exchange), exchange_account(**sample.params)
 
     def polled_(bodies: list[bytes]) -> Snapshot | Rejected:
@@ -345,7 +345,7 @@ def test_an_answer_that_is_spoilt_in_one_place_is_never_read_as_what_it_does_not
     assert not complaints, "\n".join(complaints)
 
 
-async def test_a_half_of_an_answer_is_refused_wherever_it_ends() -> None:
+async def test_a_truncated_answer_is_rejected_wherever_it_ends() -> None:
     (body,), account = a_sample("kraken").bodies, an_account_at("kraken")
     async with staged("kraken") as (_, client):
         for length in range(0, len(body) - 1, 7):
@@ -354,7 +354,7 @@ async def test_a_half_of_an_answer_is_refused_wherever_it_ends() -> None:
 
 
 @every_exchange
-def test_ccxt_connects_to_nothing_waits_for_nothing_and_says_nothing(
+def test_ccxt_opens_no_connection_never_waits_and_logs_nothing(
     exchange: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -402,7 +402,7 @@ def test_no_amount_ever_becomes_a_float(exchange: str, monkeypatch: pytest.Monke
 
 
 @every_exchange
-def test_what_ccxt_learns_from_one_account_it_forgets_before_the_next(exchange: str) -> None:
+def test_ccxt_keeps_nothing_of_one_account_for_the_next(exchange: str) -> None:
     provider, account, sample = an_exchange(exchange), an_account_at(exchange), a_sample(exchange)
     before = json.dumps(provider._signer._made.options, default=str)
     answers = [*map(parse, sample.bodies)]
@@ -419,7 +419,7 @@ def walk(said: Any) -> Any:
         yield from walk(part)
 
 
-def test_a_regional_host_is_asked_and_signed_for() -> None:
+def test_requests_to_a_regional_host_are_signed_for_it() -> None:
     provider = an_exchange("okx", base_url="https://my.okx.com")
     (request,) = provider.requests(an_account_at("okx"))
     assert request.path == "/api/v5/asset/balances"
@@ -447,7 +447,7 @@ NOT_REVIEWED = [
 
 
 @pytest.mark.parametrize(("exchange", "params", "words"), NOT_REVIEWED)
-def test_what_was_not_reviewed_is_asked_for_only_where_that_is_wanted(
+def test_unreviewed_exchanges_need_an_explicit_setting(
     exchange: str, params: dict[str, Any], words: str
 ) -> None:
     account = exchange_account(**params)
@@ -457,7 +457,7 @@ def test_what_was_not_reviewed_is_asked_for_only_where_that_is_wanted(
     assert an_exchange(exchange, unreviewed=True).source(account) == f"{exchange} {json.dumps(params)}"
 
 
-def test_what_ccxt_cannot_ask_for_is_a_mistake_of_the_account_that_wants_it() -> None:
+def test_a_balance_that_ccxt_cannot_request_is_a_mistake_of_its_account() -> None:
     provider = an_exchange("okx", unreviewed=True)
     with pytest.raises(Rejected, match="no request of them with this key"):
         provider.source(exchange_account(type="nonsense", ccy=7, marginMode="x", maxRetriesOnFailure="x"))
@@ -465,7 +465,7 @@ def test_what_ccxt_cannot_ask_for_is_a_mistake_of_the_account_that_wants_it() ->
     assert provider.source(exchange_account()) == "htx {}"
 
 
-def test_equity_is_read_where_it_is_wanted_and_an_asset_that_is_absent_stays_unknown() -> None:
+def test_equity_is_read_if_configured_and_an_absent_asset_stays_unknown() -> None:
     said = {"code": "0", "msg": "", "data": [{"uTime": "1705474164160", "details": [
         {"ccy": "USDT", "eq": "4992.890093622894", "availEq": "4834.317093622894", "cashBal": "4850.4",
          "frozenBal": "158.573", "availBal": "4834.3"}]}]}  # fmt: skip
@@ -483,7 +483,7 @@ def test_equity_is_read_where_it_is_wanted_and_an_asset_that_is_absent_stays_unk
 
 
 @pytest.mark.parametrize("number", ["1e-8", "0.10000000000000000001", "123456789012345678901234567890.5"])
-def test_numbers_stay_exact_where_ccxt_reads_them(number: str) -> None:
+def test_numbers_that_ccxt_reads_stay_exact(number: str) -> None:
     provider, account = an_exchange("binance", unreviewed=True), exchange_account(type="margin")
     said = {"userAssets": [{"asset": "BTC", "free": "@", "locked": "1", "borrowed": "0", "interest": "0"}]}
     (answer_,) = [parse(json.dumps(said).replace('"@"', number).encode())]
@@ -508,7 +508,7 @@ def test_numbers_stay_exact_where_ccxt_reads_them(number: str) -> None:
         ("hyperliquid", {"unreviewed": True}, None, "exchange: needs a"),
     ],
 )
-def test_what_cannot_work_is_a_mistake_before_anything_runs(
+def test_an_impossible_section_is_a_mistake_before_anything_runs(
     exchange: str, more: dict[str, Any], field: str | None, words: str
 ) -> None:
     with pytest.raises(ValidationError) as raised:
@@ -519,7 +519,7 @@ def test_what_cannot_work_is_a_mistake_before_anything_runs(
     assert "canary" not in str(raised.value)
 
 
-def test_most_exchanges_can_be_asked_where_that_is_wanted() -> None:
+def test_most_exchanges_can_be_polled_with_the_explicit_setting() -> None:
     """How many of them sign a first request, offline, for their own address: of answers it says nothing."""
     ccxt = import_module("ccxt")
     can = []
@@ -578,7 +578,7 @@ NAMES = st.sampled_from(
 @pytest.mark.parametrize(("exchange", "kind"), UNREVIEWED)
 @tried(25)
 @given(data=st.data())
-def test_whatever_is_answered_ccxt_raises_nothing_but_rejected(
+def test_whatever_is_answered_only_rejected_is_raised(
     exchange: str, kind: str | None, data: st.DataObject
 ) -> None:
     provider = lenient(exchange)
@@ -609,7 +609,7 @@ def written(said: Any) -> bytes:
     return re.sub(r'"@([^"]*)@"', r"\1", json.dumps(said)).encode()
 
 
-def test_ccxt_is_imported_where_a_configuration_names_an_exchange_and_nowhere_else(tmp_path: Any) -> None:
+def test_ccxt_is_imported_only_if_a_configuration_names_an_exchange(tmp_path: Any) -> None:
     path = tmp_path / "watcher.toml"
     path.write_text('[providers.loopring]\napi_key = "k"\n')
     program = (
@@ -621,7 +621,7 @@ def test_ccxt_is_imported_where_a_configuration_names_an_exchange_and_nowhere_el
     assert done.stdout == "False\n"
 
 
-def test_a_configuration_says_all_that_is_wrong_with_its_lines(tmp_path: Any) -> None:
+def test_all_mistakes_of_a_section_are_reported_with_their_lines(tmp_path: Any) -> None:
     path = tmp_path / "watcher.toml"
     path.write_text(
         '[providers.okx]\nkind = "exchange"\nexchange = "okx"\n'

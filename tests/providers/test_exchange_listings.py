@@ -35,7 +35,7 @@ def rejected(listing: Listing, *bodies: bytes) -> str:
     return refused.value.words
 
 
-def test_every_listing_has_an_answer_that_its_exchange_documents() -> None:
+def test_every_listing_has_a_documented_answer() -> None:
     there = [(name, listing) for name, venue in REVIEWED.items() for listing in venue.listings]
     assert len(SAMPLES) == len(there)
     for sample in SAMPLES:
@@ -71,13 +71,13 @@ NO_LISTING = (
 
 
 @every_listing
-def test_what_is_no_listing_never_reads_as_nothing(sample: Sample) -> None:
+def test_an_answer_that_is_no_listing_is_never_read_as_empty(sample: Sample) -> None:
     for body in NO_LISTING:
         rejected(sample.listing, body.encode())
 
 
 @every_listing
-def test_an_answer_without_its_list_or_with_another_kind_of_one_is_refused(sample: Sample) -> None:
+def test_an_answer_without_its_list_or_with_another_type_is_rejected(sample: Sample) -> None:
     for index, body in enumerate(sample.bodies):
         odds: list[Any] = [None, {}, [], "x", 7, [[]], [{}], {"BTC": {}}, {"BTC": []}]
         for odd in odds:
@@ -89,7 +89,7 @@ def test_an_answer_without_its_list_or_with_another_kind_of_one_is_refused(sampl
             rejected(sample.listing, *broken)
 
 
-def test_an_empty_listing_is_one_only_where_what_is_zero_is_left_out() -> None:
+def test_an_empty_listing_is_accepted_only_where_zeros_are_left_out() -> None:
     full = {str(sample) for sample in SAMPLES if not sample.listing.may_be_empty}
     assert full == {"binance-spot", "bitstamp-spot", "coinbase-accounts"}
     empty = next(sample for sample in SAMPLES if str(sample) == "okx-funding")
@@ -115,7 +115,7 @@ AMOUNTS_NOT: list[Any] = [
 
 
 @every_listing
-def test_an_amount_that_is_none_refuses_the_poll(sample: Sample) -> None:
+def test_an_invalid_amount_rejects_the_poll(sample: Sample) -> None:
     ways = [way for way in (sample.listing.total, sample.listing.free, sample.listing.locked) if way]
     assert len(ways) == 2
     for way, odd in product(ways, AMOUNTS_NOT):
@@ -124,7 +124,7 @@ def test_an_amount_that_is_none_refuses_the_poll(sample: Sample) -> None:
 
 
 @every_listing
-def test_a_number_of_json_is_read_by_its_text_or_refuses_the_poll(sample: Sample) -> None:
+def test_a_json_number_is_read_by_its_text_or_rejects_the_poll(sample: Sample) -> None:
     way = sample.listing.total or sample.listing.free
     assert way
     text = json.dumps(with_first_row(sample, way, "@here@"))
@@ -140,7 +140,7 @@ def test_a_number_of_json_is_read_by_its_text_or_refuses_the_poll(sample: Sample
 
 
 @every_listing
-def test_an_asset_without_a_name_refuses_the_poll(sample: Sample) -> None:
+def test_an_asset_without_a_name_rejects_the_poll(sample: Sample) -> None:
     odds: list[Any] = [None, "", 7, [], "a\nb", " BTC", "B" * 65]
     for odd in odds:
         if sample.listing.asset:
@@ -173,25 +173,25 @@ def test_an_asset_listed_twice_is_added_up_only_where_that_is_documented(sample:
 
 
 @pytest.mark.parametrize("pages", [[True], [False, False], [True, True], [None], ["false"], [0], [1, 0]])
-def test_a_part_of_a_listing_is_never_read_as_all_of_it(pages: list[Any]) -> None:
+def test_a_part_of_a_listing_is_never_read_as_the_whole(pages: list[Any]) -> None:
     coinbase = next(sample for sample in SAMPLES if sample.exchange == "coinbase")
     said = parsed(coinbase.bodies[0])
     bodies = [json.dumps(said | {"has_next": more}).encode() for more in pages]
     assert "pages do not end" in rejected(coinbase.listing, *bodies)
 
 
-def test_more_answers_than_were_asked_for_are_refused() -> None:
+def test_more_answers_than_requests_are_rejected() -> None:
     binance = next(sample for sample in SAMPLES if str(sample) == "binance-spot")
     rejected(binance.listing, *binance.bodies, *binance.bodies)
 
 
-def test_more_that_is_free_than_there_is_refuses_the_poll() -> None:
+def test_more_free_than_total_rejects_the_poll() -> None:
     gemini = next(sample for sample in SAMPLES if sample.exchange == "gemini")
     said = with_first_row(gemini, ("available",), "10.6")
     assert "row 0: an amount is" in rejected(gemini.listing, json.dumps(said).encode())
 
 
-def test_another_wallet_counts_for_nothing_and_a_wallet_without_a_name_refuses_the_poll() -> None:
+def test_another_wallet_is_ignored_and_one_without_a_name_rejects_the_poll() -> None:
     bitfinex = next(sample for sample in SAMPLES if sample.exchange == "bitfinex")
     assert read(bitfinex.listing, b'[["margin", "BTC", 5, 0, 5, null, null]]') == {}
     assert "of which wallet" in rejected(bitfinex.listing, b'[[null, "BTC", 5, 0, 5, null, null]]')
@@ -206,7 +206,7 @@ def test_another_wallet_counts_for_nothing_and_a_wallet_without_a_name_refuses_t
 @every_listing
 @tried(10)
 @given(data=st.data())
-def test_whatever_is_answered_it_raises_nothing_but_rejected(sample: Sample, data: st.DataObject) -> None:
+def test_whatever_is_answered_only_rejected_is_raised(sample: Sample, data: st.DataObject) -> None:
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
     names = st.sampled_from(["balances", "result", "data", "accounts", "list", "coin", "balance", "has_next"])
     any_json = st.recursive(
@@ -232,7 +232,7 @@ def test_without_ccxt_a_configuration_says_how_to_install_it(monkeypatch: pytest
     assert "needs ccxt: pip install 'balance-watcher[exchange]'" in flaw["msg"]
 
 
-def test_without_ccxt_check_says_so_in_one_line_and_exits_78(
+def test_without_ccxt_check_says_so_in_one_line_and_exits_with_78(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ccxt", None)

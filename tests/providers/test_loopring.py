@@ -19,25 +19,25 @@ def read(*rows: Any, account: LoopringAccount | None = None) -> Snapshot:
     return PROVIDER.read(account or loopring_account(), [parse(json.dumps(rows).encode())], CATALOGUE)
 
 
-def test_amounts_are_told_in_whole_units_of_the_token() -> None:
+def test_amounts_are_read_in_whole_units_of_the_token() -> None:
     row = read(a_balance(1, "8427006149700000000", "1", "500000000000000000", "0")).row_by_asset["1"]
     assert row.balance == Balance("8.4270061497", "0.000000000000000001", "0.5", "0")
     assert row.asset == CATALOGUE["1"]
     assert not row.locked_absent
 
 
-def test_a_token_that_nobody_lists_is_told_in_its_smallest_unit() -> None:
+def test_an_unlisted_token_is_read_in_its_smallest_unit() -> None:
     row = read(a_balance(32768, "12")).row_by_asset["32768"]
     assert (row.asset, row.balance.total) == (Asset("32768"), "12")
 
 
-def test_only_an_unfiltered_listing_says_that_what_is_absent_is_zero() -> None:
+def test_only_an_unfiltered_listing_means_that_absent_tokens_are_zero() -> None:
     assert (read().absent_is_zero, read().watched) == (True, None)
     filtered = read(account=loopring_account(tokens=(1, 0)))
     assert (filtered.absent_is_zero, filtered.watched) == (False, ("1", "0"))
 
 
-def test_a_row_outside_the_filter_is_ignored_whatever_it_says() -> None:
+def test_a_row_outside_the_filter_is_ignored() -> None:
     for odd in ({"total": None}, {"accountId": None}, {"pending": None}, {"locked": 7}):
         account = loopring_account(tokens=(0,))
         assert read(a_balance(7) | odd, a_balance(0), account=account).row_by_asset.keys() == {"0"}
@@ -46,7 +46,7 @@ def test_a_row_outside_the_filter_is_ignored_whatever_it_says() -> None:
 @pytest.mark.parametrize(
     "odd", [None, {}, a_balance(7) | {"tokenId": None}, a_balance(7) | {"accountId": 10111}]
 )
-def test_a_row_that_may_be_of_a_watched_token_or_of_another_account_refuses_the_poll(odd: Any) -> None:
+def test_a_row_of_an_unclear_token_or_of_another_account_rejects_the_poll(odd: Any) -> None:
     with pytest.raises(Rejected, match="row 0"):
         read(odd, a_balance(0), account=loopring_account(tokens=(0,)))
 
@@ -80,14 +80,14 @@ def test_the_same_row_twice_is_one_row() -> None:
     ],
     ids=str,
 )
-def test_an_odd_row_refuses_the_poll(odd: dict[str, Any]) -> None:
+def test_an_odd_row_rejects_the_poll(odd: dict[str, Any]) -> None:
     with pytest.raises(Rejected) as raised:
         read(a_balance(1, "5"), a_balance(0) | odd)
     assert raised.value.error_class == "malformed"
     assert "row 1" in raised.value.reason
 
 
-def test_rows_of_two_accounts_are_refused_even_where_only_the_address_is_known() -> None:
+def test_rows_of_two_accounts_are_rejected_even_if_only_the_address_is_known() -> None:
     account = loopring_account(address=OWNER)
     assert read(a_balance(0), a_balance(1), account=account).row_by_asset.keys() == {"0", "1"}
     with pytest.raises(Rejected, match="another account"):
@@ -114,7 +114,7 @@ def test_a_documented_code_says_what_to_do_in_either_shape(code: int, shape: str
     assert "whatever" not in refused.reason
 
 
-def test_a_code_that_nobody_documents_is_left_to_the_status_unless_that_says_200() -> None:
+def test_an_undocumented_code_is_judged_by_the_status_unless_that_is_200() -> None:
     said = {"resultInfo": {"code": 987654, "message": "?"}}
     assert PROVIDER.refusal(400, said) is None
     refused = PROVIDER.refusal(200, said)
@@ -123,11 +123,11 @@ def test_a_code_that_nobody_documents_is_left_to_the_status_unless_that_says_200
 
 
 @pytest.mark.parametrize("said", [None, [], "x", {}, {"code": "104002"}, {"code": True}, {"resultInfo": []}])
-def test_an_answer_without_a_code_is_left_to_the_status(said: Any) -> None:
+def test_an_answer_without_a_code_is_judged_by_the_status(said: Any) -> None:
     assert PROVIDER.refusal(400, said) is None
 
 
-def test_the_list_of_tokens_says_the_scale_by_decimals_and_not_by_precision() -> None:
+def test_the_scale_of_a_token_is_its_decimals_and_not_its_precision() -> None:
     catalogue = PROVIDER.read_catalogue(a_token_list(0, 3, decimals=6)).asset_by_id
     assert catalogue["3"] == Asset("3", "T3", "Token 3", 6)
 
@@ -149,19 +149,19 @@ def test_a_token_listed_twice_with_other_decimals_is_odd_and_the_others_are_read
 
 
 @pytest.mark.parametrize("odd", [None, 5, "T9", [], {}, {"tokenId": None}, {"tokenId": True}, Ambiguous()])
-def test_a_row_that_does_not_say_which_token_it_is_about_is_remembered_as_such(odd: Any) -> None:
+def test_a_row_without_a_token_id_is_remembered_as_such(odd: Any) -> None:
     listed = PROVIDER.read_catalogue([odd, *a_token_list(0, decimals=18)])
     assert ({*listed.asset_by_id}, listed.is_whole) == ({"0"}, False)
 
 
 @pytest.mark.parametrize("odd", [{"symbol": None}, {"symbol": 7, "name": []}, {"symbol": "\u202e"}], ids=str)
-def test_a_symbol_is_carried_if_it_can_be_and_never_a_reason_to_refuse(odd: dict[str, Any]) -> None:
+def test_a_symbol_is_kept_if_valid_and_never_a_reason_to_reject(odd: dict[str, Any]) -> None:
     asset = PROVIDER.read_catalogue([a_token_list(1, decimals=18)[0] | odd]).asset_by_id["1"]
     assert (asset.symbol, asset.decimals) == (None, 18)
 
 
 @pytest.mark.parametrize("odd", [[], {}, None, [None], [a_token_list(0)[0] | {"decimals": None}]])
-def test_what_is_no_list_of_tokens_is_refused(odd: Any) -> None:
+def test_an_invalid_list_of_tokens_is_rejected(odd: Any) -> None:
     with pytest.raises(Rejected):
         PROVIDER.read_catalogue(odd)
 
@@ -189,6 +189,6 @@ def test_a_mistake_in_an_account_is_found(fields: dict[str, Any], mistake: str) 
         LoopringAccount(name="treasury", provider="loopring", **fields)
 
 
-def test_an_id_may_come_from_a_variable_which_is_always_text() -> None:
+def test_an_id_may_come_from_a_variable_as_text() -> None:
     account = LoopringAccount.model_validate({"name": "a", "provider": "loopring", "account_id": "10110"})
     assert account.account_id == 10110

@@ -25,14 +25,14 @@ def read(*rows: Any, account: MetaKeepAccount | None = None) -> Snapshot:
     return PROVIDER.read(account or metakeep_account(WETH, MATIC), [parse(answer)], {})
 
 
-def test_there_are_no_pendings_and_a_lock_that_is_absent_is_zero() -> None:
+def test_pending_fields_are_unknown_and_an_absent_lock_is_zero() -> None:
     row = read(a_row(WETH, "1.50")).row_by_asset[WETH.lower()]
     assert row.balance == Balance("1.5", "0", None, None)
     assert row.locked_absent
     assert not read(a_row(WETH, locked="0")).row_by_asset[WETH.lower()].locked_absent
 
 
-def test_a_currency_that_is_not_told_is_unknown_and_not_zero() -> None:
+def test_an_absent_currency_is_unknown_and_not_zero() -> None:
     snapshot = read(a_row(WETH))
     assert snapshot.watched == (WETH.lower(), MATIC)
     assert snapshot.row_by_asset.keys() == {WETH.lower()}
@@ -43,7 +43,7 @@ def test_a_currency_that_was_not_asked_for_is_ignored() -> None:
     assert read(a_row(WETH), a_row("0x" + "ab" * 20, "x")).row_by_asset.keys() == {WETH.lower()}
 
 
-def test_a_watched_id_of_another_kind_is_compared_letter_by_letter() -> None:
+def test_a_watched_id_of_another_kind_is_compared_exactly() -> None:
     account = metakeep_account(SOLANA)
     assert read(a_row(SOLANA), account=account).row_by_asset.keys() == {SOLANA}
     with pytest.raises(Rejected, match="not a currency"):
@@ -53,13 +53,13 @@ def test_a_watched_id_of_another_kind_is_compared_letter_by_letter() -> None:
 @pytest.mark.parametrize(
     "odd", [None, "1", [], {"balance": "1"}, a_row(WETH, locked=None), a_row(WETH, locked=0)]
 )
-def test_an_odd_row_refuses_the_poll(odd: Any) -> None:
+def test_an_odd_row_rejects_the_poll(odd: Any) -> None:
     with pytest.raises(Rejected, match="row 1") as raised:
         read(a_row(MATIC), odd)
     assert raised.value.error_class == "malformed"
 
 
-def test_a_long_list_is_asked_for_in_parts_and_read_as_one_poll() -> None:
+def test_a_long_list_is_requested_in_parts_and_read_as_one_poll() -> None:
     account = metakeep_account(WETH, MATIC, SOLANA)
     requests = PROVIDER.requests(account)
     assert [request.json["coins"]["currencies"] for request in requests] == [[WETH, MATIC], [SOLANA]]
@@ -67,13 +67,13 @@ def test_a_long_list_is_asked_for_in_parts_and_read_as_one_poll() -> None:
     assert PROVIDER.read(account, answers, {}).row_by_asset.keys() == {WETH.lower(), SOLANA}
 
 
-def test_one_bad_part_refuses_the_whole_poll() -> None:
+def test_one_bad_part_rejects_the_whole_poll() -> None:
     answers = [{"status": "SUCCESS", "balances": [a_row(WETH)]}, {"status": "SUCCESS"}]
     with pytest.raises(Rejected):
         PROVIDER.read(metakeep_account(WETH, MATIC, SOLANA), answers, {})
 
 
-def test_whose_balances_is_sent_as_it_is() -> None:
+def test_the_identity_of_the_account_is_sent_unchanged() -> None:
     of = {"phone": {"country": "+1", "number": "5550100"}}
     (request,) = PROVIDER.requests(metakeep_account(WETH, of=of))
     assert request.json["of"] == of
@@ -90,7 +90,7 @@ def test_a_documented_status_says_what_to_do(said: str) -> None:
 @pytest.mark.parametrize(
     "answer", [None, [], {}, {"status": None}, {"status": []}, {"status": "INVALID_CURRENCY"}]
 )
-def test_an_undocumented_status_is_left_to_http_unless_that_says_200(answer: Any) -> None:
+def test_an_undocumented_status_is_judged_by_http_unless_that_is_200(answer: Any) -> None:
     assert PROVIDER.refusal(404, answer) is None
     refused = PROVIDER.refusal(200, answer)
     assert refused is not None

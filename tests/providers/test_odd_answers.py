@@ -242,7 +242,7 @@ every_source = pytest.mark.parametrize(
 
 
 @every_source
-async def test_an_odd_answer_is_never_read_as_what_it_does_not_say(name: str) -> None:
+async def test_an_odd_answer_is_never_misread(name: str) -> None:
     complaints: list[str] = []
     tried = 0
     async with staged(name) as (asked, read):
@@ -257,7 +257,7 @@ async def test_an_odd_answer_is_never_read_as_what_it_does_not_say(name: str) ->
 
 
 @pytest.mark.parametrize("name", [*SOURCE_BY_NAME, *RECIPE_BY_NAME])
-async def test_a_good_answer_that_is_not_whole_or_has_another_status_is_rejected(name: str) -> None:
+async def test_a_truncated_valid_answer_or_one_with_another_status_is_rejected(name: str) -> None:
     async with staged(name) as (asked, _):
         for number, good in enumerate(asked.good):
             replies = [answer(good, status) for status in OTHER_STATUSES]
@@ -265,7 +265,7 @@ async def test_a_good_answer_that_is_not_whole_or_has_another_status_is_rejected
                 assert isinstance(await asked(number, reply), Rejected)
 
 
-def test_every_kind_of_source_is_asked() -> None:
+def test_every_kind_of_source_is_tried() -> None:
     settings = [source.settings("http://127.0.0.1:9") for source in SOURCE_BY_NAME.values()]
     asked_elsewhere = {"exchange"}  # which may be missing: test_exchange.py
     assert {one.kind for one in settings} | asked_elsewhere == PLACE_BY_KIND.keys()

@@ -60,7 +60,7 @@ async def test_an_odd_answer_gets_its_verdict(case: Mapping[str, Any]) -> None:
         assert moved(case["provider"], verdict) == case["expected"]["changed"]
 
 
-def test_the_cases_are_all_there() -> None:
+def test_all_cases_are_there() -> None:
     assert len(CASES) == 131
     assert {case["provider"] for case in CASES} == {"loopring", "metakeep"}
     assert {case["id"] for case in CASES} > DOUBTFUL

@@ -71,7 +71,7 @@ async def test_a_status_alone_says_what_to_do(status: int, error_class: ErrorCla
     assert (refused.error_class, refused.status, refused.retry_after_s) == (error_class, status, None)
 
 
-async def test_over_the_rate_limit_no_body_says_otherwise() -> None:
+async def test_over_the_rate_limit_no_body_overrules_the_status() -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = answer({"resultInfo": {"code": 104002}}, 429, headers={"Retry-After": "7"})
         refused = await refusal(client)
@@ -92,14 +92,14 @@ async def test_an_error_whose_body_breaks_off_is_still_that_error() -> None:
     assert (refused.error_class, refused.status, refused.retry_after_s) == ("transient", 503, 7)
 
 
-async def test_a_large_cookie_or_many_headers_void_no_poll() -> None:
+async def test_a_large_cookie_or_many_headers_reject_no_poll() -> None:
     cookies = {"Set-Cookie": "session=" + 20_000 * "x", **{f"x-{number}": "1" for number in range(300)}}
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = answer([], headers=cookies)
         assert await client.ask(ACCOUNT) == (b"[]",)
 
 
-async def test_nobody_there_is_gone() -> None:
+async def test_a_refused_connection_is_the_error_class_gone() -> None:
     async with Stage() as stage:
         url = stage.url
     for unreachable, reason in (
@@ -113,7 +113,7 @@ async def test_nobody_there_is_gone() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
-async def test_a_host_that_cannot_be_is_refused_like_any_other(host: str) -> None:
+async def test_an_impossible_host_is_rejected_like_any_other(host: str) -> None:
     async with loopring_client(f"http://{host}", timeout_s=0.5) as client:
         assert (await refusal(client)).error_class in ("configuration", "gone")
 
@@ -154,7 +154,7 @@ HUGE = {
 
 
 @pytest.mark.parametrize("reply", HUGE.values(), ids=HUGE.keys())
-async def test_a_huge_answer_is_cut_at_a_mebibyte_and_takes_no_memory(reply: Reply) -> None:
+async def test_a_huge_answer_is_cut_at_a_mebibyte_and_uses_no_memory(reply: Reply) -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = reply
         with growing_at_most(ALLOWED_GROWTH_MIB):
@@ -191,7 +191,7 @@ PACKED = gzip.compress(b"[]", mtime=0)  # its bytes name the cases below: each r
     ],
     ids=repr,
 )
-async def test_what_is_not_packed_as_it_says_is_refused(body: bytes, encoding: str) -> None:
+async def test_a_wrong_content_encoding_is_rejected(body: bytes, encoding: str) -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = answer(body, headers={"Content-Encoding": encoding})
         assert (await refusal(client)).error_class == "malformed"
@@ -226,7 +226,7 @@ async def test_a_get_that_is_hung_up_on_is_left_to_aiohttp() -> None:
     assert len(stage.seen) <= 2
 
 
-async def test_a_part_that_fails_ends_the_poll() -> None:
+async def test_a_failed_part_ends_the_poll() -> None:
     many = [f"0x{number:040x}" for number in range(50)]
     async with Stage() as stage:
         settings = metakeep_settings(stage.url, requests_per_second=3)  # the third part is far off
@@ -248,7 +248,7 @@ async def test_a_cancelled_poll_stays_cancelled_and_leaves_the_client_usable() -
         assert await client.ask(ACCOUNT) == (b"[]",)
 
 
-async def test_without_any_list_of_assets_a_poll_is_refused_and_not_read_in_other_units() -> None:
+async def test_without_a_list_of_assets_a_poll_is_rejected_and_not_read_in_other_units() -> None:
     now_s = 0.0
     async with Stage() as stage, loopring_client(stage.url, clock=lambda: now_s) as client:
         stage.reply = answer([a_balance(1, "1000000000000000000")])
@@ -265,7 +265,7 @@ async def test_without_any_list_of_assets_a_poll_is_refused_and_not_read_in_othe
     assert [seen.target for seen in stage.seen].count(TOKENS_PATH) == 2
 
 
-async def test_without_any_list_what_the_last_state_knows_is_enough() -> None:
+async def test_without_a_list_of_assets_the_decimals_of_the_last_state_are_enough() -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = answer([a_balance(1, "1500000")])
         stage.reply_by_path[TOKENS_PATH] = answer(b"", 503)
@@ -274,7 +274,7 @@ async def test_without_any_list_what_the_last_state_knows_is_enough() -> None:
     assert snapshot.row_by_asset["1"].balance.total == "1.5"
 
 
-async def test_an_asset_that_a_good_list_lacks_is_read_in_its_smallest_unit() -> None:
+async def test_an_asset_missing_from_a_valid_list_is_read_in_its_smallest_unit() -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = answer([a_balance(1, "1000000"), a_balance(28, "5")])
         stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 1, decimals=6))
@@ -301,7 +301,7 @@ ODD_ROWS = {
 
 
 @pytest.mark.parametrize("odd", ODD_ROWS.values(), ids=ODD_ROWS.keys())
-async def test_an_odd_row_of_the_list_of_assets_voids_only_polls_that_need_it(odd: bytes) -> None:
+async def test_an_odd_row_of_the_list_of_assets_rejects_only_polls_that_need_it(odd: bytes) -> None:
     listed = json.dumps(a_token_list(1, decimals=6)).encode()
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply_by_path[TOKENS_PATH] = answer(listed[:-1] + b", " + odd + b"]")
@@ -322,7 +322,7 @@ async def test_an_empty_account_needs_no_list_of_assets() -> None:
     assert len(stage.seen) == 1
 
 
-async def test_an_asset_that_is_asked_about_and_not_named_is_zero_by_its_id_or_symbol() -> None:
+async def test_a_watched_asset_that_is_absent_is_zero_by_its_id_or_symbol() -> None:
     now_s = 0.0
     async with Stage() as stage, loopring_client(stage.url, clock=lambda: now_s) as client:
         stage.reply = answer([a_balance(1)])
@@ -338,7 +338,7 @@ async def test_an_asset_that_is_asked_about_and_not_named_is_zero_by_its_id_or_s
     assert [seen.target for seen in stage.seen].count(TOKENS_PATH) == 2  # once more for what it did not hold
 
 
-async def test_a_list_of_assets_that_cannot_be_had_leaves_open_what_is_zero_and_voids_nothing() -> None:
+async def test_without_its_list_of_assets_zeros_stay_unknown_and_no_poll_is_rejected() -> None:
     now_s = 0.0
     async with Stage() as stage, loopring_client(stage.url, clock=lambda: now_s) as client:
         stage.reply_by_path[TOKENS_PATH] = answer(b"", 503)

@@ -127,7 +127,7 @@ async def watching(
             await assert_reconciled(settings, receiver)
 
 
-async def test_a_bitcoin_wallet_is_followed_through_a_reorganisation_and_its_own_end(
+async def test_a_bitcoin_wallet_is_followed_through_a_reorganisation_until_it_is_unloaded(
     tmp_path: Path, redis_server_url: str, namespace: str
 ) -> None:
     amount = "12.34567891"

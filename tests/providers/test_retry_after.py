@@ -25,7 +25,7 @@ NOW = datetime(2026, 11, 20, 14, 3, 5, tzinfo=UTC)
         ("Fri, 20 Nov 2099 14:00:00 GMT", 900),
     ],
 )
-def test_a_wish_is_heard_up_to_a_limit(header: str, seconds: float) -> None:
+def test_retry_after_is_honoured_up_to_a_limit(header: str, seconds: float) -> None:
     assert retry_after_s(header, NOW, most_s=900) == seconds
 
 
@@ -47,7 +47,7 @@ def test_a_wish_is_heard_up_to_a_limit(header: str, seconds: float) -> None:
         "0 0",
     ],
 )
-def test_garbage_is_no_wish(header: str | None) -> None:
+def test_garbage_is_no_retry_after(header: str | None) -> None:
     assert retry_after_s(header, NOW, most_s=900) is None
 
 
@@ -55,6 +55,6 @@ def test_garbage_is_no_wish(header: str | None) -> None:
     st.text()
     | st.from_regex(r"[A-Z][a-z]{2}, [0-9]{1,3} [A-Z][a-z]{2} [0-9]{1,6} [0-9:]{1,9} [-+A-Z0-9]{1,9}")
 )
-def test_any_header_is_a_bounded_wish_or_none(header: str) -> None:
+def test_any_header_is_a_bounded_wait_or_none(header: str) -> None:
     wish_s = retry_after_s(header, NOW, most_s=900)
     assert wish_s is None or 0 <= wish_s <= 900

@@ -97,7 +97,7 @@ async def test_all_pages_are_one_snapshot_each_asked_at_a_turn_of_its_own() -> N
     assert (turns.sent, turns.waited) == (3, 2), "the turn of the first one is reserved by the loop"
 
 
-async def test_what_is_signed_is_sent_byte_for_byte() -> None:
+async def test_signed_requests_are_sent_byte_for_byte() -> None:
     async with Stage() as stage, paged(stage, Turns()) as client:
         stage.replies = [page(1, "two"), page(2, None)]
         await client.ask(ACCOUNT)
@@ -116,7 +116,7 @@ class Stamped(Paged):
         return [replace(request, body=f"{self.turns.waited}".encode()) for request in made]
 
 
-async def test_what_comes_after_an_answer_is_made_at_its_turn_and_not_before() -> None:
+async def test_the_next_request_is_made_at_its_turn_and_not_before() -> None:
     turns = Turns()
     async with Stage() as stage:
         settings = a_provider("paged", base_url=stage.url)
@@ -128,7 +128,7 @@ async def test_what_comes_after_an_answer_is_made_at_its_turn_and_not_before() -
     assert [seen.body for seen in stage.seen] == [b"0", b"1", b"2"]
 
 
-async def test_a_page_that_fails_refuses_the_whole_poll() -> None:
+async def test_a_page_that_fails_rejects_the_whole_poll() -> None:
     async with Stage() as stage, paged(stage, Turns()) as client:
         stage.replies = [page(1, "two"), answer({"error": "busy"}, 503)]
         with pytest.raises(Rejected) as refused:
@@ -136,7 +136,7 @@ async def test_a_page_that_fails_refuses_the_whole_poll() -> None:
     assert refused.value.error_class == "transient"
 
 
-async def test_a_page_that_is_no_json_refuses_the_whole_poll() -> None:
+async def test_a_page_that_is_no_json_rejects_the_whole_poll() -> None:
     async with Stage() as stage, paged(stage, Turns()) as client:
         stage.replies = [page(1, "two"), answer("<html>")]
         with pytest.raises(Rejected) as refused:
@@ -144,7 +144,7 @@ async def test_a_page_that_is_no_json_refuses_the_whole_poll() -> None:
     assert refused.value.error_class == "malformed"
 
 
-async def test_pages_without_an_end_are_refused_and_not_asked_for_ever() -> None:
+async def test_endless_pages_are_rejected_after_a_bound() -> None:
     turns = Turns()
     async with Stage() as stage, paged(stage, turns) as client:
         stage.reply = page(1, "again")
@@ -170,7 +170,7 @@ async def test_the_answers_of_a_poll_are_bounded_in_all(is_paged: bool) -> None:
 
 
 @pytest.mark.parametrize("field", [1, 2, 3])
-async def test_what_is_negative_but_for_a_total_is_malformed(
+async def test_any_negative_amount_but_a_total_is_malformed(
     field: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def balances(negative: int) -> Snapshot:

@@ -155,9 +155,7 @@ async def verdict(
 @pytest.mark.parametrize("kind", ANSWERS)
 @tried(60)
 @given(data=st.data())
-def test_whatever_was_answered_before_an_answer_says_what_the_whole_of_it_says(
-    kind: str, data: st.DataObject
-) -> None:
+def test_reading_changed_rows_equals_reading_the_whole_answer(kind: str, data: st.DataObject) -> None:
     provider, account, make = ANSWERS[kind]
     (_, client), memo = offline(provider), Memo()
     random = Random(data.draw(st.integers(0, 2**64 - 1)))
@@ -177,7 +175,7 @@ def test_whatever_was_answered_before_an_answer_says_what_the_whole_of_it_says(
 
 
 @pytest.mark.parametrize("kind", ["loopring", "metakeep"])
-async def test_after_any_odd_answer_any_other_gets_its_verdict(kind: str) -> None:
+async def test_after_any_odd_answer_any_other_is_judged_as_usual(kind: str) -> None:
     cases = [case for case in CASES if case["provider"] == kind and not case.get("transport_fault")]
     bodies = [body for case in cases if len(body := body_of(case)) < 10_000]
     watched = CONTEXT[kind]["watch"]
@@ -212,7 +210,7 @@ async def read(
 
 
 @pytest.mark.parametrize("style", STYLES)
-async def test_of_ten_rows_those_that_differ_are_read(style: Mapping[str, Any]) -> None:
+async def test_of_ten_rows_only_the_changed_ones_are_read(style: Mapping[str, Any]) -> None:
     provider, client = offline("loopring")
     memo = Memo()
     for _ in range(2):
@@ -238,7 +236,7 @@ async def test_of_ten_rows_those_that_differ_are_read(style: Mapping[str, Any]) 
         ("SUCCESS", "FAILURE"),
     ],
 )
-async def test_what_differs_besides_the_rows_has_the_whole_answer_read(was: str, becomes: str) -> None:
+async def test_a_difference_outside_the_rows_has_the_whole_answer_read(was: str, becomes: str) -> None:
     provider, client = offline("metakeep")
     account, memo = metakeep_account(*COINS), Memo()
     good = json.dumps(coins(Random(1)))
@@ -254,7 +252,7 @@ async def test_what_differs_besides_the_rows_has_the_whole_answer_read(was: str,
     assert provider.rows_read >= 2 * reads
 
 
-async def test_a_row_of_another_account_is_refused_though_its_account_is_known_by_address_alone() -> None:
+async def test_a_row_of_another_account_is_rejected_even_if_only_the_address_is_known() -> None:
     _, client = offline("loopring")
     account, memo = loopring_account(address="0x" + "a" * 40), Memo()
     for _ in range(2):
@@ -263,7 +261,7 @@ async def test_a_row_of_another_account_is_refused_though_its_account_is_known_b
         await read(client, memo, *ROWS[:3], ROWS[3] | {"accountId": 7}, *ROWS[4:], account=account)
 
 
-async def test_a_piece_of_a_row_is_no_row() -> None:
+async def test_a_truncated_row_is_no_row() -> None:
     """As many rows as there are pieces, and yet two of these are none: what is between two rows stands in the
     midst of one as well, and between two others stands something else."""
     zero, one, two, three = (json.dumps(a_balance(token, "5")) for token in range(4))
@@ -278,7 +276,7 @@ async def test_a_piece_of_a_row_is_no_row() -> None:
     assert await verdict(client, ACCOUNT, odd, memo) == await verdict(client, ACCOUNT, odd)
 
 
-async def test_a_list_of_something_else_is_no_list_of_rows() -> None:
+async def test_another_list_is_no_list_of_rows() -> None:
     _, client = offline("metakeep")
     account, memo = metakeep_account(*COINS), Memo()
     for price in ("3", "3", "4"):
@@ -287,7 +285,7 @@ async def test_a_list_of_something_else_is_no_list_of_rows() -> None:
         assert await verdict(client, account, [said], memo) == await verdict(client, account, [said])
 
 
-async def test_rows_are_read_anew_by_another_list_of_assets_and_for_an_account_that_was_changed() -> None:
+async def test_rows_are_read_anew_after_a_change_of_the_list_of_assets_or_the_account() -> None:
     now_s = 1000.0
     async with Stage() as stage:
         stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(*range(10), decimals=1))
@@ -306,7 +304,7 @@ async def test_rows_are_read_anew_by_another_list_of_assets_and_for_an_account_t
             assert (await read(client, memo, *ROWS, account=some)).row_by_asset.keys() == {"3"}
 
 
-async def test_answers_that_are_never_like_the_one_before_are_hardly_cut_into_rows() -> None:
+async def test_answers_that_always_differ_are_rarely_compared_by_row() -> None:
     _, client = offline("loopring")
     memo, random, learned = Memo(), Random(7), 0
     for _ in range(200):
@@ -315,7 +313,7 @@ async def test_answers_that_are_never_like_the_one_before_are_hardly_cut_into_ro
     assert learned < 10
 
 
-async def test_two_answers_are_read_whole_and_then_rows_alone_until_one_has_another_row() -> None:
+async def test_two_answers_are_read_whole_and_then_changed_rows_only_until_a_row_is_added() -> None:
     provider, client = offline("loopring")
     memo = Memo()
     reads = []
@@ -326,7 +324,7 @@ async def test_two_answers_are_read_whole_and_then_rows_alone_until_one_has_anot
     assert reads == [8, 8, *[1] * 8, 10, 10, *[1] * 8]
 
 
-async def test_of_a_declared_listing_the_rows_that_differ_are_read() -> None:
+async def test_of_a_declared_listing_only_changed_rows_are_read() -> None:
     provider, client = offline("http")
     account, memo = declared_account(), Memo()
     said = listed(Random(1))
@@ -355,7 +353,7 @@ class Careless(CountedLoopring):
         return line._replace(row=line.row._replace(balance=balance._replace(locked=locked)))
 
 
-async def test_what_no_balance_can_be_is_refused_in_a_row_that_is_read_alone() -> None:
+async def test_an_impossible_balance_in_a_single_row_is_rejected() -> None:
     provider = Careless(loopring_settings("http://127.0.0.1:9"))
     client, memo = ProviderClient(provider, loopring_settings("http://127.0.0.1:9")), Memo()
     client.lists_assets = False
@@ -382,6 +380,6 @@ async def test_what_no_balance_can_be_is_refused_in_a_row_that_is_read_alone() -
         {"height": "height"},
     ],
 )
-def test_what_needs_more_than_one_row_is_read_whole(other: Any) -> None:
+def test_a_provider_whose_rows_depend_on_one_another_is_read_whole(other: Any) -> None:
     assert Http(declared_settings(**DECLARED)).is_by_row
     assert not Http(declared_settings(**{**DECLARED, **other})).is_by_row

@@ -14,7 +14,7 @@ from watcher.snapshot import Balance
         ("-0.000000000000000001", "0", "0.000000000000000001"),
     ],
 )
-def test_one_signed_pending_comes_in_above_zero_and_goes_out_below_it(
+def test_a_signed_pending_is_a_deposit_above_zero_and_a_withdrawal_below(
     pending: str, comes_in: str, goes_out: str
 ) -> None:
     assert Balance.of_signed("-7", "1", pending) == Balance("-7", "1", comes_in, goes_out)

@@ -17,7 +17,7 @@ PLAIN_JSON = st.recursive(
 
 
 @given(PLAIN_JSON)
-def test_what_is_json_is_read_exactly(value: Any) -> None:
+def test_valid_json_is_read_exactly(value: Any) -> None:
     assert parse(json.dumps(value).encode()) == value
 
 
@@ -49,14 +49,14 @@ def test_any_bytes_are_json_or_not_json(body: bytes) -> None:
     ],
     ids=lambda body: repr(body[:16]),
 )
-def test_what_is_ambiguous_or_broken_is_not_json(body: bytes) -> None:
+def test_ambiguous_or_broken_json_is_refused(body: bytes) -> None:
     with pytest.raises(NotJson) as raised:
         parse(body)
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
 
 
-def test_one_byte_order_mark_is_passed_over() -> None:
+def test_one_byte_order_mark_is_skipped() -> None:
     assert parse(b"\xef\xbb\xbf[1]") == [1]
 
 
@@ -81,6 +81,6 @@ def test_a_number_that_is_no_integer_keeps_its_text_and_is_never_a_float() -> No
 
 
 @pytest.mark.parametrize("odd", [b'{"a": 1, "a": 1}', b'{"a": 1, "\\u0061": 1}', b'{"a": {}, "a": {}}'])
-def test_an_object_that_gives_a_name_twice_voids_itself_and_not_the_document(odd: bytes) -> None:
+def test_an_object_with_a_repeated_name_invalidates_itself_and_not_the_document(odd: bytes) -> None:
     whole, ambiguous = parse(b'[{"a": 1}, ' + odd + b"]")
     assert (whole, type(ambiguous)) == ({"a": 1}, Ambiguous)

@@ -49,7 +49,7 @@ async def a_node(certificate: Path) -> AsyncIterator[Stage]:
         yield stage
 
 
-async def test_what_ca_names_is_trusted_and_what_a_reload_finds_there_from_then_on(tmp_path: Path) -> None:
+async def test_the_certificates_of_ca_are_trusted_and_new_ones_after_a_reload(tmp_path: Path) -> None:
     ours, other = tmp_path / "node.pem", tmp_path / "other"
     other.mkdir()
     shutil.copy(a_certificate_file(tmp_path), ours)
@@ -91,7 +91,7 @@ async def test_what_ca_names_is_trusted_and_what_a_reload_finds_there_from_then_
         ("ca = 7", "must be the path of a file"),
     ],
 )
-def test_a_file_that_vouches_for_nothing_is_found_beside_all_else(
+def test_a_ca_file_without_certificates_is_reported_with_all_other_mistakes(
     tmp_path: Path, ca: str, reason: str
 ) -> None:
     (tmp_path / "empty.pem").touch()
@@ -103,7 +103,7 @@ def test_a_file_that_vouches_for_nothing_is_found_beside_all_else(
     assert second.key == "providers.node.settle_poll"
 
 
-def test_the_file_is_shown_and_not_what_it_holds(tmp_path: Path) -> None:
+def test_the_path_of_the_file_is_shown_and_not_its_content(tmp_path: Path) -> None:
     shutil.copy(a_certificate_file(tmp_path), tmp_path / "node.pem")
     found = loaded(tmp_path, "http://node.example.com")
     assert shown(found.settings)["providers"]["node"]["ca"] == "node.pem"
