@@ -142,9 +142,7 @@ def totals(held: Mapping[str, Account]) -> dict[tuple[str, str], int]:
 
 
 @given(st.integers(0, 2**32), st.integers(20, 120))
-def test_whatever_is_lost_repeated_or_late_each_event_is_taken_once_in_order_and_the_balances_agree(
-    seed: int, steps: int
-) -> None:
+def test_despite_losses_repeats_and_delays_each_event_is_taken_once_in_order(seed: int, steps: int) -> None:
     random, sender = Random(seed), Sender()
     receiver = Receiver(sender)
     receiver.pull()
@@ -183,7 +181,7 @@ def test_whatever_is_lost_repeated_or_late_each_event_is_taken_once_in_order_and
     assert credited == {place: total for place, total in sender.totals.items() if total}, "to the last digit"
 
 
-def test_an_event_that_came_while_the_last_page_was_under_way_waits_for_the_one_before_it() -> None:
+def test_an_event_that_came_during_the_last_page_waits_for_the_one_before_it() -> None:
     sender = Sender()
     receiver = Receiver(sender)
     receiver.pull()
@@ -201,7 +199,7 @@ def test_an_event_that_came_while_the_last_page_was_under_way_waits_for_the_one_
     assert receiver.ids == [event["id"] for event in sender.log]
 
 
-def test_what_is_nowhere_holds_nothing_up_for_good() -> None:
+def test_an_event_that_is_nowhere_does_not_block_the_others_for_ever() -> None:
     sender = Sender()
     receiver = Receiver(sender)
     receiver.pull()
@@ -215,7 +213,7 @@ def test_what_is_nowhere_holds_nothing_up_for_good() -> None:
     assert receiver.credited == {("treasury", "ETH"): 3}, "what was lost is in the balance"
 
 
-def test_an_event_that_comes_again_under_a_higher_sequence_is_not_taken_again() -> None:
+def test_an_event_repeated_under_a_higher_sequence_is_not_taken_again() -> None:
     sender = Sender()
     receiver = Receiver(sender)
     receiver.pull()
@@ -226,7 +224,7 @@ def test_an_event_that_comes_again_under_a_higher_sequence_is_not_taken_again() 
     assert receiver.journal.accounts["treasury"].sequence == 150
 
 
-def test_a_baseline_begins_the_balances_anew_and_moves_nothing() -> None:
+def test_a_baseline_restarts_the_balances_and_moves_nothing() -> None:
     journal = Journal()
     rows = [{"asset": {"id": "ETH"}, **a_balance(5)}]
     data = {"account": {"name": "treasury"}, "sequence": 7, "balances": rows, "part": 1, "asset": None}
@@ -241,13 +239,13 @@ def test_a_baseline_begins_the_balances_anew_and_moves_nothing() -> None:
     assert journal.accounts["treasury"] == Account(7, is_whole=True, balances={"ETH": a_balance(5)})
 
 
-def test_an_event_about_no_account_is_taken_as_it_comes() -> None:
+def test_an_event_about_no_account_is_taken_at_once() -> None:
     ping = {"id": "evt_1", "type": "subscription.ping", "data": {"account": None, "sequence": 5}}
     assert [one.event for one in Journal().take(ping)] == [ping]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
-def test_an_api_that_refuses_is_asked_the_same_again(status: int) -> None:
+def test_a_refused_request_to_the_api_is_repeated(status: int) -> None:
     journal = Journal()
     journal.catch_up()
     assert journal.ask() == "/balances"
@@ -257,7 +255,7 @@ def test_an_api_that_refuses_is_asked_the_same_again(status: int) -> None:
     assert journal.ask() == "/balances"
 
 
-def test_a_page_that_is_no_json_is_refused_and_asked_for_again() -> None:
+def test_a_page_that_is_no_json_is_refused_and_requested_again() -> None:
     journal = Journal({"": "c1"})
     journal.catch_up()
     assert journal.ask() == "/events?limit=1000&after=c1"
@@ -266,7 +264,7 @@ def test_a_page_that_is_no_json_is_refused_and_asked_for_again() -> None:
     assert journal.ask() == "/events?limit=1000&after=c1"
 
 
-def test_nothing_is_asked_for_where_nothing_is_missing() -> None:
+def test_without_a_gap_nothing_is_requested() -> None:
     journal = Journal()
     assert journal.ask() is None
     journal.take(Sender().move("treasury", "ETH", 1))

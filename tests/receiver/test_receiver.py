@@ -103,7 +103,7 @@ async def test_waiting_ends_with_the_event_that_was_waited_for(post: Post) -> No
         assert [event["id"] for event in await waiting] == ["evt_1", "evt_2"]
 
 
-async def test_what_another_secret_signed_is_refused(post: Post) -> None:
+async def test_a_webhook_signed_with_another_secret_is_refused(post: Post) -> None:
     async with a_receiver(OTHER_SECRET) as receiver:
         assert await post(receiver, signed()) == 400
     (receipt,) = receiver.receipts
@@ -141,7 +141,7 @@ async def test_the_first_attempts_of_each_event_fail_as_asked(post: Post) -> Non
     assert [event["id"] for event in receiver.events] == ["evt_1", "evt_2"]
 
 
-async def test_an_answer_is_delayed_and_the_news_is_not(post: Post) -> None:
+async def test_an_answer_is_delayed_and_the_event_is_shown_at_once(post: Post) -> None:
     async with a_receiver(delay_s=30) as receiver:
         posting = asyncio.ensure_future(post(receiver, signed()))
         assert await receiver.wait_for(1) == [an_event()]
@@ -149,7 +149,7 @@ async def test_an_answer_is_delayed_and_the_news_is_not(post: Post) -> None:
         posting.cancel()
 
 
-async def test_each_attempt_is_noticed_once(post: Post) -> None:
+async def test_each_attempt_is_reported_once(post: Post) -> None:
     noticed: list[Receipt] = []
     async with a_receiver() as receiver:
         receiver.notice = noticed.append
@@ -165,20 +165,20 @@ async def test_the_next_receiver_gets_the_same_bytes_and_verifies_them(post: Pos
     assert list(behind.events) == list(before.events) == [an_event()]
 
 
-async def test_the_answer_from_behind_is_the_answer(post: Post) -> None:
+async def test_the_answer_of_the_target_is_the_answer(post: Post) -> None:
     async with a_receiver(fail=Fail(503, 1)) as behind, a_receiver(forward_to=behind.url) as before:
         assert [await post(before, signed()) for _ in range(2)] == [503, 200]
     assert before.taken == 1
 
 
-async def test_what_is_refused_or_failed_on_purpose_is_not_forwarded(post: Post) -> None:
+async def test_refused_and_deliberately_failed_webhooks_are_not_forwarded(post: Post) -> None:
     async with a_receiver(None) as behind, a_receiver(forward_to=behind.url, fail=Fail(500, 1)) as before:
         assert await post(before, signed().but(signature="v1")) == 400
         assert await post(before, signed()) == 500
     assert not behind.receipts
 
 
-async def test_nobody_behind_is_a_bad_gateway(post: Post) -> None:
+async def test_an_unreachable_target_is_a_bad_gateway(post: Post) -> None:
     with socket.socket() as taken:  # bound and not listening: a connection is refused
         taken.bind(("127.0.0.1", 0))
         async with a_receiver(forward_to=f"http://127.0.0.1:{taken.getsockname()[1]}/") as receiver:
@@ -223,7 +223,7 @@ async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         ("http", hang, False, 504, "no answer within 0.2 s"),
     ],
 )
-async def test_what_came_of_handing_on_is_said_in_its_own_words(
+async def test_errors_of_forwarding_have_messages_of_their_own(
     post: Post,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -268,7 +268,7 @@ async def test_a_large_cookie_of_the_target_hides_no_status(post: Post) -> None:
         assert await post(receiver, signed()) == 202
 
 
-async def test_a_request_is_handed_on_to_the_url_as_it_was_written(post: Post) -> None:
+async def test_a_request_is_forwarded_to_the_url_as_it_was_written(post: Post) -> None:
     asked: list[str] = []
 
     async def look(request: web.Request) -> web.Response:
@@ -280,7 +280,7 @@ async def test_a_request_is_handed_on_to_the_url_as_it_was_written(post: Post) -
     assert asked == ["/a%2Fb/../c?d=%40"]
 
 
-async def test_what_is_captured_is_the_request_as_it_came(post: Post, tmp_path: Path) -> None:
+async def test_a_request_is_captured_as_it_came(post: Post, tmp_path: Path) -> None:
     paths: list[Path] = []
 
     def capture(captured: Captured) -> str:
@@ -306,11 +306,11 @@ async def test_what_is_captured_is_the_request_as_it_came(post: Post, tmp_path: 
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b'{"a":"POST / HTTP/1.1\r\n\r\n"}', b"POST / HTTP/1.1\r\n", b"\r\n\r\n"]
 )
-def test_what_is_no_request_is_not_taken_for_one(data: bytes) -> None:
+def test_another_file_is_not_read_as_a_captured_request(data: bytes) -> None:
     assert read(data) is None
 
 
-async def test_what_belongs_to_one_connection_is_not_forwarded() -> None:
+async def test_hop_by_hop_headers_are_not_forwarded() -> None:
     headers_behind: list[Mapping[str, str]] = []
 
     async def look(request: web.Request) -> web.Response:
@@ -361,7 +361,7 @@ async def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_open() -> Non
             await Receiver(port=port).__aenter__()
 
 
-async def test_only_posts_are_taken() -> None:
+async def test_only_posts_are_accepted() -> None:
     async with a_receiver() as receiver, aiohttp.ClientSession() as session:
         async with session.get(receiver.url) as answer:
             assert answer.status == 405

@@ -55,7 +55,7 @@ def test_a_new_key_for_the_api_is_alone_on_stdout() -> None:
     assert (refused.exit_code, refused.stdout) == (2, "")
 
 
-def test_the_public_key_is_told_again() -> None:
+def test_the_public_key_is_shown_again() -> None:
     result = run(secret.command, "public", "--secret-env", "KEY", KEY=PRIVATE)
     assert result.stdout.strip() == public_key(PRIVATE)
 
@@ -68,7 +68,7 @@ def test_the_public_key_is_told_again() -> None:
         (["--secret-env", "SHARED"], "only a whsk_"),
     ],
 )
-def test_what_has_no_public_key_is_a_mistake_of_usage(arguments: list[str], why: str) -> None:
+def test_a_secret_without_a_public_key_is_a_usage_error(arguments: list[str], why: str) -> None:
     result = run(secret.command, "public", *arguments, SHARED=SECRET)
     assert result.exit_code == 2
     assert why in result.stderr
@@ -111,7 +111,7 @@ def test_a_genuine_webhook_passes_every_step() -> None:
         (fresh(b"text"), 6, "body not JSON"),
     ],
 )
-def test_the_step_that_fails_is_told_and_nothing_after_it(webhook: Webhook, passed: int, why: str) -> None:
+def test_the_failing_step_is_shown_and_nothing_after_it(webhook: Webhook, passed: int, why: str) -> None:
     result = verified(webhook)
     assert result.exit_code == 1
     assert verdicts(result) == ["ok"] * passed + ["FAILED"] + ["-"] * (6 - passed)
@@ -128,7 +128,7 @@ def test_the_step_that_fails_is_told_and_nothing_after_it(webhook: Webhook, pass
         (b'{"a": 1}', b"[" * 100_000, "the secret is another one, or the body was changed"),
     ],
 )
-def test_bytes_that_changed_on_their_way_are_recognised(sent: bytes, captured: bytes, hint: str) -> None:
+def test_changed_bytes_are_recognised(sent: bytes, captured: bytes, hint: str) -> None:
     assert hint in verified(fresh(sent)._replace(body=captured)).stdout
 
 
@@ -137,7 +137,7 @@ def test_an_old_capture_can_be_verified() -> None:
     assert verified(signed(None, OTHER_SECRET, at=1_614_265_330), "--any-age").exit_code == 1
 
 
-def test_a_private_key_verifies_as_its_public_one() -> None:
+def test_a_private_key_verifies_like_its_public_one() -> None:
     assert verified(fresh(None, PRIVATE), secret=PRIVATE).exit_code == 0
     assert verified(fresh(None, PRIVATE), secret=public_key(PRIVATE)).exit_code == 0
 
@@ -177,14 +177,14 @@ def test_the_verdict_as_json_is_one_object() -> None:
         (["--secret-env", "GOOD", "-H", "no colon \x1b[31m"], r"no colon \x1b[31m"),
     ],
 )
-def test_a_verifier_without_what_it_needs_is_a_mistake_of_usage(arguments: list[str], why: str) -> None:
+def test_verify_without_a_needed_option_is_a_usage_error(arguments: list[str], why: str) -> None:
     result = run(verify.command, *arguments, GOOD=SECRET, EMPTY=" ", BAD="whsec_canary!")
     assert result.exit_code == 2
     assert why in result.stderr
     assert "canary" not in result.output
 
 
-def test_a_file_of_headers_that_is_broken_json_is_a_mistake_of_usage(tmp_path: Path) -> None:
+def test_a_headers_file_with_broken_json_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "headers").write_text("{")
     assert verified(fresh(), "--headers", str(tmp_path / "headers")).exit_code == 2
 
@@ -238,7 +238,7 @@ class Listening:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_listen_tells_each_attempt_and_ends_with_a_summary(how: signal.Signals) -> None:
+def test_listen_shows_each_attempt_and_ends_with_a_summary(how: signal.Signals) -> None:
     with contextlib.closing(Listening("--fail", "503:1")) as listening:
         hostile = an_event(
             type="deposit.cleared\x1b[31m\n\u202e", data=a_change(amount="1" * 78 + "." + "1" * 78)
@@ -260,19 +260,19 @@ def test_listen_tells_each_attempt_and_ends_with_a_summary(how: signal.Signals) 
     assert "1 not answered with 2xx, 1 refused" in summary
 
 
-def test_listen_with_an_empty_host_listens_on_loopback_as_without_one() -> None:
+def test_an_empty_host_means_loopback() -> None:
     with contextlib.closing(Listening("--host", "")) as listening:
         assert listening.url.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64])
-def test_listen_at_what_is_no_host_is_no_bug(host: str) -> None:
+def test_listen_at_an_invalid_host_is_no_bug(host: str) -> None:
     done = CliRunner().invoke(listen.command, ["--host", host, "--port", "0"])
     assert (done.exit_code, type(done.exception)) == (1, SystemExit)
     assert f"cannot listen at {host}:0: not a host name" in done.stderr
 
 
-def test_a_port_that_is_taken_is_told_once() -> None:
+def test_a_port_that_is_taken_is_reported_once() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -292,7 +292,7 @@ def test_a_port_that_is_taken_is_told_once() -> None:
         ("subscription.ping", "no effect"),
     ],
 )
-def test_an_event_that_moves_nothing_is_shown_with_what_it_is_about(type_: str, says: str) -> None:
+def test_an_event_without_a_movement_is_shown_with_its_subject(type_: str, says: str) -> None:
     body = sample(type_, "ops", nonce="n", now_ms=1_795_175_065_701).to("ops").body
     event = json.loads(body)
     receipt = Receipt(event, None, is_verified=True, status=200, attempt=1, is_repeat=False, order=None)
@@ -314,7 +314,7 @@ def test_listen_as_json_is_one_object_a_line_with_the_event_whole() -> None:
     assert refused["problem"]["step"] == "malformed signature"
 
 
-def test_listen_fails_and_delays_as_asked_and_hands_on_what_is_left_as_it_came() -> None:
+def test_listen_fails_and_delays_as_asked_and_forwards_the_rest_unchanged() -> None:
     with contextlib.closing(Listening("--json")) as behind:
         options = ("--fail", "503:2", "--delay", "200ms", "--forward-to", behind.url)
         with contextlib.closing(Listening(*options)) as listening:
@@ -373,7 +373,7 @@ def test_a_saved_webhook_is_as_old_as_it_was_when_it_arrived(tmp_path: Path) -> 
         assert (result.exit_code, words in result.stdout) == (code, True)
 
 
-def test_a_place_where_nothing_can_be_saved_is_said_before_anything_is_received(tmp_path: Path) -> None:
+def test_an_unwritable_place_is_reported_before_anything_is_received(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert run(listen.command, "--save", str(tmp_path / "file")).exit_code == 2
     below = run(listen.command, "--save", str(tmp_path / "file" / "in"))
@@ -394,13 +394,13 @@ def test_a_place_where_nothing_can_be_saved_is_said_before_anything_is_received(
         (["--secret-env", "BAD"], "not base64"),
     ],
 )
-def test_a_listener_that_is_told_nonsense_does_not_start(arguments: list[str], why: str) -> None:
+def test_invalid_options_keep_the_listener_from_starting(arguments: list[str], why: str) -> None:
     result = run(listen.command, *arguments, BAD="whsec_canary!")
     assert result.exit_code == 2
     assert why in result.stderr
 
 
-def test_importing_the_commands_does_not_import_what_only_listening_needs() -> None:
+def test_importing_the_commands_does_not_import_the_listener() -> None:
     code = (
         "import sys, watcher.commands.listen, watcher.commands.verify, watcher.commands.secret;"
         "print([name for name in ('aiohttp', 'pydantic', 'cryptography') if name in sys.modules])"

@@ -35,16 +35,16 @@ def test_listening_may_begin_anywhere() -> None:
         (event(30, 15), "rewound"),
     ],
 )
-def test_what_does_not_follow_sequence_20_is_told(next_event: Event, order: Order) -> None:
+def test_an_event_that_does_not_follow_the_last_one_is_reported(next_event: Event, order: Order) -> None:
     assert orders(event(20, None), next_event) == [None, order]
 
 
-def test_after_a_gap_and_a_late_event_the_order_is_found_again() -> None:
+def test_the_order_is_found_again_after_a_gap_and_a_late_event() -> None:
     told = orders(event(10, None), event(30, 20), event(20, 10), event(40, 30))
     assert told == [None, "gap", "late", None]
 
 
-def test_a_repeat_is_never_late_and_its_new_sequence_is_the_one_to_go_on_from() -> None:
+def test_a_repeat_is_never_late_and_its_new_sequence_is_the_latest() -> None:
     sequences = Sequences()
     told = [sequences.note(event(10, None)), sequences.note(event(20, 10))]
     told += [sequences.note(event(10, None), is_repeat=True), sequences.note(event(20, 10), is_repeat=True)]
@@ -61,12 +61,12 @@ def test_accounts_and_subscriptions_do_not_mix() -> None:
 
 
 @pytest.mark.parametrize("sequence", [None, "11", 1.5, True])
-def test_an_event_without_a_number_says_nothing_of_order(sequence: object) -> None:
+def test_an_event_without_a_sequence_does_not_affect_the_order(sequence: object) -> None:
     assert orders(event(10, None), event(sequence, 3), event(11, 10)) == [None, None, None]
 
 
 @pytest.mark.parametrize(
     "odd", [{}, {"data": 1, "subscription": []}, {"data": {"sequence": 3, "account": 5}}]
 )
-def test_an_odd_event_makes_nothing_stumble(odd: Event) -> None:
+def test_an_odd_event_raises_nothing(odd: Event) -> None:
     assert orders(odd) == [None]

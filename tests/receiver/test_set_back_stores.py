@@ -147,7 +147,7 @@ def played(history: Sequence[object]) -> World:
 
 @settings(max_examples=150, deadline=None)
 @given(HISTORIES)
-def test_whatever_is_repeated_and_set_back_no_gap_is_seen_and_the_ledger_is_the_providers(
+def test_despite_repeats_and_rollbacks_no_gap_is_seen_and_the_balances_are_right(
     history: list[object],
 ) -> None:
     world = played(history)
@@ -161,7 +161,7 @@ def test_whatever_is_repeated_and_set_back_no_gap_is_seen_and_the_ledger_is_the_
 
 @settings(max_examples=100, deadline=None)
 @given(HISTORIES)
-def test_what_is_given_up_after_any_history_is_a_gap_and_the_ledger_is_right_again(
+def test_a_dropped_event_after_any_history_is_a_gap_and_the_balances_are_right_again(
     history: list[object],
 ) -> None:
     world = played(history)
@@ -181,7 +181,7 @@ def test_what_is_given_up_after_any_history_is_a_gap_and_the_ledger_is_right_aga
     assert world.booked == world.held
 
 
-def test_an_id_that_comes_again_has_another_sequence_and_says_the_same_of_the_balances() -> None:
+def test_a_repeated_id_has_another_sequence_and_the_same_balances() -> None:
     world = played([])
     world.move("ETH", 5)
     for _ in range(2):

@@ -83,7 +83,7 @@ NAMELESS = {"bitcoin-core", "etherscan", "lnbits", "lnd", "monero", "solana", "s
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - NAMELESS))
-def test_an_answer_about_another_account_is_not_taken_for_this_one(name: str) -> None:
+def test_an_answer_about_another_account_is_rejected(name: str) -> None:
     provider, account = read(name)
     assert isinstance(account, HttpAccount)
     parsed = [parse(body) for body in bodies(name, "answer")]

@@ -43,7 +43,7 @@ def mistakes_of(tmp_path: Path, text: str) -> list[str]:
     return [f"{found.line}: {found.key}: {found.text}" for found in refused.value.mistakes]
 
 
-def test_one_key_of_one_part_is_laid_over_it_and_the_rest_stays(tmp_path: Path) -> None:
+def test_a_section_may_override_one_key_of_one_part(tmp_path: Path) -> None:
     settings: Any = settings_of(tmp_path, LTC + ACCOUNT + 'of = { wallet = "w" }\n')
     assert (settings.kind, settings.requests_per_second) == ("bitcoin-core", 7)
     assert settings.read[0].id == "LTC"
@@ -51,7 +51,7 @@ def test_one_key_of_one_part_is_laid_over_it_and_the_rest_stays(tmp_path: Path) 
     assert settings.error_classes["-28"] == "transient"
 
 
-def test_a_variable_of_a_recipe_is_missing_where_its_section_stands(tmp_path: Path) -> None:
+def test_a_missing_variable_of_a_recipe_is_reported_at_its_section(tmp_path: Path) -> None:
     text = '\n[providers.x]\nkind = "stripe"\n'
     (mistake,) = mistakes_of(tmp_path, text + ACCOUNT)
     assert mistake.startswith(
@@ -59,7 +59,7 @@ def test_a_variable_of_a_recipe_is_missing_where_its_section_stands(tmp_path: Pa
     )
 
 
-def test_a_variable_is_not_needed_where_the_section_says_something_else(tmp_path: Path) -> None:
+def test_an_overridden_variable_is_not_needed(tmp_path: Path) -> None:
     headers = '{ Authorization = "Bearer ${MINE}", Stripe-Account = "a" }'
     text = f'[providers.x]\nkind = "stripe"\nheaders = {headers}\n'
     settings: Any = settings_of(tmp_path, text + ACCOUNT, {"MINE": "k"})
@@ -67,13 +67,13 @@ def test_a_variable_is_not_needed_where_the_section_says_something_else(tmp_path
     assert sent == {"Authorization": "Bearer k", "Stripe-Account": "a"}
 
 
-def test_a_reference_that_the_user_wrote_out_is_put_in_once(tmp_path: Path) -> None:
+def test_a_reference_in_the_section_is_replaced_once(tmp_path: Path) -> None:
     text = '[providers.x]\nkind = "stripe"\nheaders = { Authorization = "$${MINE}" }\n'
     settings: Any = settings_of(tmp_path, text + ACCOUNT)
     assert settings.headers["Authorization"].get_secret_value() == "${MINE}"
 
 
-def test_mistakes_point_at_what_the_user_wrote(tmp_path: Path) -> None:
+def test_mistakes_point_at_the_users_own_lines(tmp_path: Path) -> None:
     text = LTC + 'tottal = "x"\n\n[providers.y]\nkind = "esplora"\nask = "x"\nheaders = 5\n'
     assert mistakes_of(tmp_path, text + ACCOUNT + 'of = { wallet = "w" }\n') == [
         "9: providers.x.read[0].tottal: unknown key -- did you mean 'total'?",
@@ -89,7 +89,7 @@ def test_an_unknown_kind_lists_kinds_and_recipes_and_says_what_may_be_meant(tmp_
     assert mistake.endswith("-- did you mean 'stripe'?")
 
 
-def test_no_recipe_has_the_name_of_a_kind_that_is_code() -> None:
+def test_no_recipe_has_the_name_of_a_built_in_kind() -> None:
     assert len(set(kinds())) == len(kinds())
 
 
@@ -104,13 +104,13 @@ TABLES = st.recursive(
 
 
 @given(TABLES, TABLES)
-def test_what_is_laid_over_wins_and_laid_over_again_changes_nothing(base: Any, over: Any) -> None:
+def test_an_override_wins_and_applying_it_twice_changes_nothing(base: Any, over: Any) -> None:
     result = laid_over(base, over)
     assert laid_over(result, over) == result
     assert laid_over(base, base) == base
 
 
-def test_the_rule_by_example() -> None:
+def test_the_rules_of_overriding_by_example() -> None:
     base = {
         "headers": {"a": "1", "b": "2"},
         "read": [{"id": "X", "total": "t"}, {"id": "Y"}],
@@ -130,7 +130,7 @@ def test_the_rule_by_example() -> None:
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_what_is_printed_to_be_edited_does_the_same_under_another_name(name: str, tmp_path: Path) -> None:
+def test_a_printed_recipe_works_the_same_under_another_name(name: str, tmp_path: Path) -> None:
     recipe = recipes.recipe(name)
     copied = recipe.text.replace(f"[providers.{name}", "[providers.x")
     copied = copied.replace(f'provider = "{name}"', 'provider = "x"')

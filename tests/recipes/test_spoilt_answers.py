@@ -71,7 +71,7 @@ def read_with(provider: Provider, account: Any, answers: list[Any], number: int,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_spoilt_answer_is_never_read_as_what_it_does_not_say(name: str) -> None:
+def test_a_damaged_answer_is_never_misread(name: str) -> None:
     provider, account = read(name)
     good = bodies(name, "answer")
     answers = [parsed(body) for body in good]

@@ -73,7 +73,7 @@ def with_subscription(settings: Settings, name: str, **options: Any) -> Settings
     return settings.model_copy(update={"subscription_by_name": {**settings.subscription_by_name, name: one}})
 
 
-async def test_accounts_that_half_a_file_does_not_name_go_on_when_the_whole_file_is_back(rig: Rig) -> None:
+async def test_accounts_missing_from_half_a_file_go_on_once_the_whole_file_is_back(rig: Rig) -> None:
     whole = rig.settings
     half = whole.model_copy(update={"account_by_name": {"alice": whole.account_by_name["alice"]}})
     with capture_logs() as lines:
@@ -93,7 +93,7 @@ async def test_accounts_that_half_a_file_does_not_name_go_on_when_the_whole_file
     assert (removed["log_level"], removed["accounts"], removed["names"]) == ("warning", 1, [TREASURY_NAME])
 
 
-async def test_an_account_more_is_polled_at_once_however_long_its_enrolment_takes(
+async def test_a_new_account_is_polled_at_once_however_long_its_enrolment_takes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = Enrolment.begin
@@ -118,7 +118,7 @@ async def test_an_account_more_is_polled_at_once_however_long_its_enrolment_take
                     await asyncio.sleep(0.01)
 
 
-async def test_one_more_subscription_opens_nothing_anew_and_no_answer_is_read_again(
+async def test_a_new_subscription_reopens_nothing_and_no_answer_is_read_again(
     rig: Rig, seen: Counter[str]
 ) -> None:
     async with rig.worker() as worker:
@@ -134,9 +134,7 @@ async def test_one_more_subscription_opens_nothing_anew_and_no_answer_is_read_ag
         assert (seen["client opened"], seen["sink opened"]) == (2, 1)
 
 
-async def test_a_provider_that_changed_is_opened_anew_and_the_other_one_is_not(
-    rig: Rig, seen: Counter[str]
-) -> None:
+async def test_a_changed_provider_is_reopened_and_the_other_one_is_not(rig: Rig, seen: Counter[str]) -> None:
     async with rig.worker() as worker:
         await settled(worker, rig, seen)
         loopring = rig.settings.provider_by_name["loopring"].model_copy(update={"requests_per_second": 90})
@@ -149,7 +147,7 @@ async def test_a_provider_that_changed_is_opened_anew_and_the_other_one_is_not(
     assert seen["client closed"] == seen["client opened"]
 
 
-async def test_polls_that_wait_for_their_turn_while_their_provider_is_replaced_are_made_by_the_next_one(
+async def test_polls_that_wait_for_a_replaced_provider_are_made_by_the_new_one(
     rig: Rig, seen: Counter[str]
 ) -> None:
     def at_a_pace(per_second: int) -> Settings:
@@ -171,9 +169,7 @@ async def test_polls_that_wait_for_their_turn_while_their_provider_is_replaced_a
     assert seen["client closed"] == seen["client opened"]
 
 
-async def test_another_egress_policy_closes_every_connection_of_the_one_before(
-    rig: Rig, seen: Counter[str]
-) -> None:
+async def test_a_changed_egress_policy_closes_every_connection(rig: Rig, seen: Counter[str]) -> None:
     async with rig.worker() as worker:
         await settled(worker, rig, seen)
         egress = rig.settings.egress
@@ -185,7 +181,7 @@ async def test_another_egress_policy_closes_every_connection_of_the_one_before(
     assert seen["sink closed"] == 2
 
 
-async def test_a_threshold_that_is_new_is_looked_at_though_the_answer_is_the_same(
+async def test_a_new_threshold_is_evaluated_though_the_answer_is_the_same(
     rig: Rig, seen: Counter[str]
 ) -> None:
     async with rig.worker() as worker:
@@ -201,9 +197,7 @@ async def test_a_threshold_that_is_new_is_looked_at_though_the_answer_is_the_sam
         assert seen["answer read"] == reads + 1, "of the other account nothing is read again"
 
 
-async def test_an_account_that_is_gone_is_polled_no_more_and_the_others_go_on(
-    rig: Rig, seen: Counter[str]
-) -> None:
+async def test_a_removed_account_is_polled_no_more_and_the_others_go_on(rig: Rig, seen: Counter[str]) -> None:
     async with rig.worker() as worker:
         await settled(worker, rig, seen)
         left = {"alice": rig.settings.account_by_name["alice"]}
@@ -218,7 +212,7 @@ async def test_an_account_that_is_gone_is_polled_no_more_and_the_others_go_on(
         rig.is_damaged = True  # the account that is gone has no state to be audited by
 
 
-async def test_an_attempt_that_is_under_way_is_answered_though_the_secret_is_changed_meanwhile(
+async def test_an_attempt_in_flight_is_finished_though_the_secret_changes_meanwhile(
     rig: Rig, seen: Counter[str]
 ) -> None:
     later = "whsec_" + "b3RoZXIg" * 4
@@ -233,7 +227,7 @@ async def test_an_attempt_that_is_under_way_is_answered_though_the_secret_is_cha
         assert seen["sink opened"] == 1
 
 
-async def test_nothing_is_kept_of_names_that_come_and_go(rig: Rig) -> None:
+async def test_nothing_is_kept_of_removed_names(rig: Rig) -> None:
     async with rig.worker() as worker:
         await until(lambda: worker.counters.polls > 2)
         for turn in range(5):

@@ -124,7 +124,7 @@ def names_told(lines: list[MutableMapping[str, Any]]) -> list[list[str]]:
     return [line["names"] for line in lines if line["event"] == "configuration.differs"]
 
 
-async def test_workers_with_one_configuration_deliver_side_by_side_and_say_nothing(
+async def test_workers_with_one_configuration_deliver_side_by_side_and_log_nothing(
     fleet: Fleet, lines: list[MutableMapping[str, Any]]
 ) -> None:
     first, second = await fleet.start("a", PRODUCTION), await fleet.start("b", PRODUCTION)
@@ -136,7 +136,7 @@ async def test_workers_with_one_configuration_deliver_side_by_side_and_say_nothi
     assert lines == []
 
 
-async def test_what_was_queued_for_one_url_is_not_delivered_by_a_worker_that_names_another(
+async def test_a_worker_with_another_url_does_not_deliver_what_was_queued_for_the_first(
     fleet: Fleet, lines: list[MutableMapping[str, Any]]
 ) -> None:
     production, staging = await fleet.start("p", PRODUCTION), await fleet.start("s", STAGING)
@@ -149,7 +149,7 @@ async def test_what_was_queued_for_one_url_is_not_delivered_by_a_worker_that_nam
     assert [one.worker for one in production.differences] == ["s"]
 
 
-async def test_a_deployment_that_restarts_finds_its_queues_as_they_were(fleet: Fleet) -> None:
+async def test_a_restarted_deployment_finds_its_queues_as_they_were(fleet: Fleet) -> None:
     production, staging = await fleet.start("p1", PRODUCTION), await fleet.start("s", STAGING)
     fleet.stop("p1")
     await fleet.later(300, staging)
@@ -159,7 +159,7 @@ async def test_a_deployment_that_restarts_finds_its_queues_as_they_were(fleet: F
     assert (is_ours(production, "ops"), is_ours(staging, "ops")) == (True, False)
 
 
-async def test_a_deployment_that_starts_while_the_other_one_restarts_does_not_take_its_queues(
+async def test_a_deployment_does_not_take_the_queues_of_another_that_restarts(
     fleet: Fleet,
 ) -> None:
     await fleet.start("p1", PRODUCTION)
@@ -176,7 +176,7 @@ async def test_a_deployment_that_starts_while_the_other_one_restarts_does_not_ta
     assert (is_ours(production, "ops"), is_ours(staging, "ops")) == (True, False)
 
 
-async def test_runs_that_end_soon_wait_ten_minutes_in_all_for_a_deployment_that_is_gone(fleet: Fleet) -> None:
+async def test_short_runs_wait_ten_minutes_in_all_for_a_missing_deployment(fleet: Fleet) -> None:
     """As `run --once` from cron: each would begin to wait anew, for as long as the other one is known."""
     await fleet.start("p", PRODUCTION)
     fleet.stop("p")
@@ -189,7 +189,7 @@ async def test_runs_that_end_soon_wait_ten_minutes_in_all_for_a_deployment_that_
     assert "staging" not in staging.neighbours.left
 
 
-async def test_a_deployment_that_runs_now_and_then_is_not_gone(fleet: Fleet) -> None:
+async def test_a_deployment_that_runs_now_and_then_does_not_count_as_missing(fleet: Fleet) -> None:
     for _ in range(15):
         assert is_ours(await fleet.start("p", PRODUCTION), "ops")
         fleet.stop("p")
@@ -198,7 +198,7 @@ async def test_a_deployment_that_runs_now_and_then_is_not_gone(fleet: Fleet) -> 
         await fleet.later(60)
 
 
-async def test_that_a_worker_waits_for_a_deployment_that_is_away_is_said(
+async def test_waiting_for_a_missing_deployment_is_logged(
     fleet: Fleet, lines: list[MutableMapping[str, Any]]
 ) -> None:
     await fleet.start("p1", PRODUCTION)
@@ -212,7 +212,7 @@ async def test_that_a_worker_waits_for_a_deployment_that_is_away_is_said(
     assert lines[-1]["event"] == "configuration.agrees"
 
 
-async def test_another_provider_at_a_restart_is_nobody_elses_matter_while_the_url_is_the_same(
+async def test_a_changed_provider_concerns_no_other_worker_while_the_url_is_the_same(
     fleet: Fleet,
 ) -> None:
     await fleet.start("a", some())
@@ -222,7 +222,7 @@ async def test_another_provider_at_a_restart_is_nobody_elses_matter_while_the_ur
     assert "treasury" not in again.neighbours.contested
 
 
-async def test_after_the_state_was_lost_each_says_again_what_it_runs(
+async def test_after_a_loss_of_state_each_worker_notes_its_configuration_again(
     fleet: Fleet, redis_client: Redis
 ) -> None:
     production = await fleet.start("p", PRODUCTION)
@@ -232,7 +232,7 @@ async def test_after_the_state_was_lost_each_says_again_what_it_runs(
     assert (is_ours(production, "ops"), is_ours(staging, "ops")) == (True, False)
 
 
-async def test_a_deployment_that_is_gone_for_good_leaves_its_names_to_the_other_one(fleet: Fleet) -> None:
+async def test_a_deployment_that_never_returns_leaves_its_names_to_the_other_one(fleet: Fleet) -> None:
     await fleet.start("p", PRODUCTION)
     staging = await fleet.start("s", STAGING)
     fleet.stop("p")
@@ -302,7 +302,7 @@ async def test_an_account_whose_events_would_wait_for_another_deployment_is_not_
     assert not production.neighbours.is_alone, "what it does not know another worker does"
 
 
-async def test_what_is_left_to_another_deployment_follows_a_reload(fleet: Fleet) -> None:
+async def test_accounts_left_to_another_deployment_follow_a_reload(fleet: Fleet) -> None:
     await fleet.start("p", PRODUCTION)
     staging = await fleet.start("s", STAGING)
     await staging.begin(STAGING_LATER)
@@ -310,9 +310,7 @@ async def test_what_is_left_to_another_deployment_follows_a_reload(fleet: Fleet)
     assert "staging" not in staging.neighbours.left
 
 
-async def test_a_reload_that_comes_while_a_worker_looks_around_has_the_last_word(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reload_during_a_comparison_wins(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     await fleet.start("p", PRODUCTION)
     staging = await fleet.start("s", some(NEW_URL, base_url="https://sandbox.example.com"))
     reloads = iter((STAGING, STAGING_LATER))
@@ -329,7 +327,7 @@ async def test_a_reload_that_comes_while_a_worker_looks_around_has_the_last_word
     assert "staging" not in staging.neighbours.left
 
 
-async def test_a_worker_that_was_reloaded_says_at_once_what_it_runs_now(fleet: Fleet) -> None:
+async def test_a_reloaded_worker_notes_its_configuration_at_once(fleet: Fleet) -> None:
     one = await fleet.start("a", some())
     await one.look()
     await one.begin(STAGING)
@@ -338,7 +336,7 @@ async def test_a_worker_that_was_reloaded_says_at_once_what_it_runs_now(fleet: F
     assert await fleet.configurations.read(digest) == fingerprint(STAGING)
 
 
-async def test_a_subscription_is_known_by_the_last_configuration_that_named_its_url(fleet: Fleet) -> None:
+async def test_a_subscription_belongs_to_the_last_configuration_that_named_its_url(fleet: Fleet) -> None:
     await fleet.start("a", some())
     fleet.stop("a")
     later = some(accounts={"treasury": 1, "more": 2})
@@ -346,7 +344,7 @@ async def test_a_subscription_is_known_by_the_last_configuration_that_named_its_
     assert (await fleet.configurations.marks(["ops"]))["ops"].configuration == fingerprint(later).digest
 
 
-async def test_a_worker_differs_from_one_that_is_gone_only_while_it_waits_for_it(fleet: Fleet) -> None:
+async def test_a_worker_that_left_is_no_difference_but_still_waited_for(fleet: Fleet) -> None:
     await fleet.start("p", some(base_url="https://other.example.com"))
     one = await fleet.start("s", some())
     assert [difference.worker for difference in one.differences] == ["p"]
@@ -356,7 +354,7 @@ async def test_a_worker_differs_from_one_that_is_gone_only_while_it_waits_for_it
     assert "treasury" in one.neighbours.contested, "it may only be restarting"
 
 
-async def test_a_worker_that_agrees_by_now_differs_no_more(fleet: Fleet) -> None:
+async def test_a_worker_that_agrees_now_no_longer_differs(fleet: Fleet) -> None:
     production, other = await fleet.start("p", PRODUCTION), await fleet.start("o", STAGING)
     await production.look()
     assert production.has_neighbours
@@ -366,7 +364,7 @@ async def test_a_worker_that_agrees_by_now_differs_no_more(fleet: Fleet) -> None
     assert not production.has_neighbours
 
 
-async def test_a_worker_that_is_there_is_compared_with_what_runs_here_since_a_reload(fleet: Fleet) -> None:
+async def test_a_present_worker_is_compared_with_the_reloaded_configuration(fleet: Fleet) -> None:
     await fleet.start("p", PRODUCTION)
     staging = await fleet.start("s", STAGING)
     await staging.begin(some(NEW_URL, base_url="https://sandbox.example.com", accounts={"prod": 2}))
@@ -381,7 +379,7 @@ async def test_workers_that_differ_in_the_same_way_are_one_difference(fleet: Fle
     assert [one.worker for one in production.differences] == ["s1"]
 
 
-async def test_an_account_is_polled_where_one_of_the_workers_that_hold_its_queues_has_it(
+async def test_an_account_is_polled_by_a_worker_that_delivers_its_queues(
     fleet: Fleet,
 ) -> None:
     both = {"treasury": 1, "more": 2}
@@ -392,7 +390,7 @@ async def test_an_account_is_polled_where_one_of_the_workers_that_hold_its_queue
     assert new.neighbours.left == {"newest"}
 
 
-async def test_a_worker_that_runs_for_long_says_again_what_it_runs(fleet: Fleet, redis_client: Redis) -> None:
+async def test_a_long_running_worker_notes_its_configuration_again(fleet: Fleet, redis_client: Redis) -> None:
     one, digest = await fleet.start("a", some()), fingerprint(some()).digest
     await one.look()
     await redis_client.delete(fleet.keys.configuration(digest))
@@ -402,14 +400,14 @@ async def test_a_worker_that_runs_for_long_says_again_what_it_runs(fleet: Fleet,
     assert await fleet.configurations.read(digest) == fingerprint(some())
 
 
-async def test_a_look_changes_no_mark_of_another_worker(fleet: Fleet) -> None:
+async def test_a_comparison_changes_no_note_of_another_worker(fleet: Fleet) -> None:
     one, later = await fleet.start("a", some()), some(accounts={"treasury": 1, "more": 2})
     await fleet.start("b", later)
     await one.look()
     assert (await fleet.configurations.marks(["ops"]))["ops"].configuration == fingerprint(later).digest
 
 
-async def test_a_worker_that_is_gone_is_compared_with_what_runs_here_since_a_reload(fleet: Fleet) -> None:
+async def test_a_missing_worker_is_compared_with_the_reloaded_configuration(fleet: Fleet) -> None:
     await fleet.start("p", PRODUCTION)
     staging = await fleet.start("s", STAGING)
     fleet.stop("p")
@@ -419,7 +417,7 @@ async def test_a_worker_that_is_gone_is_compared_with_what_runs_here_since_a_rel
     assert contested(staging) == {"prod"}
 
 
-async def test_a_worker_that_is_just_found_is_compared_with_what_runs_here_since_a_reload(
+async def test_a_newly_found_worker_is_compared_with_the_reloaded_configuration(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging = await fleet.start("s", STAGING)
@@ -451,7 +449,7 @@ async def test_a_worker_is_alone_while_all_others_run_its_configuration(fleet: F
     assert one.neighbours.is_alone
 
 
-async def test_a_worker_that_may_not_look_around_goes_by_its_own_configuration(
+async def test_a_worker_that_may_not_read_the_others_goes_by_its_own_configuration(
     fleet: Fleet, lines: list[MutableMapping[str, Any]]
 ) -> None:
     class Forbidden(Configurations):
@@ -466,7 +464,7 @@ async def test_a_worker_that_may_not_look_around_goes_by_its_own_configuration(
     assert lines == []
 
 
-async def test_an_account_that_two_have_elsewhere_goes_on_where_its_state_came_from(fleet: Fleet) -> None:
+async def test_an_account_configured_differently_stays_with_the_source_of_its_state(fleet: Fleet) -> None:
     production, staging = await fleet.start("p", PRODUCTION), await fleet.start("s", STAGING)
     await production.look()
     theirs, ours = (fingerprint(one).accounts["treasury"] for one in (PRODUCTION, STAGING))
@@ -477,7 +475,7 @@ async def test_an_account_that_two_have_elsewhere_goes_on_where_its_state_came_f
     assert "prod" not in production.neighbours.contested
 
 
-async def test_a_worker_of_a_version_that_says_nothing_of_its_configuration_changes_nothing(
+async def test_a_worker_of_an_older_version_without_a_note_changes_nothing(
     fleet: Fleet, lines: list[MutableMapping[str, Any]]
 ) -> None:
     fleet.configuration_by_worker["older"] = ""
@@ -494,7 +492,7 @@ async def test_an_embedded_store_belongs_to_one_deployment(fleet: Fleet) -> None
     assert is_ours(again, "ops")
 
 
-async def test_a_subscription_that_nobody_else_names_is_nobody_elses_matter(fleet: Fleet) -> None:
+async def test_a_subscription_that_no_other_worker_names_concerns_no_other_worker(fleet: Fleet) -> None:
     await fleet.start("p", PRODUCTION)
     staging = await fleet.start(
         "s", some(NEW_URL, base_url="https://b.example.com", more=a_subscription("more"))
@@ -503,7 +501,7 @@ async def test_a_subscription_that_nobody_else_names_is_nobody_elses_matter(flee
     assert not is_ours(staging, "ops")
 
 
-async def test_no_secret_gets_into_the_store(fleet: Fleet, redis_client: Redis) -> None:
+async def test_no_secret_is_written_to_redis(fleet: Fleet, redis_client: Redis) -> None:
     await fleet.start("p", PRODUCTION)
     packed = await redis_client.get(fleet.keys.configuration(fingerprint(PRODUCTION).digest))
     assert isinstance(packed, bytes)
@@ -512,7 +510,7 @@ async def test_no_secret_gets_into_the_store(fleet: Fleet, redis_client: Redis) 
         assert secret not in text
 
 
-async def test_a_configuration_that_cannot_be_read_says_nothing(fleet: Fleet, redis_client: Redis) -> None:
+async def test_an_unreadable_configuration_is_ignored(fleet: Fleet, redis_client: Redis) -> None:
     digest = fingerprint(PRODUCTION).digest
     fleet.configuration_by_worker["p"] = digest
     for damage in (b"", b"garbage", zlib.compress(b"[]"), zlib.compress(b'{"providers": 1}')):
@@ -520,7 +518,7 @@ async def test_a_configuration_that_cannot_be_read_says_nothing(fleet: Fleet, re
         assert is_ours(await fleet.start("s", STAGING), "ops")
 
 
-async def test_keys_of_another_type_hold_up_nothing(fleet: Fleet, redis_client: Redis) -> None:
+async def test_keys_of_another_type_block_nothing(fleet: Fleet, redis_client: Redis) -> None:
     digest = fingerprint(PRODUCTION).digest
     fleet.configuration_by_worker["p"] = digest
     await redis_client.set(fleet.keys.marks(), "damaged")
@@ -529,7 +527,7 @@ async def test_keys_of_another_type_hold_up_nothing(fleet: Fleet, redis_client: 
     assert await redis_client.hlen(fleet.keys.marks()) == 1
 
 
-def test_a_fingerprint_leaves_out_what_may_differ_within_a_deployment() -> None:
+def test_a_fingerprint_omits_settings_that_may_differ_within_a_deployment() -> None:
     one = fingerprint(PRODUCTION)
     other = PRODUCTION.model_copy(
         update={
@@ -545,13 +543,13 @@ def test_a_fingerprint_leaves_out_what_may_differ_within_a_deployment() -> None:
     assert fingerprint(some(NEW_URL)).subscriptions != one.subscriptions
 
 
-def test_equal_urls_of_two_names_do_not_look_equal() -> None:
+def test_equal_urls_under_two_names_have_different_digests() -> None:
     digests = fingerprint(some(more=a_subscription("more", url=OLD_URL))).subscriptions
     assert len({*digests.values()}) == 2
     assert a_provider().name  # the other kinds have a fingerprint, too
 
 
-def test_where_a_message_goes_is_more_than_its_url() -> None:
+def test_the_destination_of_a_message_is_more_than_its_url() -> None:
     def digest(**fields: Any) -> str:
         settings = a_subscription(url="https://api.telegram.org/bot1:x/sendMessage", **fields)
         return fingerprint(some(ops=settings)).subscriptions["ops"]
@@ -569,7 +567,7 @@ def test_where_a_message_goes_is_more_than_its_url() -> None:
     assert digest(**telegram, chat="-1", template="{amount}") in digests
 
 
-def test_one_place_is_told_from_another_by_providers_and_accounts() -> None:
+def test_deployments_are_distinguished_by_providers_and_accounts() -> None:
     here = fingerprint(PRODUCTION)
     assert here.is_same_place(fingerprint(some(NEW_URL)))
     assert not here.is_same_place(fingerprint(STAGING))
@@ -577,7 +575,7 @@ def test_one_place_is_told_from_another_by_providers_and_accounts() -> None:
     assert Fingerprint({}, {}, {}).is_same_place(Fingerprint({}, {}, {}))
 
 
-async def test_a_worker_that_is_there_is_found_while_the_configuration_of_another_one_is_read(
+async def test_a_present_worker_is_found_while_another_configuration_is_read(
     redis_client: Redis, namespace: str
 ) -> None:
     """Else a reload at that moment would take over what is the other one's."""

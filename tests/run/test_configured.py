@@ -95,7 +95,7 @@ def loud(lines: list[Any]) -> list[str]:
     return [line["event"] for line in lines if line["log_level"] in ("warning", "error")]
 
 
-async def test_all_workers_choose_the_same_account_to_probe_a_provider_by(bench: Bench) -> None:
+async def test_all_workers_choose_the_same_probe_account_of_a_provider(bench: Bench) -> None:
     await bench.follow(some(an_account("c", 30), an_account("a"), an_account("b", 30)))
     assert bench.poller().probe_account == "b", "the most frequent one, the first of them by name"
     await bench.follow(some(an_account("c", 30), an_account("a")))
@@ -104,7 +104,7 @@ async def test_all_workers_choose_the_same_account_to_probe_a_provider_by(bench:
     assert bench.poller().probe_account == ""
 
 
-async def test_an_account_that_a_reload_brings_is_looked_at_for_staleness_once_it_had_time_to_be_polled(
+async def test_a_new_account_is_checked_for_staleness_once_it_had_time_to_be_polled(
     bench: Bench,
 ) -> None:
     """Its state may be old: an account may be put back after minutes, or polled more often from now on."""
@@ -132,7 +132,7 @@ async def test_a_lease_is_as_long_as_the_longest_poll_of_a_provider(bench: Bench
     assert poller.most_requests == poller.cost(short)
 
 
-async def test_a_provider_that_is_configured_anew_forgets_what_failed_there(bench: Bench) -> None:
+async def test_a_reconfigured_provider_forgets_its_failures(bench: Bench) -> None:
     await bench.follow(some(an_account("a")))
     with capture_logs() as lines:
         for requests_per_second in (3, 3, 2):
@@ -141,7 +141,7 @@ async def test_a_provider_that_is_configured_anew_forgets_what_failed_there(benc
     assert loud(lines) == ["provider.refusing"] * 2, "once for each configuration of it"
 
 
-async def test_an_account_that_was_taken_out_keeps_no_other_from_going_stale_loudly(bench: Bench) -> None:
+async def test_a_removed_account_does_not_suppress_stale_lines_of_others(bench: Bench) -> None:
     await bench.follow(some(an_account("a"), an_account("b")))
     failures = bench.configured.report.failures("loopring")
     with capture_logs() as lines:
@@ -153,7 +153,7 @@ async def test_an_account_that_was_taken_out_keeps_no_other_from_going_stale_lou
     assert loud(lines) == ["account.stale"] * 2
 
 
-async def test_a_subscription_that_a_reload_adds_is_claimed_for_at_once(bench: Bench) -> None:
+async def test_a_subscription_added_by_a_reload_is_claimed_for_at_once(bench: Bench) -> None:
     await bench.follow(some(subscriptions=(OPS,)))
     assert bench.woken(OPS) == 0, "at the start the index says what is due"
     await bench.follow(some(subscriptions=(OPS, "more")))
@@ -161,7 +161,7 @@ async def test_a_subscription_that_a_reload_adds_is_claimed_for_at_once(bench: B
     assert bench.woken(OPS) == 0
 
 
-async def test_what_is_made_due_is_claimed_for_at_once(bench: Bench) -> None:
+async def test_work_that_is_made_due_is_claimed_at_once(bench: Bench) -> None:
     await bench.follow(some())
     await bench.store.queues.enqueue(OPS, "treasury", some_deliveries(1))
     (lease,) = (await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
@@ -171,7 +171,7 @@ async def test_what_is_made_due_is_claimed_for_at_once(bench: Bench) -> None:
     assert len((await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases) == 1
 
 
-async def test_only_attempts_at_a_url_that_is_gone_are_cut_off(
+async def test_only_attempts_at_a_removed_url_are_cancelled(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_off: list[Key] = []
@@ -191,7 +191,7 @@ async def test_only_attempts_at_a_url_that_is_gone_are_cut_off(
     assert bench.configured.targets["kept"] is targets["kept"]
 
 
-async def test_another_egress_policy_holds_for_every_subscription(bench: Bench) -> None:
+async def test_a_changed_egress_policy_applies_to_every_subscription(bench: Bench) -> None:
     before = some()
     await bench.follow(before)
     target = bench.configured.targets[OPS]
@@ -199,7 +199,7 @@ async def test_another_egress_policy_holds_for_every_subscription(bench: Bench) 
     assert bench.configured.targets[OPS] is not target
 
 
-async def test_a_change_touches_nothing_but_what_changed(bench: Bench) -> None:
+async def test_a_change_affects_only_what_changed(bench: Bench) -> None:
     """No connection is opened anew, what is known of other accounts stays known, the same account probes."""
     await bench.follow(some(an_account("b"), an_account("c"), subscriptions=(OPS, "old")))
     configured, polls = bench.configured, bench.configured.poll_work.by_provider["loopring"]
@@ -221,7 +221,7 @@ async def test_a_change_touches_nothing_but_what_changed(bench: Bench) -> None:
 @given(
     st.lists(st.dictionaries(st.sampled_from("abcd"), st.none() | st.integers(1, 3), max_size=3), max_size=5)
 )
-def test_what_a_provider_must_bear_is_the_same_after_changes_as_after_a_start(changes: list[Any]) -> None:
+def test_the_load_of_a_provider_is_the_same_after_changes_as_after_a_start(changes: list[Any]) -> None:
     def a_poller() -> Any:
         cost = lambda account: int(account.interval.total_seconds()) % 3 + 1  # noqa: E731
         settings = SimpleNamespace(name="loopring")
@@ -276,7 +276,9 @@ async def test_a_new_subscription_is_not_claimed_for_before_anything_is_due(benc
     assert bench.woken("new") == 0
 
 
-async def test_of_a_record_that_cannot_be_opened_events_are_queued_for_other_workers(bench: Bench) -> None:
+async def test_events_for_a_record_that_cannot_be_decrypted_are_queued_for_other_workers(
+    bench: Bench,
+) -> None:
     await bench.follow(some(subscriptions=(OPS,)))
     locked = a_subscription("locked", accounts=("a",))
     filters: Any = SimpleNamespace(
@@ -288,7 +290,7 @@ async def test_of_a_record_that_cannot_be_opened_events_are_queued_for_other_wor
     assert [*bench.configured.targets] == [*bench.configured.settings.subscription_by_name] == [OPS]
 
 
-async def test_a_changed_url_cuts_off_attempts_at_the_old_one_and_is_to_be_made_due(
+async def test_a_changed_url_cancels_attempts_at_the_old_one_and_is_made_due(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_off: list[Key] = []
@@ -322,7 +324,7 @@ async def test_a_request_for_the_list_of_assets_takes_a_turn_of_its_provider(ben
     assert await bench.configured.polls.next_turn_ms("loopring") > 0
 
 
-async def test_a_schedule_that_is_gone_is_noticed_where_accounts_are_configured(bench: Bench) -> None:
+async def test_a_missing_schedule_of_configured_accounts_is_noticed(bench: Bench) -> None:
     account = an_account("treasury")
     await bench.follow(some(account))
     polls = bench.configured.poll_work.by_provider["loopring"]
@@ -331,7 +333,7 @@ async def test_a_schedule_that_is_gone_is_noticed_where_accounts_are_configured(
         assert polls.has_lost is has_lost
 
 
-async def test_a_reload_that_finds_redis_away_is_made_once_it_is_back(
+async def test_a_reload_while_redis_is_unreachable_is_done_once_it_is_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.follow(some())
@@ -356,7 +358,7 @@ async def test_a_reload_that_finds_redis_away_is_made_once_it_is_back(
     assert [*bench.configured.targets] == [OPS, "more"]
 
 
-async def test_what_waits_for_a_subscription_that_a_change_led_elsewhere_is_made_due(bench: Bench) -> None:
+async def test_the_backlog_of_a_subscription_with_a_changed_url_is_made_due(bench: Bench) -> None:
     """How the old URL failed says nothing of the new one."""
     await bench.follow(some(subscriptions=(OPS,)))
     await bench.store.queues.enqueue(OPS, "treasury", some_deliveries(1))
@@ -380,7 +382,7 @@ async def test_what_waits_for_a_subscription_that_a_change_led_elsewhere_is_made
     assert len((await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases) == 1
 
 
-async def test_the_backlog_of_a_subscription_that_is_locked_is_kept_within_bounds(bench: Bench) -> None:
+async def test_the_backlog_of_a_subscription_that_cannot_be_decrypted_is_bounded(bench: Bench) -> None:
     """This worker queues its events, and may be the one that keeps all backlogs."""
     asked: list[dict[str, int]] = []
 
@@ -398,7 +400,7 @@ async def test_the_backlog_of_a_subscription_that_is_locked_is_kept_within_bound
     assert asked == [{"locked": MAX_BACKLOG, OPS: MAX_BACKLOG}]
 
 
-async def test_what_was_left_to_a_worker_that_is_gone_is_delivered_at_once(bench: Bench) -> None:
+async def test_deliveries_left_to_a_missing_worker_are_made_at_once(bench: Bench) -> None:
     await bench.follow(some(subscriptions=(OPS, "theirs")))
     await bench.store.queues.enqueue(OPS, "treasury", some_deliveries(1))
     (lease,) = (await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases

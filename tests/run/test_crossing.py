@@ -62,7 +62,7 @@ async def until(is_so: Any, within_s: float = 20) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_events_of_production_wait_for_production_while_staging_runs_on(
+async def test_events_of_production_wait_for_it_while_staging_runs_on(
     production: Rig, lines: list[MutableMapping[str, Any]], redis_client: Redis
 ) -> None:
     rig, keys = production, Keys(production.settings.redis.namespace)
@@ -102,7 +102,7 @@ async def test_events_of_production_wait_for_production_while_staging_runs_on(
     assert len(said("account.baseline")) == 2, "no change of hands made another one"
 
 
-async def test_an_account_that_two_workers_poll_elsewhere_makes_no_baseline_at_each_change_of_hands(
+async def test_an_account_polled_at_two_sources_makes_no_baseline_at_each_change_of_worker(
     production: Rig, lines: list[MutableMapping[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "_UNKNOWN_MS", 500)  # the first worker puts off what only the second knows

@@ -20,7 +20,7 @@ TREASURY = 10110
 LOOPRING = "/api/v3/user/balances"
 
 
-async def test_workers_that_overlap_neither_poll_twice_nor_tell_twice_nor_out_of_order(
+async def test_overlapping_workers_neither_poll_twice_nor_send_twice_or_out_of_order(
     place: Path, sandbox: Sandbox, receiver: Receiver
 ) -> None:
     moved = Counter[str]()
@@ -61,7 +61,7 @@ async def test_workers_that_overlap_neither_poll_twice_nor_tell_twice_nor_out_of
     await assert_reconciled(place)
 
 
-async def test_a_second_sigterm_at_once_harms_nothing(
+async def test_an_immediate_second_sigterm_harms_nothing(
     place: Path, sandbox: Sandbox, receiver: Receiver
 ) -> None:
     async with a_process(place, "run") as worker:
@@ -82,7 +82,7 @@ async def test_a_second_sigterm_at_once_harms_nothing(
     await assert_reconciled(place)
 
 
-async def test_a_new_url_takes_over_when_the_last_worker_was_restarted_and_until_then_the_old_one_gets_all(
+async def test_until_the_last_worker_is_restarted_all_events_go_to_the_old_url(
     place: Path, sandbox: Sandbox, receiver: Receiver
 ) -> None:
     async with Receiver(secrets=[SECRET]) as moved, AsyncExitStack() as stack:

@@ -13,18 +13,18 @@ ROOM_FOR_THE_REST = 112
 
 @pytest.mark.parametrize("limit", [256, 1024, 4096, 65_536])
 @pytest.mark.parametrize("providers", [0, 1, 2, 8, 30])
-def test_all_shares_together_are_no_more_than_there_are(limit: int, providers: int) -> None:
+def test_all_shares_together_are_within_the_limit(limit: int, providers: int) -> None:
     share = shares(limit, providers)
     taken = share.attempts + share.kept + providers * share.of_a_provider
     assert taken + OF_THE_STORE + ROOM_FOR_THE_REST <= limit
     assert min(share) >= 1
 
 
-def test_where_there_are_plenty_nobody_gets_less_than_is_of_use() -> None:
+def test_with_many_descriptors_every_part_gets_a_useful_share() -> None:
     assert shares(1_000_000, 2) == (MOST_ATTEMPTS, MOST_ATTEMPTS // 2, 128)
 
 
-def test_where_there_are_hardly_any_everybody_gets_some() -> None:
+def test_with_few_descriptors_every_part_gets_some() -> None:
     assert min(shares(64, 3)) >= 1
 
 

@@ -112,7 +112,7 @@ def said(lines: list[Any]) -> list[tuple[str, int]]:
     return [(line["event"], line["records"]) for line in lines if "records" in line]
 
 
-async def test_what_programs_added_is_in_force_beside_the_file(bench: Bench) -> None:
+async def test_entries_of_the_api_are_active_beside_the_file(bench: Bench) -> None:
     await bench.put_account("alice", interval="5s")
     await bench.put_subscription("hook", accounts=["alice"])
     with capture_logs() as lines:
@@ -125,7 +125,7 @@ async def test_what_programs_added_is_in_force_beside_the_file(bench: Bench) -> 
     assert bench.followed.accounts_by_provider() == {"loopring": ["alice"]}
 
 
-async def test_changes_are_followed_as_differences(bench: Bench) -> None:
+async def test_changes_are_applied_as_differences(bench: Bench) -> None:
     await bench.begin()
     poller = bench.configured.poll_work.by_provider["loopring"].poller
     await bench.put_account("alice")
@@ -145,7 +145,7 @@ async def test_changes_are_followed_as_differences(bench: Bench) -> None:
     assert bench.configured.poll_work.by_provider["loopring"].poller is poller
 
 
-async def test_the_file_wins_and_the_record_that_it_shadows_rests(bench: Bench) -> None:
+async def test_the_file_wins_and_the_record_it_shadows_is_inactive(bench: Bench) -> None:
     await bench.put_account("treasury", account_id=99)
     await bench.put_subscription(OPS)
     with capture_logs() as lines:
@@ -170,7 +170,7 @@ async def test_the_file_wins_and_the_record_that_it_shadows_rests(bench: Bench) 
     assert bench.configured.targets[OPS].settings is bench.file.subscription_by_name[OPS]
 
 
-async def test_a_worker_without_the_key_queues_events_and_leaves_all_else_to_others(bench: Bench) -> None:
+async def test_a_worker_without_the_key_queues_events_and_leaves_the_rest_to_others(bench: Bench) -> None:
     bench.file = bench.file.model_copy(update={"api": None})
     with capture_logs() as lines:
         await bench.begin()
@@ -209,7 +209,7 @@ async def test_events_wait_until_a_url_is_verified(bench: Bench) -> None:
     assert bench.targets == ["hook", OPS]
 
 
-async def test_a_secret_that_has_ended_signs_no_more(bench: Bench) -> None:
+async def test_an_expired_secret_signs_no_more(bench: Bench) -> None:
     await bench.begin()
     now_ms, old = bench.store.schedule.now_ms(), new_secret()
     await bench.put_subscription("hook", secrets={SECRET: None, old: now_ms + MINUTE_MS})
@@ -221,7 +221,7 @@ async def test_a_secret_that_has_ended_signs_no_more(bench: Bench) -> None:
     assert [secret.get_secret_value() for secret in secrets] == [SECRET]
 
 
-async def test_a_clock_that_goes_on_while_a_token_is_looked_up_costs_no_request(bench: Bench) -> None:
+async def test_a_clock_that_ticks_during_a_lookup_does_not_invalidate_a_token(bench: Bench) -> None:
     await bench.begin()
     await bench.put_subscription("hook", tokens={"aa": None})
     await bench.followed.follow()
@@ -242,7 +242,7 @@ async def test_a_token_leads_to_its_subscription_until_it_ends(bench: Bench) -> 
     assert bench.followed.by_token("aa") is None
 
 
-async def test_a_source_has_one_holder_in_the_file_or_the_directory(bench: Bench) -> None:
+async def test_a_source_belongs_to_one_account_of_the_file_or_the_directory(bench: Bench) -> None:
     await bench.begin()
     await bench.put_account("alice", account_id=7)
     await bench.followed.follow()
@@ -257,7 +257,7 @@ async def test_a_source_has_one_holder_in_the_file_or_the_directory(bench: Bench
     assert bench.followed.holder(("loopring", source)) == "treasury"
 
 
-async def test_what_cannot_be_used_here_rests_and_costs_nothing_else(bench: Bench) -> None:
+async def test_an_unusable_record_is_inactive_and_affects_no_other(bench: Bench) -> None:
     await bench.begin()
     await bench.programs.put_account("alice", "elsewhere", account_id=7)
     await bench.programs.put_account("bob", "loopring", account_id=8, unheard_of=1)
@@ -273,7 +273,7 @@ async def test_what_cannot_be_used_here_rests_and_costs_nothing_else(bench: Benc
     assert bench.targets == [OPS]
 
 
-async def test_a_worker_that_missed_too_many_changes_reads_anew(bench: Bench) -> None:
+async def test_a_worker_that_missed_too_many_changes_reads_everything_again(bench: Bench) -> None:
     """What was deleted meanwhile is gone, and nothing else is."""
     for number in range(3):
         await bench.put_account(f"a{number}", account_id=100 + number)
@@ -288,7 +288,7 @@ async def test_a_worker_that_missed_too_many_changes_reads_anew(bench: Bench) ->
     assert bench.configured.targets["hook"].settings.max_in_flight == 300
 
 
-async def test_a_store_that_lost_the_directory_is_given_it_again(bench: Bench) -> None:
+async def test_a_lost_directory_is_written_again(bench: Bench) -> None:
     await bench.begin()
     await bench.put_account("alice")
     await bench.put_account("bob", account_id=8)
@@ -307,7 +307,7 @@ async def test_a_store_that_lost_the_directory_is_given_it_again(bench: Bench) -
     assert await bench.programs.directory.counts() == {"account": 1, "subscription": 1}
 
 
-async def test_what_is_deleted_right_after_a_loss_is_gone_for_the_worker_that_gave_it_back(
+async def test_a_record_deleted_right_after_a_loss_is_not_written_again(
     bench: Bench,
 ) -> None:
     await bench.begin()
@@ -322,7 +322,7 @@ async def test_what_is_deleted_right_after_a_loss_is_gone_for_the_worker_that_ga
     assert await bench.programs.directory.counts() == {"account": 0, "subscription": 0}
 
 
-async def test_what_an_older_key_sealed_is_encrypted_again_and_opens_without_it(bench: Bench) -> None:
+async def test_records_of_an_older_key_are_encrypted_again_and_no_longer_need_it(bench: Bench) -> None:
     await bench.begin()
     await bench.put_account("alice")
     await bench.put_account("treasury", account_id=9)  # the file has it: it rests
@@ -358,7 +358,7 @@ async def test_what_an_older_key_sealed_is_encrypted_again_and_opens_without_it(
     assert (await bench.store.scores(bench.store.keys.removed(SHARD))) == {}
 
 
-async def test_of_two_workers_that_encrypt_again_neither_undoes_what_was_written_meanwhile(
+async def test_encrypting_again_never_undoes_a_newer_write(
     bench: Bench,
 ) -> None:
     await bench.begin()
@@ -382,7 +382,7 @@ async def test_of_two_workers_that_encrypt_again_neither_undoes_what_was_written
     )
 
 
-async def test_records_are_counted_by_what_becomes_of_them(bench: Bench) -> None:
+async def test_records_are_counted_by_their_state(bench: Bench) -> None:
     await bench.begin()
     await bench.put_account("alice")
     await bench.put_account("treasury", account_id=99)

@@ -102,7 +102,7 @@ def refused(why: str) -> Iterator[None]:
     assert caught.value.why == why
 
 
-async def test_an_account_is_written_once_and_the_same_again_changes_nothing(place: Place) -> None:
+async def test_writing_the_same_account_again_changes_nothing(place: Place) -> None:
     made = await place.editor.put_account(dict(ACCOUNT), by="operator")
     assert made.change == "created"
     record = await place.record("account", "alice")
@@ -117,7 +117,7 @@ async def test_an_account_is_written_once_and_the_same_again_changes_nothing(pla
     assert place.in_force.followed == 2
 
 
-async def test_a_subscription_gets_a_secret_and_a_token_which_are_shown_once(place: Place) -> None:
+async def test_a_new_subscription_gets_a_secret_and_a_token_shown_once(place: Place) -> None:
     made = await place.put()
     (secret,) = made.secrets
     check_secrets([secret])
@@ -135,7 +135,7 @@ async def test_a_subscription_gets_a_secret_and_a_token_which_are_shown_once(pla
     assert (after["secrets"], after["tokens"]) == (content["secrets"], content["tokens"])
 
 
-async def test_given_secrets_are_taken_and_never_shown(place: Place) -> None:
+async def test_given_secrets_are_used_and_never_shown(place: Place) -> None:
     made = await place.put(secrets=[SECRET])
     assert (made.secrets, bool(made.token)) == ((), True)
     assert (await place.put(secrets=[SECRET])).change == "unchanged"
@@ -154,7 +154,7 @@ async def test_a_message_for_people_needs_no_secret(place: Place) -> None:
         await place.editor.renew_secret("ops", by="operator")
 
 
-async def test_another_host_is_unverified_and_another_path_is_not(place: Place) -> None:
+async def test_a_changed_host_is_unverified_and_a_changed_path_is_not(place: Place) -> None:
     await place.put()
     assert (await place.content())["verified"] is None
     assert (await place.content())["unverified_since_ms"] == 1_000_000
@@ -175,7 +175,7 @@ async def test_another_host_is_unverified_and_another_path_is_not(place: Place) 
     )
 
 
-async def test_the_old_secret_signs_on_for_a_day_beside_the_new_one(place: Place) -> None:
+async def test_the_old_secret_keeps_signing_for_a_day_beside_the_new_one(place: Place) -> None:
     first = await place.put()
     second = await place.editor.renew_secret("ops", by="operator")
     assert second.change == "secret"
@@ -200,7 +200,7 @@ async def test_a_new_pair_of_keys_shows_its_public_part_alone(place: Place) -> N
     assert (await place.content())["secrets"][0]["secret"].startswith("whsk_")
 
 
-async def test_the_old_token_is_good_for_a_day_beside_the_new_one(place: Place) -> None:
+async def test_the_old_token_is_valid_for_a_day_beside_the_new_one(place: Place) -> None:
     first = await place.put()
     second = await place.editor.renew_token("ops", by="operator")
     assert second.token
@@ -210,7 +210,7 @@ async def test_the_old_token_is_good_for_a_day_beside_the_new_one(place: Place) 
     assert old["until_ms"] == 1_000_000 + OVERLAP_MS
 
 
-async def test_nothing_readable_lies_in_the_store_but_names_and_filters(place: Place) -> None:
+async def test_redis_holds_only_names_and_filters_in_plain_text(place: Place) -> None:
     made = await place.put(headers={"x-key": "canary-header"}, url="https://canary.example.com/canary")
     await place.editor.put_account({**ACCOUNT, "account_id": 424242}, by="canary-operator")
     text = b""
@@ -235,7 +235,7 @@ async def test_what_the_file_defines_is_read_only(place: Place) -> None:
         await place.editor.renew_token("desk", by="operator")
 
 
-async def test_an_edit_is_refused_where_another_version_is_there_than_was_asked_for(place: Place) -> None:
+async def test_an_edit_of_another_version_than_the_current_one_is_refused(place: Place) -> None:
     with refused("precondition"):
         await place.editor.put_account(dict(ACCOUNT), by="operator", match=lambda found: found == 1)
     made = await place.editor.put_account(dict(ACCOUNT), by="operator", match=lambda found: found is None)
@@ -248,7 +248,7 @@ async def test_an_edit_is_refused_where_another_version_is_there_than_was_asked_
         await place.editor.delete("account", "alice", by="operator")
 
 
-async def test_what_the_store_has_just_lost_is_deleted_as_soon_as_it_is_there_again(place: Place) -> None:
+async def test_a_record_that_redis_just_lost_can_be_deleted(place: Place) -> None:
     await place.put()
     lost = await place.record()
     await place.directory.delete("subscription", "ops")
@@ -257,13 +257,13 @@ async def test_what_the_store_has_just_lost_is_deleted_as_soon_as_it_is_there_ag
     assert await place.directory.get("subscription", "ops") is None
 
 
-async def test_edits_at_the_same_time_follow_one_another(place: Place) -> None:
+async def test_concurrent_edits_are_applied_in_turn(place: Place) -> None:
     await place.put()
     await asyncio.gather(*(place.editor.renew_token("ops", by="operator") for _ in range(4)))
     assert len((await place.content())["tokens"]) == 5, "no edit is lost"
 
 
-async def test_a_client_that_matches_never_overwrites_what_came_between(place: Place) -> None:
+async def test_if_match_never_overwrites_a_newer_edit(place: Place) -> None:
     made = await place.put()
 
     async def put(number: int) -> str:
@@ -281,7 +281,7 @@ async def test_a_client_that_matches_never_overwrites_what_came_between(place: P
     assert sorted(found) == ["changed", *["precondition"] * 7]
 
 
-async def test_all_findings_of_a_body_come_at_once_those_about_others_too(place: Place) -> None:
+async def test_all_findings_of_a_body_come_at_once_also_those_about_other_records(place: Place) -> None:
     with pytest.raises(BodyRefused) as caught:
         await place.put(url="http://127.0.0.1/", alerts_to="nobody", colour=1)
     assert {found.key for found in caught.value.findings} == {"/url", "/alerts_to", "/colour"}
@@ -290,7 +290,7 @@ async def test_all_findings_of_a_body_come_at_once_those_about_others_too(place:
     assert {found.key for found in caught.value.findings} == {"", "/interval"}
 
 
-async def test_a_large_body_is_checked_while_all_else_goes_on(
+async def test_checking_a_large_body_does_not_block_other_work(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_main = list[bool]()
@@ -315,7 +315,7 @@ async def test_a_large_body_is_checked_while_all_else_goes_on(
     assert is_main == [True, False, False, True, False]
 
 
-async def test_each_account_of_many_is_written_or_refused_by_itself(place: Place) -> None:
+async def test_each_account_of_a_batch_is_written_or_refused_by_itself(place: Place) -> None:
     tables = [
         {"name": f"a{number}", "provider": "loopring", "account_id": 100 + number} for number in range(200)
     ]
@@ -341,7 +341,7 @@ async def test_each_account_of_many_is_written_or_refused_by_itself(place: Place
     assert place.in_force.followed == 1
 
 
-async def test_no_account_gets_more_subscriptions_than_one_step_can_serve(
+async def test_no_account_gets_more_subscriptions_than_one_commit_can_serve(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edits, "MOST_OF_AN_ACCOUNT", 2)
@@ -378,7 +378,7 @@ async def test_a_full_directory_says_how_much_it_holds(place: Place) -> None:
         await place.editor.put_account(dict(ACCOUNT), by="operator")
 
 
-async def test_what_was_encrypted_with_another_key_is_left_alone_until_it_is_deleted(place: Place) -> None:
+async def test_a_record_of_another_key_stays_unchanged_until_it_is_deleted(place: Place) -> None:
     await place.put()
     place.editor = Editor(
         place.directory, Keyring([new_key()], "other"), place.in_force, now_ms=lambda: place.now_ms
@@ -391,7 +391,7 @@ async def test_what_was_encrypted_with_another_key_is_left_alone_until_it_is_del
     await place.put()
 
 
-async def test_damage_in_the_place_of_a_record_is_deleted_and_written_anew(place: Place) -> None:
+async def test_a_damaged_record_can_be_deleted_and_written_again(place: Place) -> None:
     await place.put()
     key = place.keys.subscription_records(shard_of("ops"))
     await place.pipe.command("HSET", key, "ops", "damaged")
@@ -401,14 +401,14 @@ async def test_damage_in_the_place_of_a_record_is_deleted_and_written_anew(place
     assert (await place.put()).change == "created"
 
 
-async def test_damage_in_the_place_of_a_record_leaves_alone_what_the_file_defines(place: Place) -> None:
+async def test_a_damaged_record_does_not_affect_an_entry_of_the_file(place: Place) -> None:
     key = place.keys.account_records(shard_of("treasury"))
     await place.pipe.command("HSET", key, "treasury", "damaged")
     with refused("read_only"):
         await place.editor.delete("account", "treasury", by="operator")
 
 
-async def test_every_change_is_a_line_that_says_who_did_what_and_shows_no_secret(
+async def test_every_change_is_logged_with_its_author_and_without_secrets(
     place: Place,
 ) -> None:
     with capture_logs() as lines:

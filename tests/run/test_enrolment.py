@@ -71,7 +71,7 @@ async def deploy(redis_client: Redis, namespace: str) -> Deploy:
     return Deploy(store)
 
 
-async def test_a_worker_alone_removes_at_once_who_left_its_list_and_says_until_when_it_is_kept(
+async def test_a_single_worker_removes_missing_accounts_at_once_and_logs_until_when_they_are_kept(
     deploy: Deploy,
 ) -> None:
     await deploy.start("w", OLD)
@@ -100,7 +100,7 @@ async def test_a_worker_alone_removes_at_once_who_left_its_list_and_says_until_w
     assert lines == [{"event": "accounts.forgotten", "log_level": "info", "accounts": 1}]
 
 
-async def test_an_account_that_is_put_back_within_ten_minutes_goes_on_from_its_state(deploy: Deploy) -> None:
+async def test_an_account_added_again_within_ten_minutes_goes_on_from_its_state(deploy: Deploy) -> None:
     await deploy.start("w", OLD)
     await deploy.poll("leaving")
     await deploy.start("w", OLD[:1])
@@ -113,7 +113,7 @@ async def test_an_account_that_is_put_back_within_ten_minutes_goes_on_from_its_s
     assert await deploy.has_state("leaving")
 
 
-async def test_a_run_that_ends_at_once_forgets_what_others_removed(deploy: Deploy) -> None:
+async def test_a_short_run_forgets_accounts_that_others_removed(deploy: Deploy) -> None:
     await deploy.start("w", OLD)
     await deploy.poll("leaving")
     await deploy.start("w", OLD[:1])
@@ -131,7 +131,7 @@ async def test_workers_with_one_list_in_any_order_agree(deploy: Deploy) -> None:
     assert await deploy.scheduled() == {*OLD[:1]}
 
 
-async def test_while_a_deploy_replaces_workers_everybody_is_polled_and_afterwards_the_new_list(
+async def test_during_a_deploy_both_lists_are_polled_and_afterwards_the_new_one(
     deploy: Deploy,
 ) -> None:
     old = await deploy.start("old", OLD)
@@ -146,7 +146,7 @@ async def test_while_a_deploy_replaces_workers_everybody_is_polled_and_afterward
     assert await deploy.scheduled() == {*NEW}
 
 
-async def test_an_old_worker_that_starts_again_in_a_deploy_takes_nobody_away(deploy: Deploy) -> None:
+async def test_an_old_worker_restarted_during_a_deploy_removes_no_account(deploy: Deploy) -> None:
     await deploy.start("old", OLD)
     new = await deploy.start("new", NEW)
     await deploy.poll("coming")
@@ -162,7 +162,7 @@ async def test_an_old_worker_that_starts_again_in_a_deploy_takes_nobody_away(dep
     assert await deploy.scheduled() == {*NEW}
 
 
-async def test_a_deploy_that_is_taken_back_ends_with_the_old_list(deploy: Deploy) -> None:
+async def test_a_deploy_that_is_rolled_back_ends_with_the_old_list(deploy: Deploy) -> None:
     await deploy.start("old", OLD)
     await deploy.start("new", NEW)
     back = await deploy.start("back", OLD)
@@ -172,7 +172,7 @@ async def test_a_deploy_that_is_taken_back_ends_with_the_old_list(deploy: Deploy
     assert await deploy.scheduled() == {*OLD}
 
 
-async def test_a_worker_that_died_holds_nobody_on_the_roster_for_long(deploy: Deploy) -> None:
+async def test_a_dead_worker_keeps_no_account_enrolled_for_long(deploy: Deploy) -> None:
     await deploy.start("old", OLD)
     new = await deploy.start("new", NEW)
     key = deploy.store.keys.workers()
@@ -183,7 +183,7 @@ async def test_a_worker_that_died_holds_nobody_on_the_roster_for_long(deploy: De
     assert await deploy.scheduled() == {*NEW}
 
 
-async def test_who_is_taken_off_by_a_worker_that_nobody_sees_is_put_back_within_a_second(
+async def test_an_account_removed_by_an_unseen_worker_is_enrolled_again_within_a_second(
     deploy: Deploy,
 ) -> None:
     new = await deploy.start("new", NEW)
@@ -193,7 +193,7 @@ async def test_who_is_taken_off_by_a_worker_that_nobody_sees_is_put_back_within_
     assert await deploy.scheduled() == {*NEW}
 
 
-async def test_a_state_that_is_lost_is_noticed_by_one(deploy: Deploy) -> None:
+async def test_a_loss_of_state_is_logged_by_one_worker(deploy: Deploy) -> None:
     workers = [await deploy.start(name, OLD) for name in ("first", "second")]
     for key in await deploy.store.contents():
         await deploy.store.pipe.command("UNLINK", key)
@@ -201,7 +201,7 @@ async def test_a_state_that_is_lost_is_noticed_by_one(deploy: Deploy) -> None:
     assert await deploy.scheduled() == {*OLD}
 
 
-async def test_looking_costs_one_command_where_nothing_happened(
+async def test_checking_for_changes_takes_one_command(
     deploy: Deploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = await deploy.start("w", OLD)
@@ -217,7 +217,7 @@ async def test_looking_costs_one_command_where_nothing_happened(
     assert asked == ["HMGET"]
 
 
-async def test_a_generation_that_was_followed_by_another_takes_nobody_away(deploy: Deploy) -> None:
+async def test_an_outdated_configuration_removes_no_account(deploy: Deploy) -> None:
     present = Present("w", deploy.workers, Counters(), since_ms=0)
     accounts = [{name: an_account(name) for name in names} for names in (OLD, NEW)]
     before, after = (
@@ -241,12 +241,12 @@ async def test_a_generation_that_was_followed_by_another_takes_nobody_away(deplo
     assert {*NEW} <= await deploy.scheduled()
 
 
-def test_workers_on_hosts_of_one_name_with_one_process_number_can_be_told_apart() -> None:
+def test_workers_with_equal_host_names_and_process_ids_are_distinct() -> None:
     """Two of one name would be blind to each other's lists, and each would forget the other's accounts."""
     assert len({worker_name() for _ in range(5)}) > 1
 
 
-async def test_what_a_program_has_just_added_stays_on_the_schedule(deploy: Deploy) -> None:
+async def test_an_account_just_added_by_the_api_stays_on_the_schedule(deploy: Deploy) -> None:
     """The worker that enrols its list may not know of it yet."""
     directory = Directory(deploy.store.pipe, deploy.store.keys)
     await deploy.start("w", OLD)
@@ -257,7 +257,7 @@ async def test_what_a_program_has_just_added_stays_on_the_schedule(deploy: Deplo
     assert await deploy.scheduled() == {*NEW}
 
 
-async def test_what_programs_added_is_scheduled_again_where_the_schedules_were_lost(deploy: Deploy) -> None:
+async def test_accounts_of_the_api_are_scheduled_again_after_the_schedules_were_lost(deploy: Deploy) -> None:
     worker = await deploy.start("w", OLD, added=("added",))
     for shard in range(SHARDS):
         await deploy.store.pipe.command("DEL", deploy.store.keys.polls(shard, "loopring"))

@@ -74,7 +74,7 @@ async def until(is_so: Callable[[], object], within_s: float = 20) -> None:
         ("-MOVED somewhere", ("EVALSHA",), "unknown error"),
     ],
 )
-async def test_any_error_reply_is_said_once_and_healed_from(
+async def test_any_error_reply_is_logged_once_and_recovered_from(
     reply: str, only: tuple[str, ...], words: str, front: ReplyingServer, rig: Rig, lines: Lines
 ) -> None:
     async with rig.worker():
@@ -95,7 +95,7 @@ async def test_any_error_reply_is_said_once_and_healed_from(
     assert asked < 600, "it is asked seldom while it refuses"
 
 
-async def test_a_commit_that_alone_is_refused_is_said_and_does_not_chase_the_provider(
+async def test_if_only_commits_are_refused_it_is_logged_and_the_provider_is_not_polled_in_a_loop(
     front: ReplyingServer, rig: Rig, lines: Lines
 ) -> None:
     """As where a right that only a commit needs is taken away: claims go on, and every poll is in vain."""

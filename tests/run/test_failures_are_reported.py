@@ -43,9 +43,7 @@ async def until(is_so: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_rejected_polls_are_reported_once_and_so_is_the_one_that_ends_them(
-    rig: Rig, lines: Lines
-) -> None:
+async def test_rejected_polls_are_reported_once_and_their_end_once(rig: Rig, lines: Lines) -> None:
     async with rig.worker(rig.impatient()) as worker:
         await until(lambda: told(lines, "account.baseline", "treasury"))
         await rig.sandbox.take_down("loopring")
@@ -64,7 +62,7 @@ async def test_rejected_polls_are_reported_once_and_so_is_the_one_that_ends_them
     assert back["duration_ms"] > 200  # three intervals and the time-out
 
 
-async def test_a_state_that_stays_damaged_is_told_once_and_when_it_is_fixed(
+async def test_a_damaged_state_is_reported_once_and_again_when_it_is_fixed(
     rig: Rig, lines: Lines, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(poll, "_QUARANTINE_MS", (50,))
@@ -83,7 +81,7 @@ async def test_a_state_that_stays_damaged_is_told_once_and_when_it_is_fixed(
     assert back["times"] >= 3
 
 
-async def test_a_wrong_key_of_150_accounts_is_one_error_that_nothing_buries_and_its_end_is_told(
+async def test_a_wrong_key_of_150_accounts_is_one_error_and_one_recovery(
     rig: Rig, lines: Lines, redis_client: Redis
 ) -> None:
     accounts = {

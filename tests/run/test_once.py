@@ -49,18 +49,18 @@ def an_idle_provider(rig: Rig) -> Settings:
     return changed(rig, provider_by_name={**rig.settings.provider_by_name, "idle": idle})
 
 
-async def test_it_ends_beside_a_provider_without_accounts(rig: Rig) -> None:
+async def test_once_ends_beside_a_provider_without_accounts(rig: Rig) -> None:
     assert (await once(an_idle_provider(rig))).has_read_all
 
 
-async def test_it_ends_without_any_account_provider_or_subscription(rig: Rig) -> None:
+async def test_once_ends_without_any_account_provider_or_subscription(rig: Rig) -> None:
     nothing: dict[str, Any] = {}
     assert (await once(changed(rig, account_by_name=nothing))).has_read_all
     assert (await once(changed(rig, account_by_name=nothing, provider_by_name=nothing))).has_read_all
     assert (await once(changed(rig, subscription_by_name=nothing))).has_read_all
 
 
-async def test_it_ends_where_a_provider_is_down_for_good_and_says_no(rig: Rig) -> None:
+async def test_once_ends_unsuccessfully_if_a_provider_stays_down(rig: Rig) -> None:
     rig.sandbox.metakeep.every_answer = BAD_GATEWAY
     assert not (await once(rig.settings)).has_read_all
     await rig.sandbox.take_down("loopring")
@@ -68,7 +68,7 @@ async def test_it_ends_where_a_provider_is_down_for_good_and_says_no(rig: Rig) -
     await rig.sandbox.bring_back("loopring")
 
 
-async def test_it_ends_where_a_subscriber_is_down_for_good(rig: Rig) -> None:
+async def test_once_ends_though_a_subscriber_stays_down(rig: Rig) -> None:
     gone = {"url": SecretStr("http://127.0.0.1:1999/"), "events": ("account.*",)}
     dead = rig.settings.subscription_by_name["ops"].model_copy(update=gone)
     assert (await once(changed(rig, subscription_by_name={"ops": dead}))).has_read_all
@@ -85,7 +85,7 @@ async def asked(rig: Rig) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_an_account_in_hand_is_left_to_its_worker(rig: Rig) -> None:
+async def test_an_account_that_another_worker_polls_is_left_to_it(rig: Rig) -> None:
     rig.sandbox.metakeep.latency_s = 0.7
     settings = only_alice(rig)
     with capture_logs() as said:
@@ -101,7 +101,7 @@ async def test_an_account_in_hand_is_left_to_its_worker(rig: Rig) -> None:
     assert rig.sandbox.traffic.count(SHOP) == 1
 
 
-async def test_who_reads_the_others_leaves_one_in_hand_and_has_read_all(rig: Rig) -> None:
+async def test_an_account_left_to_another_worker_counts_as_read(rig: Rig) -> None:
     rig.sandbox.metakeep.latency_s = 0.7
     async with asyncio.TaskGroup() as group:
         group.create_task(
@@ -112,7 +112,7 @@ async def test_who_reads_the_others_leaves_one_in_hand_and_has_read_all(rig: Rig
     assert second.result().has_read_all
 
 
-async def test_stopped_it_ends_within_the_drain_and_has_not_read_all(rig: Rig) -> None:
+async def test_stopping_once_ends_it_within_the_drain_unsuccessfully(rig: Rig) -> None:
     rig.sandbox.metakeep.latency_s = 5
     settings = changed(rig, worker=WorkerSettings(drain=timedelta(seconds=0.3)))
     worker = Worker(settings, name="w")
@@ -123,7 +123,7 @@ async def test_stopped_it_ends_within_the_drain_and_has_not_read_all(rig: Rig) -
     assert not worker.has_read_all
 
 
-async def test_it_gives_up_on_a_store_that_stays_away(
+async def test_once_gives_up_if_redis_stays_unreachable(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "_PATIENCE_S", 0.3)
@@ -139,7 +139,7 @@ async def test_it_gives_up_on_a_store_that_stays_away(
     assert ended.group_contains(StoreError)
 
 
-async def test_runs_that_never_read_an_account_say_that_it_is_stale_and_the_first_that_does_that_it_is_back(
+async def test_runs_that_cannot_read_an_account_report_it_stale_and_the_first_that_can_recovered(
     rig: Rig,
 ) -> None:
     settings = rig.impatient()
@@ -160,7 +160,7 @@ async def test_runs_that_never_read_an_account_say_that_it_is_stale_and_the_firs
     ]
 
 
-async def test_it_keeps_backlogs_within_their_bounds(rig: Rig) -> None:
+async def test_once_keeps_backlogs_within_their_bounds(rig: Rig) -> None:
     ops = rig.settings.subscription_by_name["ops"]
     nowhere = SecretStr(f"http://127.0.0.1:{a_free_port()}/")
     settings = changed(

@@ -29,7 +29,7 @@ async def until_seen(client: Redis, namespace: str, count: int) -> list[Presence
     return found
 
 
-async def test_a_worker_is_seen_while_it_runs_and_not_when_it_has_ended(
+async def test_a_worker_is_listed_while_it_runs_and_not_after_its_end(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
     async with a_rig(redis_server_url, namespace) as rig:
@@ -50,7 +50,7 @@ async def test_a_worker_that_polls_once_leaves_no_trace(
         assert worker.counters.by_request.keys() == {"loopring", "shop"}
 
 
-async def test_a_worker_that_may_not_note_itself_works_on() -> None:
+async def test_a_worker_without_the_right_to_register_still_works() -> None:
     with real_server() as server:
         async with connect(server.url) as admin:
             own = ("meta", "breakers", "rate:*", "names:*")
@@ -76,7 +76,7 @@ async def test_a_worker_that_may_not_note_itself_works_on() -> None:
         ([{"shop": n * n} for n in range(9)], [{}, *({"shop": s / 10} for s in (1, 2, 3, 4, 5, 6, 8, 10))]),
     ],
 )
-def test_a_pace_is_the_average_of_the_last_minute(
+def test_the_rate_of_a_worker_is_the_average_of_the_last_minute(
     counts: list[Mapping[str, int]], rates: list[Mapping[str, float]]
 ) -> None:
     pace = Pace()

@@ -62,7 +62,7 @@ each_form = pytest.mark.parametrize(
 
 
 @each_form
-async def test_no_secret_comes_out_of_anything(
+async def test_no_output_contains_a_secret(
     tmp_path: Path, commands: Iterable[str], checks: Iterable[str]
 ) -> None:
     told, file = tmp_path / "told", tmp_path / "watcher.toml"
@@ -102,7 +102,7 @@ async def test_no_secret_comes_out_of_anything(
 
 
 @each_form
-async def test_no_secret_comes_to_a_terminal_or_into_the_files_of_the_embedded_server(
+async def test_neither_terminal_nor_files_of_the_embedded_server_contain_a_secret(
     tmp_path: Path, state: Path, commands: Iterable[str], checks: Iterable[str]
 ) -> None:
     told, file = tmp_path / "told", tmp_path / "watcher.toml"

@@ -75,7 +75,7 @@ def _moved(rig: Rig) -> float:
     return sum(float(event["data"]["effect"]["total"]) for event in rig.receiver.events)
 
 
-async def test_a_policy_that_is_set_to_evict_stops_commits_until_it_is_set_back(
+async def test_an_evicting_policy_stops_commits_until_it_is_set_back(
     namespace: str, lines: Lines, quick: None
 ) -> None:
     with real_server("valkey") as server:
@@ -93,7 +93,7 @@ async def test_a_policy_that_is_set_to_evict_stops_commits_until_it_is_set_back(
 
 
 @pytest.mark.slow
-async def test_a_run_of_all_accounts_ends_as_it_would_have_at_its_start(
+async def test_run_once_ends_with_the_error_that_it_would_have_had_at_its_start(
     namespace: str, lines: Lines, quick: None
 ) -> None:
     with real_server("valkey") as server:
@@ -111,7 +111,7 @@ async def test_a_run_of_all_accounts_ends_as_it_would_have_at_its_start(
 
 
 @pytest.mark.slow
-async def test_a_primary_that_evicts_is_committed_nothing_after_a_failover(
+async def test_after_a_failover_nothing_is_committed_to_a_primary_that_evicts(
     namespace: str, lines: Lines
 ) -> None:
     port = a_free_port()

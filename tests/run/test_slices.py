@@ -11,7 +11,7 @@ from watcher import pause
 from watcher.pause import in_order, slowly
 
 
-async def test_other_work_goes_on_while_many_items_are_gone_through_and_after_the_last_of_them() -> None:
+async def test_going_through_many_items_does_not_block_other_work() -> None:
     turns = 0
 
     async def turn() -> None:
@@ -31,6 +31,6 @@ async def test_other_work_goes_on_while_many_items_are_gone_through_and_after_th
 
 @settings(max_examples=30)
 @given(st.lists(st.text(max_size=3), max_size=20))
-def test_texts_are_sorted_step_by_step_as_they_are_all_at_once(texts: list[str]) -> None:
+def test_sorting_in_steps_gives_the_same_order(texts: list[str]) -> None:
     with patch.object(pause, "_SORTED_AT_ONCE", 3):
         assert [*in_order(texts)] == sorted(texts)

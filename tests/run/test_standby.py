@@ -75,7 +75,7 @@ def said(found: list[Any], event: str) -> list[Any]:
     return [line for line in found if line["event"] == event]
 
 
-async def test_a_store_of_0_1_that_no_worker_uses_is_moved_at_once_and_no_account_starts_anew(
+async def test_an_unused_store_of_0_1_is_moved_at_once_and_no_account_starts_anew(
     rig: Rig, store: Store
 ) -> None:
     await in_layout_1(rig, store)
@@ -122,7 +122,7 @@ async def test_a_worker_stands_by_until_the_last_one_of_0_1_has_ended(rig: Rig, 
     assert len(said(found, "worker.started")) == 1
 
 
-async def test_a_worker_that_stands_by_says_so_once_a_minute(
+async def test_a_standby_is_logged_once_a_minute(
     rig: Rig, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("watcher.run.members._SAY_S", 0.0)
@@ -137,7 +137,7 @@ async def test_a_worker_that_stands_by_says_so_once_a_minute(
             await until(lambda: said(found, "worker.started"))
 
 
-async def test_a_worker_that_stands_by_ends_at_once_when_it_is_asked_to(rig: Rig, store: Store) -> None:
+async def test_a_worker_that_stands_by_can_be_stopped_at_once(rig: Rig, store: Store) -> None:
     await in_layout_1(rig, store)
     await older(store)
     worker = Worker(rig.settings, name="asked")
@@ -176,7 +176,7 @@ async def test_a_worker_that_ends_in_the_middle_of_the_move_leaves_it_to_the_nex
     assert said(found, "account.baseline") == []
 
 
-async def test_a_worker_drains_and_stands_by_while_another_layout_is_wanted_and_goes_on_after_that(
+async def test_a_worker_drains_and_stands_by_while_another_layout_is_asked_for(
     rig: Rig, store: Store
 ) -> None:
     layout = Layout(store.pipe, store.keys)
@@ -200,7 +200,7 @@ async def test_a_worker_drains_and_stands_by_while_another_layout_is_wanted_and_
     assert said(found, "bug") == said(found, "state.lost") == []
 
 
-async def test_a_run_of_all_accounts_moves_a_store_that_no_worker_uses(rig: Rig, store: Store) -> None:
+async def test_run_once_moves_a_store_that_no_worker_uses(rig: Rig, store: Store) -> None:
     await in_layout_1(rig, store)
     worker = Worker(rig.settings, name="once")
     await asyncio.wait_for(worker.run(once=True), 20)
@@ -208,7 +208,7 @@ async def test_a_run_of_all_accounts_moves_a_store_that_no_worker_uses(rig: Rig,
     assert (await Layout(store.pipe, store.keys).read()).is_ready
 
 
-async def test_a_run_of_all_accounts_says_which_workers_must_end_first(rig: Rig, store: Store) -> None:
+async def test_run_once_says_which_workers_must_end_first(rig: Rig, store: Store) -> None:
     await in_layout_1(rig, store)
     await older(store)
     with pytest.RaisesGroup(
@@ -221,7 +221,7 @@ async def test_a_run_of_all_accounts_says_which_workers_must_end_first(rig: Rig,
     await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 20)
 
 
-async def test_a_run_of_all_accounts_says_that_the_store_is_kept_for_0_1(rig: Rig, store: Store) -> None:
+async def test_run_once_says_that_the_store_is_kept_for_0_1(rig: Rig, store: Store) -> None:
     await in_layout_1(rig, store)
     await Layout(store.pipe, store.keys).want(1)
     with pytest.RaisesGroup(pytest.RaisesExc(LayoutAwaited, match="watcher store layout --to 2")):
@@ -230,14 +230,14 @@ async def test_a_run_of_all_accounts_says_that_the_store_is_kept_for_0_1(rig: Ri
     await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 20)
 
 
-async def test_a_run_of_all_accounts_does_not_move_a_store_back(rig: Rig, store: Store) -> None:
+async def test_run_once_does_not_move_a_store_back(rig: Rig, store: Store) -> None:
     await Layout(store.pipe, store.keys).want(1)
     with pytest.RaisesGroup(pytest.RaisesExc(LayoutAwaited, match="is to be moved back to layout 1")):
         await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 10)
     assert (await Layout(store.pipe, store.keys).read()).at == 2
 
 
-async def test_a_run_of_all_accounts_does_not_wait_for_a_long_move(
+async def test_run_once_does_not_wait_for_a_long_move(
     rig: Rig, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("watcher.run.members._PATIENCE_S", 0.5)
@@ -251,7 +251,7 @@ async def test_a_run_of_all_accounts_does_not_wait_for_a_long_move(
     await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 20)
 
 
-async def test_trouble_of_the_store_is_waited_for(
+async def test_errors_of_redis_are_waited_for(
     rig: Rig, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await in_layout_1(rig, store)

@@ -86,7 +86,7 @@ async def begin(workers: Iterator[Worker]) -> tuple[Worker, int]:
     return one, one.schedule.now_ms()
 
 
-async def test_what_answers_is_noted_with_its_url(workers: Iterator[Worker]) -> None:
+async def test_a_url_that_answers_is_recorded_as_verified(workers: Iterator[Worker]) -> None:
     one, now_ms = await begin(workers)
     one.answers["ops"] = OK
     assert await one.look(waiting("ops", since_ms=now_ms)) == ["ops"]
@@ -94,7 +94,7 @@ async def test_what_answers_is_noted_with_its_url(workers: Iterator[Worker]) -> 
     assert one.told == {"ops": ""}
 
 
-async def test_what_does_not_answer_is_pinged_by_the_ladder_of_the_breaker_and_for_a_day(
+async def test_a_url_that_does_not_answer_is_pinged_at_the_breakers_intervals_for_a_day(
     workers: Iterator[Worker],
 ) -> None:
     one, now_ms = await begin(workers)
@@ -109,14 +109,14 @@ async def test_what_does_not_answer_is_pinged_by_the_ladder_of_the_breaker_and_f
     assert (one.noted, one.told) == ([], {"ops": "status 500"})
 
 
-async def test_a_record_that_was_written_again_is_pinged_at_once(workers: Iterator[Worker]) -> None:
+async def test_a_rewritten_record_is_pinged_at_once(workers: Iterator[Worker]) -> None:
     one, now_ms = await begin(workers)
     for version in (1, 2):
         assert await one.look(waiting("ops", since_ms=now_ms, version=version)) == ["ops"]
         await one.sleep(0, HOST)
 
 
-async def test_a_clock_that_was_set_back_holds_up_no_ping(workers: Iterator[Worker]) -> None:
+async def test_a_clock_that_was_set_back_delays_no_ping(workers: Iterator[Worker]) -> None:
     one, now_ms = await begin(workers)
     new = waiting("ops", since_ms=now_ms)
     assert await one.look(new) == ["ops"]
@@ -124,7 +124,7 @@ async def test_a_clock_that_was_set_back_holds_up_no_ping(workers: Iterator[Work
     assert await one.look(new) == ["ops"]
 
 
-async def test_one_worker_pings_for_all(workers: Iterator[Worker]) -> None:
+async def test_only_one_worker_pings_a_url(workers: Iterator[Worker]) -> None:
     one, now_ms = await begin(workers)
     other, _ = await begin(workers)
     new = [waiting("ops", "a.example.com", now_ms), waiting("audit", "b.example.com", now_ms)]
@@ -135,7 +135,7 @@ async def test_one_worker_pings_for_all(workers: Iterator[Worker]) -> None:
     assert await other.look(*new) == ["audit", "ops"]
 
 
-async def test_a_host_is_pinged_ten_times_a_minute_at_most_whoever_asks(workers: Iterator[Worker]) -> None:
+async def test_a_host_is_pinged_at_most_ten_times_a_minute(workers: Iterator[Worker]) -> None:
     one, now_ms = await begin(workers)
     other, _ = await begin(workers)
     assert 60_000 / SPACING_MS == 10

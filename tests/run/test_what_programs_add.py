@@ -63,7 +63,9 @@ async def follow(*started: Worker) -> None:
         await worker.followed.follow_now()
 
 
-async def test_an_account_is_polled_as_soon_as_it_is_added_and_delivered_to_what_is_added(rig: Rig) -> None:
+async def test_an_account_added_by_the_api_is_polled_at_once_and_delivered_to_a_new_subscription(
+    rig: Rig,
+) -> None:
     """A worker that finds it due before it knows it looks what was added, and does not leave it to others."""
     rig.settings = without(rig.settings, "alice").model_copy(update={"subscription_by_name": {}})
     async with rig.worker() as worker, programs_of(rig) as programs:
@@ -108,7 +110,7 @@ async def test_events_wait_until_their_url_has_answered_a_ping(
     assert heard == ["subscription.ping"] * (len(heard) - 1) + ["total.increased"]
 
 
-async def test_a_reload_takes_nothing_off_that_programs_added(rig: Rig) -> None:
+async def test_a_reload_removes_nothing_that_the_api_added(rig: Rig) -> None:
     file = without(rig.settings, "alice")
     async with rig.worker(file) as worker, programs_of(rig) as programs:
         await until(begun(worker))
@@ -128,7 +130,7 @@ async def test_a_reload_takes_nothing_off_that_programs_added(rig: Rig) -> None:
         await until(lambda: "hook" in worker.settings.subscription_by_name, within_s=5)
 
 
-async def test_a_worker_without_the_key_leaves_to_another_what_it_cannot_open(rig: Rig) -> None:
+async def test_a_worker_without_the_key_leaves_encrypted_records_to_another(rig: Rig) -> None:
     """But it queues the events of its own accounts for all that want them."""
     locked = rig.settings.model_copy(update={"api": None, "subscription_by_name": {}})
     opens = without(rig.settings, "treasury", "alice").model_copy(update={"subscription_by_name": {}})
@@ -146,7 +148,7 @@ async def test_a_worker_without_the_key_leaves_to_another_what_it_cannot_open(ri
 
 
 @pytest.mark.fault
-async def test_a_store_that_lost_all_is_given_the_directory_again(rig: Rig) -> None:
+async def test_a_wiped_redis_is_given_the_directory_again(rig: Rig) -> None:
     """Its accounts get new baselines, and there is no storm."""
     file = without(rig.settings, "alice")
     rig.is_damaged = True

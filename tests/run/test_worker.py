@@ -70,7 +70,7 @@ async def test_changes_at_both_providers_become_verified_webhooks(rig: Rig) -> N
     assert all(receipt.is_verified and not receipt.is_repeat for receipt in rig.receiver.receipts)
 
 
-async def test_a_change_is_sent_by_the_worker_that_committed_it_without_being_read_back(
+async def test_the_committing_worker_sends_a_change_without_reading_it_back(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
@@ -92,7 +92,7 @@ async def test_a_change_is_sent_by_the_worker_that_committed_it_without_being_re
     assert not any(receipt.is_repeat for receipt in rig.receiver.receipts)
 
 
-async def test_a_failing_provider_makes_no_event_and_heals(rig: Rig) -> None:
+async def test_a_failing_provider_makes_no_event_and_recovers(rig: Rig) -> None:
     async with rig.worker():
         await baselines(rig)
         rig.sandbox.metakeep.every_answer = BAD_GATEWAY
@@ -115,7 +115,7 @@ async def test_a_subscriber_that_fails_gets_its_events_later_in_order(rig: Rig) 
     assert [receipt.attempt for receipt in rig.receiver.receipts if receipt.is_taken] == [3] * 5
 
 
-async def test_what_is_stopped_in_between_goes_on_where_it_was(rig: Rig) -> None:
+async def test_a_restarted_worker_goes_on_where_the_last_one_stopped(rig: Rig) -> None:
     async with rig.worker():
         await baselines(rig)
     rig.sandbox.world.credit(TREASURY, "ETH", "1")  # while nobody looks
@@ -124,7 +124,7 @@ async def test_what_is_stopped_in_between_goes_on_where_it_was(rig: Rig) -> None
     assert types(events) == ["total.increased"]
 
 
-async def test_a_drain_finishes_what_is_in_hand_and_sends_nothing_twice(rig: Rig) -> None:
+async def test_a_drain_finishes_work_in_hand_and_sends_nothing_twice(rig: Rig) -> None:
     rig.receiver.delay_s = 0.3
     async with rig.worker() as worker:
         await baselines(rig)
@@ -141,7 +141,7 @@ async def test_a_drain_finishes_what_is_in_hand_and_sends_nothing_twice(rig: Rig
     assert len(rig.receiver.receipts) == 2
 
 
-async def test_what_a_drain_did_not_finish_is_counted_also_of_a_configuration_before(rig: Rig) -> None:
+async def test_unfinished_work_of_a_drain_is_counted_also_that_of_an_old_configuration(rig: Rig) -> None:
     rig.receiver.delay_s = 2
     rig.settings = rig.settings.model_copy(update={"worker": WorkerSettings(drain=timedelta(seconds=0.2))})
     with capture_logs() as lines:
@@ -157,7 +157,7 @@ async def test_what_a_drain_did_not_finish_is_counted_also_of_a_configuration_be
     assert cut_off == [1]
 
 
-async def test_two_workers_share_the_work_and_tell_everything_once(rig: Rig) -> None:
+async def test_two_workers_share_the_work_and_send_everything_once(rig: Rig) -> None:
     async with rig.worker(), rig.worker():
         await baselines(rig)
         for number in range(1, 21):
@@ -197,7 +197,7 @@ async def test_a_changed_url_gets_the_backlog_of_the_old_one_in_order(rig: Rig) 
     assert sequences == sorted(sequences)
 
 
-async def test_an_account_taken_out_and_put_back_within_minutes_goes_on_from_its_state(rig: Rig) -> None:
+async def test_an_account_removed_and_added_again_within_minutes_goes_on_from_its_state(rig: Rig) -> None:
     without = rig.settings.model_copy(
         update={"account_by_name": {"alice": rig.settings.account_by_name["alice"]}}
     )
@@ -213,7 +213,7 @@ async def test_an_account_taken_out_and_put_back_within_minutes_goes_on_from_its
     assert [event["data"]["amount"] for event in events] == ["5", "1"]
 
 
-async def test_once_polls_everything_delivers_and_ends(rig: Rig) -> None:
+async def test_once_polls_everything_delivers_it_and_ends(rig: Rig) -> None:
     await Worker(rig.settings, name="first").run(once=True)
     rig.sandbox.world.credit(TREASURY, "ETH", "1")
     rig.sandbox.world.credit(ALICE, "MK", "1")
@@ -222,7 +222,7 @@ async def test_once_polls_everything_delivers_and_ends(rig: Rig) -> None:
     assert sorted(types(rig.receiver.events)) == ["total.increased", "total.increased"]
 
 
-async def test_a_provider_that_never_comes_back_is_told_once_per_account(rig: Rig) -> None:
+async def test_a_provider_that_never_recovers_is_reported_once_per_account(rig: Rig) -> None:
     ops = rig.settings.subscription_by_name["ops"].model_copy(update={"events": ("account.*", "total.*")})
     settings = rig.impatient().model_copy(update={"subscription_by_name": {"ops": ops}})
     async with rig.worker(settings):
@@ -293,7 +293,7 @@ async def test_a_worker_that_starts_beside_a_damaged_schedule_polls_the_others(
     assert [event["data"]["account"]["name"] for event in events] == ["treasury"]
 
 
-async def test_a_threshold_on_a_token_that_was_never_held_fires_and_the_books_agree(rig: Rig) -> None:
+async def test_a_threshold_on_a_token_that_was_never_held_fires_and_the_audit_passes(rig: Rig) -> None:
     below = ThresholdSettings(asset="USDT", below="5")
     ops = rig.settings.subscription_by_name["ops"].model_copy(update={"thresholds": (below,)})
     rig.settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
@@ -307,7 +307,7 @@ async def test_a_threshold_on_a_token_that_was_never_held_fires_and_the_books_ag
     assert (crossed["threshold"]["value"], credited["before"]) == ("0", crossed["after"])
 
 
-async def test_what_assets_are_called_is_written_again_where_it_was_lost(
+async def test_lost_asset_names_are_written_again(
     rig: Rig, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "_KEEP_NAMES_S", 0.1)
@@ -321,7 +321,7 @@ async def test_what_assets_are_called_is_written_again_where_it_was_lost(
             await redis_client.delete(key)
 
 
-async def test_a_lost_table_is_neither_a_baseline_nor_an_event_for_those_who_start_without_it(
+async def test_a_lost_table_of_names_makes_neither_a_baseline_nor_an_event(
     rig: Rig, redis_client: Redis
 ) -> None:
     key = Keys(rig.settings.redis.namespace).names("loopring")
@@ -341,7 +341,7 @@ async def test_a_lost_table_is_neither_a_baseline_nor_an_event_for_those_who_sta
     assert [event["data"]["asset"]["decimals"] for event in events] == [18, 18]
 
 
-async def test_a_worker_works_while_its_layout_is_wanted_and_stands_by_while_it_is_not(
+async def test_a_worker_stands_by_while_another_layout_is_asked_for(
     rig: Rig, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(move, "SETTLE_S", 0.0)
@@ -380,7 +380,7 @@ async def test_a_worker_works_while_its_layout_is_wanted_and_stands_by_while_it_
         await moved(2, stands_by=False)
 
 
-async def test_the_log_stays_within_its_share_of_the_servers_memory(namespace: str) -> None:
+async def test_the_event_log_stays_within_its_share_of_the_servers_memory(namespace: str) -> None:
     with real_server("valkey", "--maxmemory", "4mb") as server:
         async with a_rig(server.url, namespace) as rig:
             keys = Keys(namespace)
@@ -397,7 +397,7 @@ async def test_the_log_stays_within_its_share_of_the_servers_memory(namespace: s
 
 
 @pytest.mark.slow  # a list that was refused is asked for again after ten seconds
-async def test_a_list_of_tokens_that_is_refused_at_first_keeps_no_threshold_quiet(rig: Rig) -> None:
+async def test_a_list_of_tokens_that_fails_at_first_suppresses_no_threshold(rig: Rig) -> None:
     rig.sandbox.world.open_account(20_000)
     rig.sandbox.loopring.next_token_answers.append(BAD_GATEWAY)
     treasury = rig.settings.account_by_name["treasury"]

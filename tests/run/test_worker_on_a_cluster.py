@@ -43,7 +43,9 @@ def a_namespace_with_treasury_alone(cluster: Cluster) -> str:
     raise AssertionError("there is one in every few")
 
 
-async def test_the_accounts_of_the_other_nodes_are_polled_and_told_on(cluster: Cluster) -> None:
+async def test_while_a_node_is_down_accounts_of_the_other_nodes_are_polled_and_delivered(
+    cluster: Cluster,
+) -> None:
     namespace = a_namespace_with_treasury_alone(cluster)
     async with a_rig(cluster.url, namespace) as rig, rig.worker() as worker:
         await baselines(rig)
@@ -64,7 +66,7 @@ async def test_the_accounts_of_the_other_nodes_are_polled_and_told_on(cluster: C
     assert [event["data"]["account"]["name"] for event in events] == ["alice", "alice", "alice", "treasury"]
 
 
-async def test_a_storm_is_gathered_on_all_nodes_each_event_once_and_in_order(
+async def test_a_burst_is_gathered_on_all_nodes_each_event_once_in_order(
     cluster: Cluster, namespace: str
 ) -> None:
     cluster.until_whole()

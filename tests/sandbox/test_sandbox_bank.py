@@ -106,7 +106,7 @@ async def test_a_currency_without_a_row_is_zero_in_a_full_listing() -> None:
 
 
 @pytest.mark.parametrize("errors_with_200", [False, True])
-async def test_what_it_declines_is_understood(errors_with_200: bool) -> None:
+async def test_its_errors_are_understood(errors_with_200: bool) -> None:
     async with asking() as asked:
         asked.sandbox.bank.errors_with_200 = errors_with_200
         assert await asked.rejection("somebody") == "configuration"
@@ -118,13 +118,13 @@ async def test_what_it_declines_is_understood(errors_with_200: bool) -> None:
 @pytest.mark.parametrize(
     ("limit", "cursor"), [("two", ""), ("2", "after-"), ("2", "after-x"), ("2", "after-٣")]
 )
-async def test_a_page_that_there_is_not_is_declined(limit: str, cursor: str) -> None:
+async def test_a_page_that_does_not_exist_is_refused(limit: str, cursor: str) -> None:
     query = {"limit": limit} | ({"cursor": cursor} if cursor else {})
     async with asking(ask=[{"path": BALANCES, "query": query}]) as asked:
         assert await asked.rejection() == "configuration"
 
 
-async def test_half_of_the_pages_are_no_listing() -> None:
+async def test_some_of_the_pages_are_no_listing() -> None:
     async with asking(ask=[{"path": BALANCES, "query": {"limit": "2"}}], more="next_cursor") as asked:
         assert await asked.rejection() == "configuration"
 
@@ -148,7 +148,7 @@ async def test_a_halved_movement_shows_its_second_half_a_poll_later_however_many
     assert second.row_by_asset["EUR"].balance == Balance("1255.5", "0", "0", "0")
 
 
-async def test_over_its_limit_it_says_so() -> None:
+async def test_over_its_rate_limit_it_says_so() -> None:
     async with asking() as asked:
         asked.sandbox.bank.requests_per_second = 1
         assert await asked.rejection() == "rate"

@@ -47,7 +47,7 @@ def configuration(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_what_it_prints_tells_what_moves_and_ends_with_0(
+def test_it_serves_what_it_prints_shows_movements_and_exits_with_0(
     stop: signal.Signals, tmp_path: Path
 ) -> None:
     script = tmp_path / "changes.jsonl"
@@ -76,7 +76,7 @@ def test_it_serves_what_it_prints_tells_what_moves_and_ends_with_0(
     assert "metakeep  fault  hang, 1x" in told[1]
 
 
-def test_a_script_that_is_wrong_is_told_before_anything_is_served(tmp_path: Path) -> None:
+def test_a_wrong_script_is_reported_before_anything_is_served(tmp_path: Path) -> None:
     script = tmp_path / "changes.jsonl"
     script.write_text('{"at": 0, "do": "deposit.sen"}\n')
     result = CliRunner().invoke(command, ["--script", str(script)])
@@ -84,7 +84,7 @@ def test_a_script_that_is_wrong_is_told_before_anything_is_served(tmp_path: Path
     assert f"{script}:1: do: not something a script can do -- did you mean 'deposit.seen'?" in result.output
 
 
-def test_a_script_that_is_not_text_is_told(tmp_path: Path) -> None:
+def test_a_script_that_is_not_text_is_reported(tmp_path: Path) -> None:
     script = tmp_path / "changes.jsonl"
     script.write_bytes(b"\xff\xfe")
     assert CliRunner().invoke(command, ["--script", str(script)]).exit_code == 2
@@ -97,7 +97,7 @@ def test_a_script_and_a_seed_exclude_each_other(tmp_path: Path) -> None:
     assert (result.exit_code, "exclude each other" in result.output) == (2, True)
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_that_is_taken_is_reported() -> None:
     import socket
 
     with socket.socket() as taken:
@@ -111,6 +111,6 @@ def test_a_port_that_is_taken_is_told() -> None:
     assert f"cannot serve: 127.0.0.1:{port}: address already in use; choose other ports" in result.output
 
 
-def test_the_command_is_cheap_to_import() -> None:
+def test_the_command_imports_nothing_heavy() -> None:
     code = "import sys; import watcher.commands.sandbox; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -78,7 +78,7 @@ def staged(case: dict[str, Any]) -> Answer:
 @pytest.mark.parametrize(
     "case", [case for case in CASES if not case.get("transport_fault")], ids=lambda case: str(case["id"])
 )
-async def test_every_odd_answer_reaches_the_client_byte_by_byte(case: dict[str, Any]) -> None:
+async def test_every_odd_answer_reaches_the_client_byte_for_byte(case: dict[str, Any]) -> None:
     answer = staged(case)
     async with a_relayer() as (sandbox, http):
         sandbox.loopring.next_answers.append(answer)
@@ -113,7 +113,7 @@ async def test_a_fault_can_last_and_end() -> None:
         assert (await fetched(http))[:2] == (200, "application/json")
 
 
-async def test_faults_of_balances_leave_the_other_endpoints_alone() -> None:
+async def test_faults_of_balances_do_not_affect_other_endpoints() -> None:
     async with a_relayer() as (sandbox, http):
         sandbox.loopring.next_answers.append(UNAVAILABLE)
         sandbox.loopring.next_token_answers.append(SERVER_ERROR)
@@ -125,7 +125,7 @@ async def test_faults_of_balances_leave_the_other_endpoints_alone() -> None:
         assert [(await fetched(http, TOKENS))[0] for _ in range(2)] == [503, 503]
 
 
-async def test_an_outage_takes_every_endpoint() -> None:
+async def test_an_outage_affects_every_endpoint() -> None:
     async with a_relayer() as (sandbox, http):
         sandbox.loopring.outage = UNAVAILABLE
         for path in (BALANCES, TOKENS, "/api/v3/account?accountId=10110", "/api/v3/timestamp"):
@@ -183,7 +183,7 @@ async def test_latency_delays_every_answer() -> None:
         assert time.monotonic() - started_at >= 0.03
 
 
-async def test_a_disconnect_is_no_answer() -> None:
+async def test_a_disconnect_sends_no_answer() -> None:
     async with a_relayer() as (sandbox, http):
         sandbox.loopring.every_answer = DISCONNECT
         with pytest.raises(aiohttp.ServerDisconnectedError):
@@ -197,7 +197,7 @@ async def test_a_429_can_say_when_to_come_back() -> None:
             assert (response.status, response.headers["Retry-After"]) == (429, "7")
 
 
-async def test_a_fault_voids_the_poll() -> None:
+async def test_a_fault_rejects_the_poll() -> None:
     async with a_relayer() as (sandbox, http):
         sandbox.world.deposit_seen(10110, "1", 5)
         sandbox.world.deposit_cleared(10110, "1", 5, split=1, first="total")
@@ -209,7 +209,7 @@ async def test_a_fault_voids_the_poll() -> None:
         assert sandbox.world.holding(10110, "1").pending_deposit == 0
 
 
-async def test_metakeep_takes_the_same_faults() -> None:
+async def test_metakeep_has_the_same_faults() -> None:
     async with Sandbox() as sandbox, aiohttp.ClientSession(sandbox.metakeep_url) as http:
         sandbox.metakeep.next_answers.extend([SERVER_ERROR, FORBIDDEN_RATE])
         async with http.post("/v2/app/coin/balance", json={}) as response:
@@ -219,7 +219,7 @@ async def test_metakeep_takes_the_same_faults() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FAULTS))
-async def test_every_named_fault_is_no_good_answer(name: str) -> None:
+async def test_no_named_fault_is_a_valid_answer(name: str) -> None:
     async with a_relayer() as (sandbox, http):
         # For ever, not once: aiohttp repeats a GET whose connection was closed without an answer.
         sandbox.loopring.every_answer = FAULTS[name]

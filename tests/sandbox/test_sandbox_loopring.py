@@ -117,7 +117,7 @@ async def test_an_account_that_holds_nothing_is_an_empty_array() -> None:
         ("accountId=10111", [0]),
     ],
 )
-async def test_accounts_and_tokens_are_chosen_by_the_query(query: str, ids: list[int]) -> None:
+async def test_accounts_and_tokens_are_selected_by_the_query(query: str, ids: list[int]) -> None:
     async with a_relayer() as relayer:
         assert await relayer.ids(query) == ids
 
@@ -138,12 +138,12 @@ async def test_accounts_and_tokens_are_chosen_by_the_query(query: str, ids: list
         ("accountId=10110&tokens=1,999", 102002),
     ],
 )
-async def test_a_bad_query_is_told_its_code(query: str, code: int) -> None:
+async def test_a_bad_query_gets_its_error_code(query: str, code: int) -> None:
     async with a_relayer() as relayer:
         assert await relayer.code(f"/api/v3/user/balances?{query}") == code
 
 
-async def test_codes_that_are_uncertain_can_be_turned() -> None:
+async def test_undocumented_codes_can_be_configured() -> None:
     async with a_relayer(
         unknown_key_code=101002, unknown_account_code=102003, unknown_address_code=101001
     ) as relayer:
@@ -153,7 +153,7 @@ async def test_codes_that_are_uncertain_can_be_turned() -> None:
         assert await relayer.code(f"{balances}address=0x22") == 101001
 
 
-async def test_a_token_that_nobody_knows_can_be_left_out_instead() -> None:
+async def test_an_unknown_token_can_be_left_out_instead() -> None:
     async with a_relayer(unknown_token_code=None) as relayer:
         assert await relayer.ids("accountId=10110&tokens=1,999") == [1]
 
@@ -168,7 +168,7 @@ async def test_a_key_is_needed(headers: dict[str, str], code: int) -> None:
         assert await relayer.code("/api/v3/user/balances?accountId=10110", headers) == code
 
 
-async def test_a_key_can_turn_invalid() -> None:
+async def test_a_key_can_become_invalid() -> None:
     async with a_relayer() as relayer:
         assert (await relayer.balances())[0] == 200
         relayer.sandbox.loopring.api_keys.discard("sandbox")
@@ -249,7 +249,7 @@ async def test_the_other_provider_on_the_same_path_has_rows_of_address_and_value
     assert all(set(row) == {"address", "value"} for row in rows)
 
 
-async def test_the_token_list_needs_no_key_and_tells_decimals_apart_from_precision() -> None:
+async def test_the_token_list_needs_no_key_and_has_decimals_and_precision() -> None:
     async with a_relayer() as relayer:
         status, tokens = await relayer.get("/api/v3/exchange/tokens", headers={})
     assert status == 200
@@ -281,7 +281,7 @@ async def test_an_id_can_be_as_large_as_an_nft_s() -> None:
 
 
 @pytest.mark.parametrize("query", [f"owner={OWNER}", "accountId=10110", f"owner={OWNER}&accountId=10110"])
-async def test_an_account_is_told_without_a_key(query: str) -> None:
+async def test_an_account_can_be_looked_up_without_a_key(query: str) -> None:
     async with a_relayer() as relayer:
         status, account = await relayer.get(f"/api/v3/account?{query}", headers={})
     assert status == 200
@@ -305,7 +305,7 @@ async def test_an_account_that_was_never_activated_has_no_keys() -> None:
         (f"owner={OTHER}&accountId=10110", 104003),
     ],
 )
-async def test_an_account_that_cannot_be_told_is_told_its_code(query: str, code: int) -> None:
+async def test_an_unknown_account_gets_its_error_code(query: str, code: int) -> None:
     async with a_relayer() as relayer:
         assert await relayer.code(f"/api/v3/account?{query}") == code
 

@@ -99,7 +99,7 @@ async def test_balances_are_decimal_texts_in_whole_coins() -> None:
 @pytest.mark.parametrize(
     "of", [ALICE, {"ethAddress": ADDRESS}, {"ethAddress": ADDRESS.lower()}, {**ALICE, "ethAddress": ADDRESS}]
 )
-async def test_somebody_is_named_by_email_or_address(of: dict[str, str]) -> None:
+async def test_a_user_is_named_by_email_or_address(of: dict[str, str]) -> None:
     async with an_app() as app:
         assert (await app.rows(MK, of=of))[0]["balance"] == "1.1"
 
@@ -144,13 +144,13 @@ async def test_a_body_that_is_not_a_request_is_refused(body: Any) -> None:
         ("INVALID_REQUEST", (400, "INVALID_REQUEST")),
     ],
 )
-async def test_somebody_nobody_knows_is_told_so(of: str, answer: tuple[int, str]) -> None:
+async def test_an_unknown_user_gets_an_error(of: str, answer: tuple[int, str]) -> None:
     async with an_app(unknown_account=of) as app:
         assert await app.refusal(asking(MK, email="nobody@example.com")) == answer
         assert await app.refusal(asking(MK, ethAddress="alice@example.com")) == answer
 
 
-async def test_somebody_nobody_knows_may_hold_nothing() -> None:
+async def test_an_unknown_user_may_have_zero_balances() -> None:
     async with an_app(unknown_account="zero") as app:
         rows = await app.rows(MK, of={"email": "nobody@example.com"})
     assert rows == [{"currency": MK, "balance": "0", "name": "MetaKeep", "symbol": "MK"}]
@@ -167,7 +167,7 @@ async def test_a_key_may_be_forbidden() -> None:
         assert await app.refusal(asking(MK)) == (403, "FORBIDDEN")
 
 
-async def test_a_chain_may_lack_the_operation() -> None:
+async def test_a_chain_may_not_support_the_operation() -> None:
     async with an_app(unsupported=True) as app:
         assert await app.refusal(asking(MK)) == (400, "UNSUPPORTED_OPERATION")
 
@@ -187,7 +187,7 @@ async def test_currencies_come_back_in_the_casing_that_is_asked_for(casing: str,
 
 
 @pytest.mark.parametrize(("zero", "balances"), [("0", ["0"]), ("0.0", ["0.0"]), ("omitted", [])])
-async def test_zero_is_told_in_every_way(zero: str, balances: list[str]) -> None:
+async def test_zero_is_written_in_every_way(zero: str, balances: list[str]) -> None:
     async with an_app(zero=zero) as app:
         assert [row["balance"] for row in await app.rows(WETH)] == balances
 
@@ -203,13 +203,13 @@ async def test_an_absent_lock_may_be_zero_for_coins_that_have_locks() -> None:
 @pytest.mark.parametrize(
     ("knob", "balances"), [("omitted", ["1.1"]), ("zero", ["1.1", "0"])], ids=["omitted", "zero"]
 )
-async def test_a_currency_nobody_knows_is_omitted_or_zero(knob: str, balances: list[str]) -> None:
+async def test_an_unknown_currency_is_omitted_or_zero(knob: str, balances: list[str]) -> None:
     async with an_app(unknown_currency=knob) as app:
         assert [row["balance"] for row in await app.rows(MK, STRANGE)] == balances
 
 
 @pytest.mark.parametrize("status", ["INVALID_REQUEST", "INVALID_CURRENCY"])
-async def test_a_currency_nobody_knows_may_void_the_request(status: str) -> None:
+async def test_an_unknown_currency_may_fail_the_request(status: str) -> None:
     async with an_app(unknown_currency=status) as app:
         assert await app.refusal(asking(MK, STRANGE)) == (400, status)
 
@@ -245,14 +245,14 @@ async def test_fractions_have_18_digits() -> None:
         assert await app.balance() == "1.100000000000000001"
 
 
-async def test_a_change_is_kept_back_for_as_many_polls_as_told() -> None:
+async def test_a_change_is_delayed_for_the_configured_number_of_polls() -> None:
     async with an_app(stale_polls=2) as app:
         assert await app.balance() == "1.1"
         app.sandbox.world.credit("alice@example.com", "MK", "1")
         assert [await app.balance() for _ in range(4)] == ["1.1", "1.1", "2.1", "2.1"]
 
 
-async def test_staleness_is_each_account_s_own() -> None:
+async def test_staleness_is_per_account() -> None:
     async with an_app(stale_polls=1) as app:
         await app.balance()
         app.sandbox.world.credit("alice@example.com", "MK", "1")
@@ -294,7 +294,7 @@ async def test_a_status_other_than_success_may_come_with_200() -> None:
     assert (status, body["status"]) == (200, "QUEUED")
 
 
-async def test_the_old_singular_body_is_answered_flat() -> None:
+async def test_the_old_body_for_one_currency_gets_a_flat_answer() -> None:
     async with an_app() as app:
         asked = {"coin": {"currency": MK}, "of": {"ethAddress": ADDRESS}}
         status, body = await app.post(asked)

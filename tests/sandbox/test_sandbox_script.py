@@ -47,7 +47,7 @@ def a_line(**changed: object) -> str:
     return "{" + ", ".join(f'"{key}": {value}' for key, value in said.items()) + "}"
 
 
-async def test_steps_are_made_when_their_time_has_come() -> None:
+async def test_steps_are_made_when_they_are_due() -> None:
     world, moments = default_world(), list[float]()
     before = world.holding(10110, "LRC").total
     made: list[Step] = []
@@ -67,7 +67,7 @@ def test_reading_a_script_changes_nothing() -> None:
     assert world.holdings(10110) == before
 
 
-async def test_every_movement_can_stand_in_a_script() -> None:
+async def test_every_movement_can_be_used_in_a_script() -> None:
     world = default_world()
     lines = [
         a_line(do='"deposit.seen"', amount='"9"'),
@@ -92,7 +92,7 @@ async def test_every_movement_can_stand_in_a_script() -> None:
     assert list(knobs["loopring"].next_answers) == [UNAVAILABLE, UNAVAILABLE]
 
 
-def test_the_forms_are_the_movements_and_two_more() -> None:
+def test_the_step_forms_are_the_movements_and_two_more() -> None:
     assert set(FORMS) == set(MOVEMENTS) | {"fault", "repeat"}
 
 
@@ -141,13 +141,13 @@ def test_the_forms_are_the_movements_and_two_more() -> None:
     ],
     ids=lambda text: text[:60],
 )
-def test_a_mistake_is_told_with_its_line_and_a_hint(line: str, said: str) -> None:
+def test_a_mistake_is_reported_with_its_line_and_a_hint(line: str, said: str) -> None:
     (mistake,) = mistakes("# the second line is wrong\n" + line)
     assert mistake.startswith("x.jsonl:2: ")
     assert said in mistake
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     text = "\n".join([a_line(at="-1"), a_line(), a_line(asset='"DOGE"')])
     assert [mistake.split(" ")[0] for mistake in mistakes(text)] == ["x.jsonl:1:", "x.jsonl:3:"]
 
@@ -156,7 +156,7 @@ def test_an_empty_script_is_a_mistake() -> None:
     assert mistakes("# nothing\n")[0].startswith("x.jsonl:1: no steps")
 
 
-def test_steps_stand_in_order_of_time() -> None:
+def test_steps_must_be_in_order_of_time() -> None:
     assert "earlier than line 1" in mistakes(a_line(at="2") + "\n" + a_line(at="1"))[0]
 
 
@@ -189,7 +189,7 @@ async def test_an_impossible_step_ends_the_play_and_names_its_line() -> None:
         await play(script, world, some_knobs(), until=a_clock([]), source=script.source)
 
 
-async def test_a_step_that_needs_a_late_half_shows_it_when_nobody_polls() -> None:
+async def test_a_step_that_needs_a_late_half_shows_it_without_a_poll() -> None:
     world = default_world()
     text = "\n".join(
         [

@@ -87,13 +87,13 @@ async def test_one_limit_can_hold_over_all_endpoints() -> None:
         assert await visitor.post() == 401, "the other provider has its own"
 
 
-async def test_a_limit_can_be_each_key_s_own() -> None:
+async def test_a_limit_can_be_per_key() -> None:
     async with a_visitor(LoopringKnobs(rate_scope="key", requests_per_second=1)) as visitor:
         statuses = [await visitor.get(key=key) for key in ("one", "one", "two")]
         assert statuses == [200, 429, 200]
 
 
-async def test_a_limit_can_be_each_account_s_own() -> None:
+async def test_a_limit_can_be_per_account() -> None:
     async with a_visitor(LoopringKnobs(rate_scope="account", requests_per_second=1)) as visitor:
         visitor.sandbox.world.open_account(10111)
         asked = [f"{BALANCES}?accountId={account}" for account in (10110, 10110, 10111)]
@@ -107,7 +107,7 @@ async def test_metakeep_is_limited_over_any_scope(scope: str) -> None:
         assert [await visitor.post(), await visitor.post()] == [401, 429]
 
 
-async def test_metakeep_lets_in_a_hundred_a_second() -> None:
+async def test_metakeep_allows_a_hundred_a_second() -> None:
     async with a_visitor() as visitor:
         assert [await visitor.post() for _ in range(101)] == [401] * 100 + [429]
 
@@ -120,7 +120,7 @@ async def test_the_limit_can_be_turned_off_while_it_runs() -> None:
 
 
 @pytest.mark.parametrize("answer", [TOO_MANY_HTML, too_many("30")], ids=["html", "retry-after"])
-async def test_the_answer_over_the_limit_can_be_turned(answer: Answer) -> None:
+async def test_the_answer_over_the_limit_can_be_changed(answer: Answer) -> None:
     async with (
         a_visitor(LoopringKnobs(requests_per_second=0, rate_limited=answer)) as visitor,
         visitor.http.get(visitor.sandbox.loopring_url + TIMESTAMP) as response,
@@ -136,7 +136,7 @@ async def test_a_request_over_the_limit_uses_up_no_queued_fault() -> None:
         assert len(visitor.sandbox.loopring.next_answers) == 1
 
 
-async def test_traffic_tells_counts_times_and_statuses() -> None:
+async def test_traffic_has_counts_times_and_statuses() -> None:
     async with a_visitor() as visitor:
         for at in (0, 0.5, 0.75, 1.25):
             await visitor.get(at=at)
@@ -150,7 +150,7 @@ async def test_traffic_tells_counts_times_and_statuses() -> None:
         assert traffic.statuses(BALANCES) == {400: 1}
 
 
-async def test_traffic_keeps_what_was_asked() -> None:
+async def test_traffic_keeps_the_requests() -> None:
     async with a_visitor() as visitor:
         await visitor.get(f"{BALANCES}?accountId=10110&tokens=0,1")
         await visitor.post()

@@ -78,7 +78,7 @@ def test_only_polls_of_the_same_account_show_the_second_half() -> None:
     assert lrc(world) == (100, 0, 0, 0)
 
 
-def test_settling_shows_what_still_waits() -> None:
+def test_settling_shows_the_remaining_halves() -> None:
     world = a_world(LRC=100)
     world.deposit_seen(10110, "1", 5)
     world.deposit_cleared(10110, "1", 5, split=9)
@@ -147,14 +147,14 @@ def test_inside_nothing_is_debited_before_it_clears() -> None:
         an_inside_world(LRC=100).withdrawal_debited(10110, "1", 1)
 
 
-def test_what_is_not_there_cannot_be_taken_and_then_nothing_moves() -> None:
+def test_an_overdrawing_movement_is_refused_and_nothing_moves() -> None:
     world = a_world(LRC=100)
     with pytest.raises(Impossible, match=r"debit: total of LRC would fall to -0\.000000000000000001"):
         world.debit(10110, "1", 101)
     assert lrc(world) == (100, 0, 0, 0)
 
 
-def test_set_allows_what_makes_no_sense() -> None:
+def test_set_allows_impossible_balances() -> None:
     world = a_world(LRC=100)
     world.set(10110, "1", total=5, locked=9, pending_withdrawal=1)
     assert lrc(world) == (5, 9, 0, 1)
@@ -177,7 +177,7 @@ def test_an_int_is_smallest_units_and_text_is_whole_units(amount: int | str, uni
 @pytest.mark.parametrize(
     "amount", [-1, "-1", "", "1e3", "+1", " 1", "1.", ".5", "01", "0.0000001", "٣", "1\n"]
 )
-def test_what_is_no_exact_amount_is_refused(amount: int | str) -> None:
+def test_an_inexact_amount_is_refused(amount: int | str) -> None:
     with pytest.raises(Impossible):
         a_world().credit(10110, "USDC", amount)
 
@@ -193,7 +193,7 @@ def test_assets_are_found_by_id_in_any_case_or_by_symbol() -> None:
         assert world.holding("bob@example.com", name).total == 2 * 10**18
 
 
-def test_an_id_goes_before_a_symbol() -> None:
+def test_an_id_wins_over_a_symbol() -> None:
     world = World()
     world.list_asset("loopring", ListedAsset("7", "8", "a token called 8", 0))
     wanted = world.list_asset("loopring", ListedAsset("8", "7", "a token called 7", 0))
@@ -209,17 +209,17 @@ def test_accounts_are_found_by_key_or_address() -> None:
 
 
 @pytest.mark.parametrize("name", [10199, "nobody@example.com"])
-def test_an_account_nobody_opened_is_named(name: int | str) -> None:
+def test_an_unknown_account_is_named(name: int | str) -> None:
     with pytest.raises(Impossible, match=f"no account {name}"):
         a_world().credit(name, "LRC", 1)
 
 
-def test_an_asset_nobody_listed_names_those_that_are() -> None:
+def test_an_unlisted_asset_names_the_listed_ones() -> None:
     with pytest.raises(Impossible, match="it lists ETH, LRC"):
         a_world().credit(10110, "DOGE", 1)
 
 
-def test_scenery_is_set_up_once() -> None:
+def test_accounts_and_assets_are_set_up_once() -> None:
     world = a_world()
     with pytest.raises(Impossible, match="already has"):
         world.open_account(10110)
@@ -229,7 +229,7 @@ def test_scenery_is_set_up_once() -> None:
         world.list_asset("loopring", ListedAsset("0x1", "X", "X", 0))
 
 
-def test_every_half_is_told_as_it_shows() -> None:
+def test_every_half_is_reported_as_it_shows() -> None:
     told: list[Move] = []
     world = a_world(LRC=100)
     world.on_move = told.append
@@ -244,7 +244,7 @@ def test_every_half_is_told_as_it_shows() -> None:
     assert told[-1].after == Holding(total=105)
 
 
-def test_a_copy_moves_alone_and_in_silence() -> None:
+def test_a_copy_moves_alone_and_reports_nothing() -> None:
     told: list[Move] = []
     world = a_world(LRC=100)
     world.on_move = told.append

@@ -91,7 +91,7 @@ def test_sections_of_which_there_is_one_are_named_with_what_differs() -> None:
     ]
 
 
-def test_of_many_names_a_few_are_told_and_all_are_counted() -> None:
+def test_of_many_names_a_few_are_shown_and_all_are_counted() -> None:
     many = [an_account(f"account-{number}") for number in range(1000)]
     (change,) = changes(settings(*BEFORE), settings(*BEFORE, *many))
     assert change[:4] == ("accounts", 1000, 0, 0)

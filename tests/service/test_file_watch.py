@@ -24,13 +24,13 @@ def write(path: Path, text: str) -> None:
     os.utime(path, ns=(1, next(_ticks)))  # whatever the file system's clock makes of two edits in a row
 
 
-def test_what_is_left_alone_is_no_edit(files: list[Path]) -> None:
+def test_an_unchanged_file_is_no_edit(files: list[Path]) -> None:
     watch = FileWatch(files)
     assert [watch.look() for _ in range(3)] == [False, False, False]
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_an_edit_is_told_once_it_is_over(files: list[Path], number: int) -> None:
+def test_an_edit_is_reported_once_it_is_complete(files: list[Path], number: int) -> None:
     watch = FileWatch(files)
     write(files[number], "half")
     assert not watch.look()
@@ -41,7 +41,7 @@ def test_an_edit_is_told_once_it_is_over(files: list[Path], number: int) -> None
     assert not watch.look()
 
 
-def test_a_file_that_takes_the_place_of_another_is_an_edit(files: list[Path], tmp_path: Path) -> None:
+def test_a_file_that_replaces_another_is_an_edit(files: list[Path], tmp_path: Path) -> None:
     watch = FileWatch(files)
     stamp = files[0].stat().st_mtime_ns
     (tmp_path / "new").write_text("two")
@@ -59,7 +59,7 @@ def test_a_link_that_points_elsewhere_is_an_edit(files: list[Path], tmp_path: Pa
     assert [watch.look(), watch.look()] == [False, True]
 
 
-def test_a_file_that_is_gone_is_no_edit_until_it_is_back(files: list[Path]) -> None:
+def test_a_missing_file_is_no_edit_until_it_is_back(files: list[Path]) -> None:
     watch = FileWatch(files)
     files[0].unlink()
     assert [watch.look(), watch.look(), watch.look()] == [False, False, False]
@@ -67,7 +67,7 @@ def test_a_file_that_is_gone_is_no_edit_until_it_is_back(files: list[Path]) -> N
     assert [watch.look(), watch.look()] == [False, True]
 
 
-def test_a_file_that_was_never_there_hides_no_edit_of_the_others_and_is_noticed_when_it_comes(
+def test_a_file_that_never_existed_hides_no_other_edit_and_is_noticed_when_it_appears(
     files: list[Path], tmp_path: Path
 ) -> None:
     watch = FileWatch([*files, tmp_path / "secret"])
@@ -86,7 +86,7 @@ def test_an_edit_while_the_files_are_read_is_not_lost(files: list[Path]) -> None
     assert [watch.look(), watch.look()] == [False, True]
 
 
-def test_a_file_that_comes_while_it_is_read_that_names_it_is_not_missed(files: list[Path]) -> None:
+def test_a_file_that_appears_while_its_configuration_is_read_is_not_missed(files: list[Path]) -> None:
     watch = FileWatch(files[:1])
     files[1].unlink()
     watch.reading()
@@ -95,7 +95,7 @@ def test_a_file_that_comes_while_it_is_read_that_names_it_is_not_missed(files: l
     assert [watch.look(), watch.look()] == [False, True]
 
 
-def test_other_files_are_followed_from_when_they_are_named(files: list[Path]) -> None:
+def test_other_files_are_watched_from_when_they_are_named(files: list[Path]) -> None:
     watch = FileWatch(files[:1])
     write(files[1], "not ours yet")
     watch.follow(files)

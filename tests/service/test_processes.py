@@ -26,7 +26,7 @@ async def test_a_sigterm_drains_and_exits_with_0(place: Path, sandbox: Sandbox, 
     await assert_reconciled(place)
 
 
-async def test_a_killed_worker_loses_nothing_and_the_other_goes_on(
+async def test_a_killed_worker_loses_nothing_and_the_other_works_on(
     place: Path, sandbox: Sandbox, receiver: Receiver
 ) -> None:
     changes = 8
@@ -82,7 +82,7 @@ async def test_a_reload_with_a_mistake_changes_nothing(
     await assert_reconciled(place)
 
 
-async def test_a_store_that_cannot_be_reached_is_said_in_one_line_and_exits_with_69(place: Path) -> None:
+async def test_an_unreachable_redis_is_one_line_and_exit_code_69(place: Path) -> None:
     text = (place / "watcher.toml").read_text()
     (place / "watcher.toml").write_text(text.replace("[redis]", '[redis]\nurl = "redis://127.0.0.1:1"'))
     async with a_process(place, "run") as worker:

@@ -35,7 +35,7 @@ BAD = Path(__file__).parents[1] / "config" / "bad"
 LOOPRING = "/api/v3/user/balances"
 
 
-async def test_twenty_and_more_bad_files_interrupt_nothing(
+async def test_more_than_twenty_bad_files_interrupt_nothing(
     place: Path, sandbox: Sandbox, receiver: Receiver
 ) -> None:
     good = (place / "watcher.toml").read_text()
@@ -82,7 +82,7 @@ async def test_twenty_and_more_bad_files_interrupt_nothing(
     await assert_reconciled(place)
 
 
-async def test_a_file_that_is_just_being_written_makes_nobody_forgotten(
+async def test_a_half_written_file_forgets_no_account(
     place: Path, sandbox: Sandbox, receiver: Receiver
 ) -> None:
     file = place / "watcher.toml"
@@ -100,7 +100,7 @@ async def test_a_file_that_is_just_being_written_makes_nobody_forgotten(
 
 
 @pytest.mark.slow
-async def test_an_accounts_file_that_is_cut_at_the_end_of_a_line_costs_no_state_and_no_event(
+async def test_an_accounts_file_cut_at_a_line_end_loses_no_state_and_no_event(
     place: Path, sandbox: Sandbox, receiver: Receiver
 ) -> None:
     text = (place / "watcher.toml").read_text()
@@ -131,7 +131,7 @@ async def test_an_accounts_file_that_is_cut_at_the_end_of_a_line_costs_no_state_
     await assert_reconciled(place)
 
 
-async def test_a_reload_says_what_it_changed_and_what_has_to_wait(place: Path, sandbox: Sandbox) -> None:
+async def test_a_reload_logs_what_it_changed_and_what_needs_a_restart(place: Path, sandbox: Sandbox) -> None:
     good = (place / "watcher.toml").read_text()
     async with a_process(place, "run", "--watch") as worker:
         await until_logged(place, "account.baseline", 2)
@@ -152,7 +152,7 @@ async def test_a_reload_says_what_it_changed_and_what_has_to_wait(place: Path, s
 
 
 @pytest.mark.parametrize("is_watching", [False, pytest.param(True, marks=pytest.mark.slow)])
-async def test_a_secret_is_rotated_under_a_running_worker_by_its_file_alone(
+async def test_a_secret_of_a_running_worker_is_rotated_by_its_file_alone(
     place: Path, sandbox: Sandbox, receiver: Receiver, is_watching: bool
 ) -> None:
     old, new = SECRET, new_secret()
@@ -206,7 +206,7 @@ async def test_a_reload_says_that_a_running_process_sees_no_new_variable(place: 
     assert "cannot be read: No such file" in second
 
 
-async def test_a_bug_in_one_reload_does_not_end_all_reloads_to_come(
+async def test_a_bug_in_one_reload_does_not_prevent_later_ones(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:

@@ -64,7 +64,7 @@ def _hears(pid: int, number: signal.Signals) -> bool:
         (signal.SIGINT, 0.2, True),
     ],
 )
-def test_haste_is_a_second_ctrl_c_or_a_sigterm_after_five_seconds(
+def test_a_second_ctrl_c_or_a_sigterm_after_five_seconds_skips_the_drain(
     number: int, since_first_s: float, is_one: bool
 ) -> None:
     assert is_haste(number, since_first_s) is is_one
@@ -105,7 +105,7 @@ async def test_a_sigterm_ends_a_worker_whose_redis_hangs(place: Path) -> None:
     assert lines(place, "worker.stopped")
 
 
-async def test_the_service_manager_is_told_how_far_the_worker_is(place: Path) -> None:
+async def test_the_service_manager_is_notified_of_each_phase(place: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(place / "manager"))
         manager.setblocking(False)
@@ -126,13 +126,13 @@ async def test_the_service_manager_is_told_how_far_the_worker_is(place: Path) ->
             assert await asyncio.wait_for(worker.wait(), 20) == 0
 
 
-def test_a_manager_that_is_gone_changes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_service_manager_changes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in (str(place / "nobody"), "@nobody", "vsock:2:1", "x" * 300):
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         notify_ready()
 
 
-async def test_two_sigterms_cut_no_attempt_off(place: Path, sandbox: Sandbox, receiver: Receiver) -> None:
+async def test_two_sigterms_cancel_no_attempt(place: Path, sandbox: Sandbox, receiver: Receiver) -> None:
     async with a_process(place, "run") as worker:
         await until_logged(place, "account.baseline", 2)
         receiver.delay_s = 1
@@ -160,7 +160,7 @@ async def test_a_second_ctrl_c_ends_at_once(place: Path, sandbox: Sandbox, recei
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, *map(of_the_slow, (signal.SIGTERM, signal.SIGINT))])
-async def test_other_commands_that_last_end_in_order(place: Path, number: signal.Signals) -> None:
+async def test_other_long_commands_end_cleanly(place: Path, number: signal.Signals) -> None:
     (place / "empty").touch()
     codes = {"listen --port 0": 0, "sandbox --loopring-port 0 --metakeep-port 0 --bank-port 0": 0}
     for command, code in codes.items():
@@ -194,7 +194,7 @@ Drops(ValueError("said"))
 """
 
 
-def test_what_a_library_drops_of_a_signal_is_not_shown_and_all_else_that_it_drops_is() -> None:
+def test_a_librarys_unraisable_error_is_hidden_only_after_a_signal() -> None:
     done = subprocess.run(
         [sys.executable, "-c", DROPS], capture_output=True, text=True, check=True, timeout=20
     )
@@ -202,7 +202,7 @@ def test_what_a_library_drops_of_a_signal_is_not_shown_and_all_else_that_it_drop
     assert "Ended" not in done.stderr
 
 
-async def test_what_nohup_ignores_stays_ignored(place: Path) -> None:
+async def test_a_sighup_ignored_by_nohup_stays_ignored(place: Path) -> None:
     with (place / "out").open("ab") as out:
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
@@ -222,7 +222,7 @@ async def test_what_nohup_ignores_stays_ignored(place: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("each", [3, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("first", range(3))
-async def test_no_moment_of_the_start_is_deaf(place: Path, first: int, each: int) -> None:
+async def test_signals_are_handled_at_every_moment_of_the_start(place: Path, first: int, each: int) -> None:
     """Each of the signals, at every third of the moments or at each of them: three tests have them all."""
     number = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)[first]
     moments_s = [moment_s * times / 3 for moment_s in MOMENTS_S for times in (1, 2, 3)]
@@ -241,7 +241,7 @@ async def test_no_moment_of_the_start_is_deaf(place: Path, first: int, each: int
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a namespace of processes")
-async def test_process_1_of_a_container_hears_them_too(place: Path) -> None:
+async def test_signals_are_handled_as_process_1_of_a_container_too(place: Path) -> None:
     program = f"{sys.executable} -m watcher run >> log 2>> errors"
     (place / "log").touch()
     inside = await asyncio.create_subprocess_exec(

@@ -37,13 +37,13 @@ steps = st.lists(
 )
 
 
-def test_a_whole_file_ends_where_it_ends() -> None:
+def test_a_whole_file_is_complete_to_its_last_byte() -> None:
     assert end_of(WHOLE) == (len(WHOLE), len(WHOLE), False)
     assert end_of(b"") == (0, 0, False)
 
 
 @given(steps, st.data())
-def test_a_file_that_is_cut_anywhere_is_whole_up_to_its_last_step(
+def test_a_file_cut_anywhere_is_whole_up_to_its_last_transaction(
     parts: list[bytes], data: st.DataObject
 ) -> None:
     whole = b"".join(parts)
@@ -64,14 +64,14 @@ def test_zeros_at_the_end_hide_nothing(parts: list[bytes], zeros: int, data: st.
 
 
 @given(st.binary(max_size=2000))
-def test_no_garbage_is_taken_for_a_command_that_it_is_not(garbage: bytes) -> None:
+def test_no_garbage_is_read_as_a_command(garbage: bytes) -> None:
     end = end_of(WHOLE + garbage)
     assert len(WHOLE) <= end.sound <= end.stop <= len(WHOLE + garbage)
 
 
 @pytest.mark.parametrize("damage", [b"xx", b"\0\0", b"$9", b"*9"])
 @pytest.mark.parametrize("at", [0, 8, 30, len(WHOLE) - len(STEP) + 3])
-def test_damage_in_the_middle_is_told_from_a_bad_end(damage: bytes, at: int) -> None:
+def test_damage_in_the_middle_is_distinguished_from_a_bad_end(damage: bytes, at: int) -> None:
     data = WHOLE[:at] + damage + WHOLE[at + 2 :] + STEP
     end = end_of(data)
     assert end == (len(data), len(data), False) or end.follows
@@ -122,7 +122,7 @@ def test_a_bad_end_is_cut_off_and_a_copy_is_kept(tail: bytes, reason: str, tmp_p
 
 
 @pytest.mark.parametrize("middle", [b"garbage", bytes(4096), b"$5000000\r\n"])
-def test_what_can_be_read_behind_the_damage_is_not_cut_off_but_a_person_asked(
+def test_readable_data_behind_the_damage_is_not_cut_off_but_left_to_a_person(
     middle: bytes, tmp_path: Path
 ) -> None:
     content = WHOLE + middle + STEP
@@ -139,7 +139,7 @@ def test_what_can_be_read_behind_the_damage_is_not_cut_off_but_a_person_asked(
     )
 
 
-def test_more_garbage_than_one_power_loss_leaves_is_a_persons_to_cut_off(tmp_path: Path) -> None:
+def test_more_garbage_than_a_power_loss_leaves_is_left_to_a_person(tmp_path: Path) -> None:
     file = a_directory(tmp_path, WHOLE + b"x" * ((1 << 20) + 1))
     with pytest.raises(StoreUnreachable, match="check-aof --fix"):
         repair(tmp_path, ENGINE)
@@ -147,7 +147,7 @@ def test_more_garbage_than_one_power_loss_leaves_is_a_persons_to_cut_off(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "none", ""])
-def test_no_other_file_is_touched_than_one_of_the_directory(name: str, tmp_path: Path) -> None:
+def test_no_file_outside_of_the_directory_is_changed(name: str, tmp_path: Path) -> None:
     a_directory(tmp_path, WHOLE + bytes(9))
     manifest = tmp_path / "appendonlydir" / "appendonly.aof.manifest"
     manifest.write_text(f"file {name} seq 1 type i\n")

@@ -46,7 +46,7 @@ async def write(store: Store, breaker: Breaker | bytes) -> None:
 
 
 @everywhere
-async def test_a_change_is_made_by_the_servers_clock(redis_client: Redis, namespace: str) -> None:
+async def test_a_change_uses_the_servers_clock(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     before = await store.now_ms()
     change = await fail(a_view(store), OPS, "status 503", open_ms=1000)
@@ -57,7 +57,7 @@ async def test_a_change_is_made_by_the_servers_clock(redis_client: Redis, namesp
 
 
 @on_real_servers  # the fake one answers HGETALL as RESP3 does
-async def test_what_is_known_is_kept_as_it_was(redis_client: Redis, namespace: str) -> None:
+async def test_a_breaker_is_read_back_as_it_was_written(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await write(store, WHOLE)
     assert await a_view(store).read() == {OPS: WHOLE}
@@ -65,7 +65,7 @@ async def test_what_is_known_is_kept_as_it_was(redis_client: Redis, namespace: s
 
 
 @everywhere
-async def test_of_what_nothing_is_known_nothing_is_written_down(redis_client: Redis, namespace: str) -> None:
+async def test_a_breaker_without_any_effect_is_not_stored(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     assert await a_view(store).change(OPS, tidied) == (None, None)
     await write(store, Breaker(closed_at_ms=1))
@@ -75,7 +75,7 @@ async def test_of_what_nothing_is_known_nothing_is_written_down(redis_client: Re
 
 
 @everywhere
-async def test_of_many_changes_at_the_same_moment_none_is_lost(redis_client: Redis, namespace: str) -> None:
+async def test_of_many_concurrent_changes_none_is_lost(redis_client: Redis, namespace: str) -> None:
     workers = [a_store(redis_client, namespace) for _ in range(10)]
     await write(workers[0], Breaker(since_ms=1))
 
@@ -88,7 +88,7 @@ async def test_of_many_changes_at_the_same_moment_none_is_lost(redis_client: Red
 
 
 @everywhere
-async def test_of_many_workers_that_see_it_exactly_one_pauses(redis_client: Redis, namespace: str) -> None:
+async def test_of_many_workers_exactly_one_pauses(redis_client: Redis, namespace: str) -> None:
     workers = [a_store(redis_client, namespace) for _ in range(10)]
     pausing = partial(gone, failure=GONE)
     found = await asyncio.gather(*(a_view(worker).change(OPS, pausing) for worker in workers))
@@ -97,7 +97,7 @@ async def test_of_many_workers_that_see_it_exactly_one_pauses(redis_client: Redi
 
 
 @everywhere
-async def test_of_many_workers_one_reports_a_pause_and_another_if_it_has_not(
+async def test_of_many_workers_one_reports_a_pause_or_else_another_does(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -117,9 +117,7 @@ async def test_of_many_workers_one_reports_a_pause_and_another_if_it_has_not(
 
 
 @on_real_servers
-async def test_what_is_resumed_is_forgotten_with_all_that_was_counted(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_resume_forgets_the_breaker_and_its_counts(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     view = a_view(store)
     await pause(view, OPS, "by hand")
@@ -197,7 +195,7 @@ async def test_a_breaker_is_tried_again_for_the_reasons_given_and_for_no_other(
 
 
 @everywhere
-async def test_over_all_workers_no_more_probes_are_out_than_allowed_until_they_are_given_back_or_end(
+async def test_all_workers_together_have_no_more_probes_than_allowed_until_they_end(
     redis_client: Redis, namespace: str
 ) -> None:
     view = a_view(a_store(redis_client, namespace))
@@ -258,7 +256,7 @@ ONE, TWO, THREE = accounts_in(0, 3)
 
 
 @everywhere
-async def test_while_all_is_well_nothing_is_noted(redis_client: Redis, namespace: str) -> None:
+async def test_without_failures_nothing_is_stored(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await settle(store, ONE, "delivered")
     await settle(store, ONE, "")
@@ -266,7 +264,7 @@ async def test_while_all_is_well_nothing_is_noted(redis_client: Redis, namespace
 
 
 @everywhere
-async def test_of_each_queue_its_last_result_counts(redis_client: Redis, namespace: str) -> None:
+async def test_the_last_result_of_each_queue_counts(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await settled(store)  # from now on all shards count
     results = await settled(
@@ -294,7 +292,7 @@ async def test_results_before_it_was_closed_do_not_count(redis_client: Redis, na
 
 
 @everywhere
-async def test_a_row_of_failures_runs_over_all_shards_and_ends_with_a_delivery_in_any(
+async def test_failures_in_a_row_span_all_shards_and_end_with_a_delivery_in_any(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -313,7 +311,7 @@ async def test_a_row_of_failures_runs_over_all_shards_and_ends_with_a_delivery_i
 
 
 @everywhere
-async def test_what_is_counted_ends_by_itself(redis_client: Redis, namespace: str) -> None:
+async def test_counts_expire_by_themselves(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await settled(store, (ONE, "failed"), (FAR, "failed"), (FAR, "delivered"))
     for shard in range(SHARDS):
@@ -335,7 +333,7 @@ async def test_results_that_are_too_old_to_count_are_not_kept(redis_client: Redi
 
 
 @everywhere
-async def test_a_repeated_settling_counts_once(redis_client: Redis, namespace: str) -> None:
+async def test_a_repeated_settle_counts_once(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await settled(store)
     await store.queues.enqueue(OPS, ACCOUNT, [a_delivery()])
@@ -347,7 +345,7 @@ async def test_a_repeated_settling_counts_once(redis_client: Redis, namespace: s
 
 
 @everywhere
-async def test_an_attempt_that_is_not_used_up_leaves_the_count_of_its_head(
+async def test_an_attempt_that_uses_up_no_retry_keeps_the_count_of_its_head(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -369,7 +367,7 @@ async def test_an_attempt_that_is_not_used_up_leaves_the_count_of_its_head(
 
 
 @everywhere
-async def test_a_hold_lets_no_turn_begin_and_says_what_was_delivered_before(
+async def test_a_hold_delays_all_turns_and_returns_the_recent_deliveries(
     redis_client: Redis, namespace: str
 ) -> None:
     view = a_view(a_store(redis_client, namespace))
@@ -384,7 +382,7 @@ async def test_a_hold_lets_no_turn_begin_and_says_what_was_delivered_before(
 
 
 @everywhere
-async def test_where_nothing_was_counted_yet_a_hold_says_so(redis_client: Redis, namespace: str) -> None:
+async def test_a_hold_without_counted_deliveries_returns_none(redis_client: Redis, namespace: str) -> None:
     view = a_view(a_store(redis_client, namespace))
     assert await view.hold_turns(OPS, for_ms=0) is None
     assert await view.take_turn(OPS, spacing_ms=10, within_ms=250) == 0
@@ -401,9 +399,7 @@ async def test_a_damaged_rate_is_as_if_no_turn_was_taken(
 
 
 @everywhere
-async def test_what_is_only_counted_or_leased_is_made_anew_where_it_is_of_another_type(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_counts_and_leases_of_another_type_are_replaced(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     view, keys, shard = a_view(store), store.keys, shard_of(ACCOUNT)
     for key in (keys.results(shard, OPS), keys.row(shard, OPS), keys.subscription_rate(OPS), keys.keeper()):

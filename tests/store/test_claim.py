@@ -65,7 +65,7 @@ async def test_a_lease_lasts_as_long_as_was_asked_for(redis_client: Redis, names
     assert await store.scores(polls) == {ACCOUNT: lease.deadline}
 
 
-async def test_what_is_leased_to_one_is_claimed_by_nobody_else(redis_client: Redis, namespace: str) -> None:
+async def test_a_leased_member_is_not_claimed_by_another_worker(redis_client: Redis, namespace: str) -> None:
     one, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
     await one.due(one.keys.polls(SHARD, PROVIDER), **dict.fromkeys(NEIGHBOURS[:50], -1))
     claims = await asyncio.gather(*(claim(store, at_most=7) for store in (one, other) * 5))
@@ -95,7 +95,9 @@ async def test_a_claim_says_when_to_look_again(redis_client: Redis, namespace: s
     assert 2000 < claimed.next_due_ms <= 3001
 
 
-async def test_what_a_claim_leaves_behind_is_due_at_once(redis_client: Redis, namespace: str) -> None:
+async def test_members_that_a_claim_leaves_behind_are_due_at_once(
+    redis_client: Redis, namespace: str
+) -> None:
     store = a_store(redis_client, namespace)
     await store.due(store.keys.polls(SHARD, PROVIDER), one=-2000, two=-1000)
     next_due_ms = (await claim(store, at_most=1)).next_due_ms
@@ -103,14 +105,14 @@ async def test_what_a_claim_leaves_behind_is_due_at_once(redis_client: Redis, na
     assert -60_000 < next_due_ms <= -1000, "how long it has waited already"
 
 
-async def test_a_claim_may_leave_out_what_has_waited_for_less(redis_client: Redis, namespace: str) -> None:
+async def test_a_claim_may_leave_out_shorter_waits(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.due(store.keys.polls(SHARD, PROVIDER), one=-9_000_000, two=-1000)
     claimed = await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=9, waited_ms=6_000_000)
     assert [lease.member for lease in claimed.leases] == ["one"]
 
 
-async def test_every_claim_sets_the_clock_by_the_servers(redis_client: Redis, namespace: str) -> None:
+async def test_every_claim_sets_the_workers_clock_by_the_servers(redis_client: Redis, namespace: str) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
     store.pipe.set_clock(store.pipe.now_ms() + 3_600_000)
     await claim(store)
@@ -127,7 +129,7 @@ async def test_a_released_member_is_due_when_its_holder_says(redis_client: Redis
     assert before + 5000 - 1 <= (await store.scores(polls))[ACCOUNT] <= await store.now_ms() + 5000 + 1
 
 
-async def test_what_somebody_else_has_claimed_meanwhile_is_not_released(
+async def test_a_member_that_another_worker_claimed_meanwhile_is_not_released(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -181,7 +183,7 @@ async def test_a_queue_whose_worker_died_is_found_through_the_index(
     assert members(await claim_queues(store)) == [ACCOUNT]
 
 
-async def test_a_held_subscription_is_not_named_until_something_of_it_comes_up(
+async def test_a_held_subscription_is_not_found_until_new_work_of_it_is_due(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -193,7 +195,7 @@ async def test_a_held_subscription_is_not_named_until_something_of_it_comes_up(
     assert await store.queues.due_subscriptions(SHARD) == [OPS]
 
 
-async def test_as_many_subscriptions_are_held_as_there_are(redis_client: Redis, namespace: str) -> None:
+async def test_any_number_of_subscriptions_can_be_held_at_once(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.fill(a_delivery())
     names = [*(f"s{number}" for number in range(5000)), OPS]
@@ -201,7 +203,7 @@ async def test_as_many_subscriptions_are_held_as_there_are(redis_client: Redis, 
     assert await store.queues.due_subscriptions(SHARD) == []
 
 
-async def test_holding_a_subscription_without_queues_makes_none_up(
+async def test_holding_a_subscription_without_queues_creates_none(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -221,7 +223,7 @@ async def test_a_released_queue_is_due_and_its_subscription_with_it(
     assert members(await claim_queues(store)) == [ACCOUNT]
 
 
-async def test_a_queue_released_for_later_does_not_put_off_an_earlier_one(
+async def test_a_queue_released_for_later_does_not_delay_an_earlier_one(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -254,9 +256,7 @@ async def test_queues_that_wait_for_a_retry_can_be_tried_at_once(redis_client: R
     assert members(await claim_queues(store)) == [waiting]
 
 
-async def test_what_was_given_back_with_a_wait_is_made_due_however_short_it_is(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_queue_given_back_with_any_wait_can_be_made_due(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     retried, released, leased = NEIGHBOURS[:3]
     for name in NEIGHBOURS[:3]:
@@ -269,7 +269,7 @@ async def test_what_was_given_back_with_a_wait_is_made_due_however_short_it_is(
     assert await store.queues.release(OPS, queues[leased]) is Reply.DONE, "it is whose it was"
 
 
-async def test_a_poll_that_waits_after_a_refusal_is_made_due_and_one_under_way_is_not(
+async def test_a_poll_that_waits_after_a_rejection_is_made_due_and_one_in_flight_is_not(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -280,7 +280,7 @@ async def test_a_poll_that_waits_after_a_refusal_is_made_due_and_one_under_way_i
     assert await store.polls.release(PROVIDER, leases[1]) is Reply.DONE
 
 
-async def test_where_no_queue_waits_there_is_none_to_make_due(redis_client: Redis, namespace: str) -> None:
+async def test_without_waiting_queues_none_is_made_due(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     assert await store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS) == 0
     assert await store.contents() == {}
@@ -295,7 +295,7 @@ async def test_a_queue_is_begun_with_its_oldest_delivery(redis_client: Redis, na
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: lease.deadline}
 
 
-async def test_a_queue_is_begun_once_and_by_whoever_has_it(redis_client: Redis, namespace: str) -> None:
+async def test_a_queue_is_begun_once_by_the_holder_of_its_lease(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.fill(a_delivery())
     held = await store.lease_queue()

@@ -124,9 +124,7 @@ async def test_a_store_of_0_1_is_moved_to_layout_2_and_back(
     assert await old.ask("HGETALL", old.keys.breakers()) == [b"ops", b"3 1 2 0 503"]
 
 
-async def test_what_comes_while_a_slot_moves_waits_for_it_and_is_not_lost(
-    store: Store, cluster: Cluster
-) -> None:
+async def test_writes_during_a_slot_migration_wait_and_are_not_lost(store: Store, cluster: Cluster) -> None:
     queue = store.keys.queue(OPS, ACCOUNT)
     await store.fill(a_delivery(0), account=ACCOUNT)
     async with asyncio.TaskGroup() as group:
@@ -141,9 +139,7 @@ async def test_what_comes_while_a_slot_moves_waits_for_it_and_is_not_lost(
     assert sorted(found) == sorted(a_delivery(number).entry for number in range(9))
 
 
-async def test_a_call_follows_its_keys_into_a_slot_that_is_being_moved(
-    store: Store, cluster: Cluster
-) -> None:
+async def test_a_call_follows_its_keys_into_a_migrating_slot(store: Store, cluster: Cluster) -> None:
     key = store.keys.meta()
     await store.pipe.command("HSET", key, "providers", "[]")
     for _ in cluster.move(key, _other(cluster, key)):  # the key is there already, its slot still here
@@ -151,7 +147,7 @@ async def test_a_call_follows_its_keys_into_a_slot_that_is_being_moved(
     assert await store.pipe.command("HGET", key, "providers") == b"[]"
 
 
-async def test_a_batch_finds_its_keys_on_all_nodes_and_where_they_move_to(
+async def test_a_batch_finds_its_keys_on_all_nodes_also_while_they_move(
     store: Store, cluster: Cluster
 ) -> None:
     keys = [store.keys.log(shard) for shard in range(SHARDS)]
@@ -163,7 +159,7 @@ async def test_a_batch_finds_its_keys_on_all_nodes_and_where_they_move_to(
     assert await store.pipe.batch(asking) == answers
 
 
-async def test_an_error_in_a_batch_is_told_as_one_of_a_command(store: Store) -> None:
+async def test_an_error_in_a_batch_is_the_same_as_of_a_single_command(store: Store) -> None:
     key = store.keys.log(0)
     _, wrong, right = await store.pipe.batch([("SET", key, "x"), ("LLEN", key), ("GET", key)])
     assert isinstance(wrong, DamagedKey)
@@ -171,14 +167,14 @@ async def test_an_error_in_a_batch_is_told_as_one_of_a_command(store: Store) -> 
     assert right == b"x"
 
 
-async def test_an_index_of_another_type_names_nothing_and_costs_no_other(store: Store) -> None:
+async def test_an_index_of_another_type_is_empty_and_affects_no_other(store: Store) -> None:
     await store.pipe.command("SET", store.keys.due_polls(0), "damaged")
     await store.due(store.keys.due_subscriptions(0), ops=-10)
     parts = await DueIndex(store.schedule, store.keys).look()
     assert [part for part in parts if part != []] == [[Due("delivery", 0, "ops", ANY)]]
 
 
-async def test_where_a_proxy_hides_a_cluster_each_shard_is_asked_for_by_itself(namespace: str) -> None:
+async def test_behind_a_proxy_of_a_cluster_each_shard_is_read_by_itself(namespace: str) -> None:
     """One node with all slots answers as such a proxy does: CROSSSLOT, and never MOVED."""
     with a_cluster(nodes=1) as alone:
         async with connect(alone.nodes[0].url) as client:
@@ -193,7 +189,7 @@ async def test_where_a_proxy_hides_a_cluster_each_shard_is_asked_for_by_itself(n
             assert spent["cmdstat_evalsha"]["rejected_calls"] == 1, "the second look knows"
 
 
-async def test_where_a_proxy_hides_a_cluster_steps_are_joined_within_a_shard_from_the_first_refusal_on(
+async def test_behind_a_proxy_of_a_cluster_steps_are_joined_by_shard_after_the_first_refusal(
     namespace: str,
 ) -> None:
     with a_cluster(nodes=1) as alone:
@@ -218,7 +214,7 @@ async def test_where_a_proxy_hides_a_cluster_steps_are_joined_within_a_shard_fro
             assert spent["cmdstat_evalsha"]["rejected_calls"] == 1, "it is learned once"
 
 
-async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, cluster: Cluster) -> None:
+async def test_a_missing_node_affects_only_its_own_shards(store: Store, cluster: Cluster) -> None:
     for shard, name in enumerate(ACCOUNTS):
         await store.fill(a_delivery(), account=name)
         await store.due(store.keys.due_polls(shard), loopring=-10)
@@ -240,7 +236,7 @@ async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, clust
     assert again == [[a_delivery().entry]] * SHARDS
 
 
-async def test_a_right_that_is_missing_on_one_node_is_missing(cluster: Cluster, store: Store) -> None:
+async def test_a_right_missing_on_one_node_counts_as_missing(cluster: Cluster, store: Store) -> None:
     node = cluster.nodes[-1]
     node.ask("ACL", "SETUSER", "default", "-rename", "-setrange")
     try:
@@ -250,7 +246,7 @@ async def test_a_right_that_is_missing_on_one_node_is_missing(cluster: Cluster, 
     assert await missing_rights(store.pipe, store.keys) == []
 
 
-async def test_a_cluster_promises_what_its_weakest_node_does(cluster: Cluster, store: Store) -> None:
+async def test_the_guarantee_of_a_cluster_is_that_of_its_weakest_node(cluster: Cluster, store: Store) -> None:
     assert len(await store.pipe.servers()) == len(cluster.nodes)
     assert (await guarantee_of_all(store.pipe)).persistence == "everysec"
     cluster.nodes[1].ask("CONFIG", "SET", "appendfsync", "no")
@@ -261,7 +257,7 @@ async def test_a_cluster_promises_what_its_weakest_node_does(cluster: Cluster, s
     assert await missing_rights(store.pipe, store.keys) == []
 
 
-async def test_a_node_that_evicts_is_refused_also_while_another_one_is_gone(
+async def test_a_node_that_evicts_is_refused_also_while_another_one_is_unreachable(
     cluster: Cluster, store: Store
 ) -> None:
     evicting, gone = cluster.nodes[1], cluster.nodes[0]
@@ -291,7 +287,7 @@ async def test_each_node_is_judged_when_it_is_connected_to(cluster: Cluster) -> 
         await pipe.aclose()
 
 
-async def test_a_node_alone_is_refused_and_so_is_a_server_that_is_no_node(cluster: Cluster) -> None:
+async def test_a_single_node_and_a_server_that_is_no_node_are_refused(cluster: Cluster) -> None:
     async with connect(f"redis://127.0.0.1:{cluster.nodes[0].port}") as client:
         with pytest.raises(ConfigurationRefused, match=r"name it by redis\+cluster://"):
             await guarantee(client)
@@ -320,7 +316,7 @@ async def test_a_node_alone_is_refused_and_so_is_a_server_that_is_no_node(cluste
         ),
     ],
 )
-def test_an_address_names_some_nodes(url: str, found: Several, shown: str) -> None:
+def test_an_address_may_name_several_nodes(url: str, found: Several, shown: str) -> None:
     assert several(url) == found
     assert safe_url(url) == shown
 
@@ -337,7 +333,7 @@ def test_an_address_names_some_nodes(url: str, found: Several, shown: str) -> No
         f"redis+cluster://one?sentinel_password={PASSWORD}",
     ],
 )
-def test_an_address_that_cannot_be_meant_is_refused_and_never_repeated(url: str) -> None:
+def test_an_invalid_address_is_refused_and_never_quoted(url: str) -> None:
     with pytest.raises(ConfigurationRefused) as caught:
         check_address(url)
     assert PASSWORD not in f"{caught.value}{caught.value.__cause__}{safe_url(url)}"
@@ -378,7 +374,7 @@ def _other(cluster: Cluster, key: str) -> Node:
     return next(node for node in cluster.nodes if node is not cluster.owner(key))
 
 
-async def test_a_node_that_is_nearly_full_is_freed_of_what_lies_there(store: Store) -> None:
+async def test_a_node_that_is_nearly_full_gives_up_only_its_own_data(store: Store) -> None:
     for name in ACCOUNTS:
         await store.fill(
             *(a_delivery(number, b'{"id":"' + b"x" * 700) for number in range(1, 301)), account=name
@@ -399,7 +395,7 @@ async def test_a_node_that_is_nearly_full_is_freed_of_what_lies_there(store: Sto
     assert await flaws(store.pipe, store.keys) == []
 
 
-async def test_what_all_shards_count_of_a_subscription_is_added_up(store: Store) -> None:
+async def test_counts_of_a_subscription_are_summed_over_all_shards(store: Store) -> None:
     breakers = Breakers(store.pipe, store.keys)
     assert breakers.is_apart
     await breakers.count_results(OPS, closed_at_ms=0)

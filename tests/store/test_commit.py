@@ -46,7 +46,7 @@ async def refused(store: Store, step: Commit, reply: Reply) -> None:
     assert await store.contents() == before
 
 
-async def test_one_step_writes_state_log_queues_and_the_next_poll(
+async def test_one_commit_writes_state_log_queues_and_the_next_poll(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)

@@ -75,7 +75,7 @@ async def test_an_empty_queue_is_leased_for_a_moment_with_all_that_waits_in_it(
     assert begun.deliveries == [(one.entry, one) for one in in_hand], "as they would have been read"
 
 
-async def test_what_is_in_hand_goes_on_from_the_sequence_that_was_queued_before(
+async def test_leased_deliveries_continue_from_the_sequence_queued_before(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -87,7 +87,7 @@ async def test_what_is_in_hand_goes_on_from_the_sequence_that_was_queued_before(
     assert await store.queue() == [second.entry, third.entry]
 
 
-async def test_queues_that_are_not_asked_for_are_due_now(redis_client: Redis, namespace: str) -> None:
+async def test_queues_that_are_not_leased_are_due_now(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     audit = a_delivery(1, subscription="audit")
     step = a_commit(await store.lease(), deliveries={"audit": [audit], OPS: [a_delivery(1)]})
@@ -97,7 +97,7 @@ async def test_queues_that_are_not_asked_for_are_due_now(redis_client: Redis, na
     assert await claimed(store) == []
 
 
-async def test_a_queue_that_waits_is_left_as_it_is(redis_client: Redis, namespace: str) -> None:
+async def test_a_waiting_queue_is_not_leased(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await committed(store, (await a_leasing(store, a_delivery(1)))._replace(to_lease=()))
     before = await times(store)
@@ -107,7 +107,7 @@ async def test_a_queue_that_waits_is_left_as_it_is(redis_client: Redis, namespac
     assert await claimed(store) == [ACCOUNT]
 
 
-async def test_a_queue_that_another_worker_has_is_left_to_it(redis_client: Redis, namespace: str) -> None:
+async def test_a_queue_leased_by_another_worker_is_left_to_it(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     lease, _ = (await committed(store, await a_leasing(store, a_delivery(1)))).leased[OPS]
     later = await a_leasing(store, a_delivery(2), expected="v1", version="v2")
@@ -115,7 +115,7 @@ async def test_a_queue_that_another_worker_has_is_left_to_it(redis_client: Redis
     assert await times(store) == {ACCOUNT: lease.deadline}
 
 
-async def test_a_queue_that_waits_for_its_retry_goes_on_waiting(redis_client: Redis, namespace: str) -> None:
+async def test_a_queue_that_waits_for_its_retry_keeps_waiting(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     lease, _ = (await committed(store, await a_leasing(store, a_delivery(1)))).leased[OPS]
     await store.queues.retry(OPS, lease, a_delivery(1).entry, wait_ms=MINUTE_MS)
@@ -135,9 +135,7 @@ async def test_a_queue_whose_schedule_was_deleted_is_due_as_it_is_not_empty(
     assert await is_due_now(store, done)
 
 
-async def test_a_commit_that_comes_too_late_to_be_answered_leases_nothing(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_commit_past_its_deadline_leases_nothing(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     step = await a_leasing(store, a_delivery())
     store.pipe.set_clock(await store.now_ms() - CLAIM_MS)  # it was sent so long ago
@@ -164,7 +162,7 @@ def again(redis_client: Redis, namespace: str) -> Store:
     return store
 
 
-async def test_a_repeat_is_answered_like_the_first_and_leases_nothing_anew(again: Store) -> None:
+async def test_a_repeat_gets_the_first_answer_and_leases_nothing_new(again: Store) -> None:
     step = await a_leasing(again, *some_deliveries(1, 2))
     first = await committed(again, step)
     before = await again.contents()
@@ -174,7 +172,7 @@ async def test_a_repeat_is_answered_like_the_first_and_leases_nothing_anew(again
 
 
 @pytest.mark.parametrize("act", ["begun", "claimed", "delivered", "refilled"])
-async def test_a_repeat_that_comes_after_a_worker_has_begun_leases_nothing(again: Store, act: str) -> None:
+async def test_a_repeat_after_a_worker_has_begun_leases_nothing(again: Store, act: str) -> None:
     step = await a_leasing(again, a_delivery(1))
     lease, _ = (await committed(again, step)).leased[OPS]
     match act:
@@ -192,7 +190,7 @@ async def test_a_repeat_that_comes_after_a_worker_has_begun_leases_nothing(again
     assert await again.contents() == before
 
 
-async def test_a_repeat_does_not_find_a_lease_where_the_first_one_found_a_queue_that_waits(
+async def test_a_repeat_does_not_lease_a_queue_that_waited_at_the_first_try(
     again: Store,
 ) -> None:
     await committed(again, await a_leasing(again, a_delivery(1)))
@@ -211,7 +209,7 @@ async def test_a_step_that_is_refused_leases_nothing(redis_client: Redis, namesp
     assert await store.contents() == before
 
 
-async def test_each_step_of_a_call_has_leases_of_its_own(redis_client: Redis, namespace: str) -> None:
+async def test_each_commit_of_a_call_has_leases_of_its_own(redis_client: Redis, namespace: str) -> None:
     store, accounts = a_store(redis_client, namespace), NEIGHBOURS[:12]
     await store.fill(a_delivery(1), account=accounts[0])
     steps = [
@@ -233,7 +231,7 @@ async def test_each_step_of_a_call_has_leases_of_its_own(redis_client: Redis, na
     assert sorted(await claimed(store)) == sorted((accounts[0], accounts[4]))
 
 
-async def test_a_lease_is_kept_for_longer_only_by_its_worker_and_for_the_head_that_it_has(
+async def test_a_lease_is_extended_only_by_its_worker_and_for_its_own_head(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -251,9 +249,7 @@ async def test_a_lease_is_kept_for_longer_only_by_its_worker_and_for_the_head_th
     assert await times(store) == {ACCOUNT: until + 1}
 
 
-async def test_leases_of_many_queues_are_kept_for_longer_in_one_call(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_leases_of_many_queues_are_extended_in_one_call(redis_client: Redis, namespace: str) -> None:
     store, accounts = a_store(redis_client, namespace), NEIGHBOURS[:5]
     ones = {account: a_delivery(number, previous=None) for number, account in enumerate(accounts, 1)}
     leases = [
@@ -342,7 +338,7 @@ class Worker:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_one_worker_at_a_time_has_a_queue_whatever_leased_it_and_its_order_holds(
+async def test_one_worker_at_a_time_has_a_queue_and_its_order_is_kept(
     redis_client: Redis, namespace: str, seed: int
 ) -> None:
     worker = Worker(a_store(redis_client, namespace), Random(seed), NEIGHBOURS[:4])

@@ -36,13 +36,13 @@ def server(request: pytest.FixtureRequest) -> Iterator[RealServer]:
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
-async def test_answers_come_as_bytes(redis_client: Redis, namespace: str) -> None:
+async def test_replies_are_bytes(redis_client: Redis, namespace: str) -> None:
     await redis_client.set(namespace, "1")
     assert await redis_client.get(namespace) == b"1"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_a_client_finds_its_server_again_after_a_crash(engine: str) -> None:
+async def test_a_client_reconnects_after_a_crash_of_the_server(engine: str) -> None:
     with real_server(engine, *DURABLE) as server:
         async with connect(server.url) as client:
             await client.set("x", "1")
@@ -50,7 +50,7 @@ async def test_a_client_finds_its_server_again_after_a_crash(engine: str) -> Non
             assert await client.get("x") == b"1"
 
 
-async def test_the_operator_finds_watcher_in_the_list_of_clients(server: RealServer) -> None:
+async def test_watcher_is_named_in_the_list_of_clients(server: RealServer) -> None:
     async with connect(server.url) as client:
         assert "watcher" in {each["name"] for each in await client.client_list()}
 
@@ -74,7 +74,7 @@ async def test_more_commands_than_connections_wait_for_their_turn(server: RealSe
         (f"unix://me@/run/redis@1/redis.sock?password={PASSWORD}", "unix:///run/redis@1/redis.sock"),
     ],
 )
-def test_a_log_shows_where_an_address_points_and_no_credential(url: str, shown: str) -> None:
+def test_a_logged_address_shows_its_host_and_no_credential(url: str, shown: str) -> None:
     assert safe_url(url) == shown
 
 
@@ -102,7 +102,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("url", HOSTILE)
-def test_an_address_that_cannot_be_meant_is_refused_and_never_repeated(url: str) -> None:
+def test_an_invalid_address_is_refused_and_never_quoted(url: str) -> None:
     with pytest.raises(ConfigurationRefused) as caught:
         connect(url)
     assert PASSWORD not in f"{caught.value}{caught.value.__cause__}{safe_url(url)}"
@@ -113,13 +113,13 @@ NO_NAMES = ("redis..svc", ".redis.svc", "x" * 64, f"{'x' * 64}.svc", ".")
 
 @pytest.mark.parametrize("url", ["redis://{}", "rediss://{}:1/2", "redis+cluster://a.svc,{}"])
 @pytest.mark.parametrize("host", NO_NAMES)
-def test_a_host_that_can_be_none_is_refused_before_its_look_up(url: str, host: str) -> None:
+def test_an_impossible_host_is_refused_before_its_lookup(url: str, host: str) -> None:
     with pytest.raises(ConfigurationRefused, match="is not a name: each part between dots"):
         check_address(url.format(host))
 
 
 @pytest.mark.parametrize("host", ["redis.svc.", "my_redis", "bücher.example", "x" * 63])
-def test_a_host_that_may_be_one_is_left_to_its_look_up(host: str) -> None:
+def test_a_possible_host_is_left_to_its_lookup(host: str) -> None:
     check_address(f"redis://{host}")
 
 
@@ -156,7 +156,7 @@ def as_newer_pythons_do(url: str, scheme: str = "", allow_fragments: bool = True
         (f"redis://me:{PASSWORD}@[fe80::1%25eth0]:7/1", "redis://[fe80::1%25eth0]:7/1"),
     ],
 )
-async def test_every_python_reads_addresses_of_ipv6_alike(
+async def test_every_python_reads_ipv6_addresses_the_same(
     url: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in ("urllib.parse", "watcher.store.address", "watcher.settings"):
@@ -185,14 +185,14 @@ async def refusal(url: str) -> StoreError:
     return caught.value
 
 
-async def test_a_server_that_is_gone_is_unreachable_within_seconds(tmp_path: Path) -> None:
+async def test_a_missing_server_is_unreachable_within_seconds(tmp_path: Path) -> None:
     async with asyncio.timeout(4):
         error = await refusal(f"unix://{tmp_path}/s")
     assert isinstance(error, StoreUnreachable)
     assert str(error) == f"Redis at {tmp_path}/s cannot be reached; is it running?"
 
 
-async def test_a_wrong_password_is_a_configuration_error_that_keeps_it(server: RealServer) -> None:
+async def test_a_wrong_password_is_a_configuration_error_that_does_not_show_it(server: RealServer) -> None:
     error = await refusal(f"{server.url}?username=nobody&password={PASSWORD}")
     assert isinstance(error, ConfigurationRefused)
     assert "credentials" in str(error)
@@ -227,7 +227,7 @@ async def a_full_disk(server: RealServer) -> AsyncIterator[None]:
             await client.config_set("save", "")
 
 
-async def test_a_full_disk_is_refused_writes_and_not_a_server_that_is_down() -> None:
+async def test_a_full_disk_means_refused_writes_and_not_an_unreachable_server() -> None:
     with real_server() as server:
         async with connect(server.url) as client:
             await client.set("before", "1")
@@ -239,7 +239,7 @@ async def test_a_full_disk_is_refused_writes_and_not_a_server_that_is_down() -> 
 
 
 @pytest.mark.parametrize("command", [("SET", "x", "1"), ("EVAL", "redis.call('SET', KEYS[1], 1)", "1", "x")])
-async def test_a_full_memory_is_refused_writes(server: RealServer, command: tuple[str, ...]) -> None:
+async def test_full_memory_means_refused_writes(server: RealServer, command: tuple[str, ...]) -> None:
     async with connect(server.url) as client:
         await client.config_set("maxmemory", "1")
         try:
@@ -249,7 +249,7 @@ async def test_a_full_memory_is_refused_writes(server: RealServer, command: tupl
             await client.config_set("maxmemory", "0")
 
 
-async def test_a_replica_is_refused_writes(server: RealServer) -> None:
+async def test_a_replica_means_refused_writes(server: RealServer) -> None:
     async with connect(server.url) as client:
         await client.replicaof(ANYONE, "1")
         try:
@@ -260,7 +260,7 @@ async def test_a_replica_is_refused_writes(server: RealServer) -> None:
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
-async def test_an_error_that_no_server_state_explains_passes_as_it_is(
+async def test_an_error_that_no_server_state_explains_is_not_translated(
     redis_client: Redis, namespace: str
 ) -> None:
     await redis_client.set(namespace, "1")
@@ -284,7 +284,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return a_certificate_file(tmp_path_factory.mktemp("tls"))
 
 
-async def test_a_certificate_is_verified_unless_told_otherwise(server: RealServer, certificate: Path) -> None:
+async def test_a_certificate_is_verified_unless_that_is_disabled(
+    server: RealServer, certificate: Path
+) -> None:
     async with a_tls_front(certificate, server.socket) as port:
         url = f"rediss://{ANYONE}:{port}"
         error = await refusal(url)
@@ -306,7 +308,7 @@ async def test_a_certificate_for_another_name_is_refused(server: RealServer, cer
             assert await client.ping()
 
 
-async def test_a_server_without_tls_is_said_to_have_none() -> None:
+async def test_a_server_without_tls_is_named_as_such() -> None:
     async def take_for_an_inline_command(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"-ERR unknown command\r\n")
         writer.close()
@@ -319,7 +321,7 @@ async def test_a_server_without_tls_is_said_to_have_none() -> None:
 
 
 @pytest.mark.skipif("redis" not in ENGINES, reason="the server that comes along has no TLS of its own")
-async def test_a_server_that_speaks_tls_itself_is_verified_by_its_authority(certificate: Path) -> None:
+async def test_a_server_with_tls_is_verified_by_its_authority(certificate: Path) -> None:
     port = a_free_port()
     files = ("--tls-cert-file", "--tls-key-file", "--tls-ca-cert-file")
     own = (argument for name in files for argument in (name, str(certificate)))
@@ -334,7 +336,7 @@ async def test_a_server_that_speaks_tls_itself_is_verified_by_its_authority(cert
                 assert bool(warnings) == (switch == "ssl_cert_reqs=none"), "said at every start"
 
 
-def test_a_connection_that_is_closed_while_it_is_greeted_is_no_bug(
+def test_a_connection_closed_during_its_handshake_is_no_bug(
     redis_server_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a TLS port closes it, which was asked without TLS: uvloop says so in its own way."""

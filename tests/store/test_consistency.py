@@ -172,9 +172,7 @@ async def act(world: World, random: Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_whatever_is_committed_settled_given_up_sent_again_or_trimmed_leaves_no_flaw(
-    redis_client: Redis, namespace: str, seed: int
-) -> None:
+async def test_no_operation_leaves_an_inconsistency(redis_client: Redis, namespace: str, seed: int) -> None:
     random, store = Random(seed), tight(a_store(redis_client, namespace))
     await store.roster.check_layout()
     world = World(store)
@@ -366,9 +364,7 @@ async def test_a_store_is_audited_with_the_least_rights_but_for_the_names_of_key
 
 
 @pytest.mark.slow
-async def test_under_traffic_nothing_is_a_flaw_but_what_is_damaged(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_under_traffic_only_damage_is_reported(redis_client: Redis, namespace: str) -> None:
     store = await a_whole_store(redis_client, namespace)
     world = World(tight(store))
     state = await store.polls.read_state(PROVIDER, ACCOUNT)
@@ -401,7 +397,7 @@ def a_flaw(text: str, about: str = "a") -> Flaw:
     return Flaw("count", 1, about, text, "")
 
 
-def test_what_every_look_finds_in_other_words_is_in_motion_and_not_judged() -> None:
+def test_a_finding_that_differs_at_each_look_is_in_motion_and_not_reported() -> None:
     still, gone = a_flaw("2, not 3", "b"), a_flaw("1, not 2", "c")
     looks = [[a_flaw("1, not 2"), still, gone], [a_flaw("2, not 3"), still], [a_flaw("3, not 4"), still]]
     assert lasting(looks) == Lasting([still], moving=1)
@@ -417,7 +413,7 @@ def catalogue(account: str = ACCOUNT) -> Iterator[str]:
             yield method(Keys("watcher"), *(parts.get(part, "some-Name_1.x") for part in wanted))
 
 
-def test_no_key_of_the_catalogue_is_a_stranger() -> None:
+def test_every_key_of_the_catalogue_is_known() -> None:
     assert [*strange("watcher", [*catalogue()])] == []
     assert {*keys_of_accounts("watcher", [*catalogue()])} == {
         Named(SHARD, "", ACCOUNT),
@@ -425,7 +421,7 @@ def test_no_key_of_the_catalogue_is_a_stranger() -> None:
     }
 
 
-def test_what_layout_1_wrote_was_left_behind() -> None:
+def test_keys_of_layout_1_are_reported_as_left_behind() -> None:
     old = ["standings", "{3}:due", "{3}:log", "{3}:polls:p", "{3}:lanes:s", "{3}:lane:s:a", "{3}:state:a"]
     old += ["{3}:tries:s", "{3}:dead:s", "{3}:moving:polls:p", "{3}:moving:lanes:s"]
     assert {flaw.kind for flaw in strange("watcher", [f"watcher:{key}" for key in old])} == {"leftover"}

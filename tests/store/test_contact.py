@@ -75,7 +75,7 @@ def server(redis_server_url: str) -> Path:
     return Path(redis_server_url.removeprefix("unix://"))
 
 
-async def test_a_port_with_tls_that_is_asked_without_is_named(server: Path, certificate: Path) -> None:
+async def test_a_tls_port_contacted_without_tls_is_named(server: Path, certificate: Path) -> None:
     async with a_tls_front(certificate, server) as port:
         error = await refusal(f"redis://{HERE}:{port}")
     assert isinstance(error, ConfigurationRefused)
@@ -83,14 +83,14 @@ async def test_a_port_with_tls_that_is_asked_without_is_named(server: Path, cert
 
 
 @pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster"])
-async def test_a_port_without_tls_that_is_asked_for_it_is_named(server: Path, scheme: str) -> None:
+async def test_a_port_without_tls_contacted_with_tls_is_named(server: Path, scheme: str) -> None:
     async with ReplyingServer(upstream=server) as plain:
         error = await refusal(f"{scheme}://{HERE}:{plain.port}", patience_s=1)
     assert isinstance(error, ConfigurationRefused)
     assert str(error) == f"Redis at {HERE}:{plain.port} does not speak TLS; use redis://, or its TLS port"
 
 
-async def test_a_web_server_is_told_from_redis() -> None:
+async def test_a_web_server_is_distinguished_from_redis() -> None:
     async with listening(serve_the_web) as port:
         error = await refusal(f"redis://{HERE}:{port}", patience_s=0.3)
     assert isinstance(error, ConfigurationRefused)
@@ -110,7 +110,7 @@ async def test_a_web_server_is_told_from_redis() -> None:
         ("rediss", hang_up, "does not complete the TLS handshake; is it the TLS port of a working Redis?"),
     ],
 )
-async def test_what_says_nothing_is_not_blamed_for_more(
+async def test_a_silent_server_is_named_as_silent_only(
     scheme: str, serve: Serve, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "_TRY_S", 0.3)
@@ -123,27 +123,27 @@ async def test_what_says_nothing_is_not_blamed_for_more(
 @pytest.mark.parametrize(
     "answer", [b"+OK", b":1", b"$-1", b"*0", b"*2\r\n+a\r\n+b", b"*1\r\n:1", b"*2\r\n:1\r\n:2"]
 )
-async def test_answers_that_are_none_of_redis_are_not_taken_for_its(answer: bytes) -> None:
+async def test_foreign_answers_are_not_taken_for_those_of_redis(answer: bytes) -> None:
     async with ReplyingServer(answer) as server:
         error = await refusal(server.url)
     assert isinstance(error, ConfigurationRefused)
     assert "is not Redis" in str(error)
 
 
-async def test_a_server_that_is_not_there_is_said_to_be_gone_and_a_name_to_be_unknown() -> None:
+async def test_a_refused_connection_and_an_unknown_name_have_different_messages() -> None:
     assert "is it running?" in str(await refusal(f"redis://{HERE}:{a_free_port()}"))
     unknown = await refusal("redis://no-such-host.invalid")
     assert isinstance(unknown, StoreUnreachable)
     assert "its name cannot be resolved" in str(unknown)
 
 
-async def test_a_database_that_the_server_has_not_is_a_mistake_of_the_configuration(server: Path) -> None:
+async def test_a_missing_database_number_is_a_configuration_error(server: Path) -> None:
     async with ReplyingServer(upstream=server) as front:
         assert "no database of this number" in str(await refusal(f"{front.url}/99"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_a_sentinel_that_is_taken_for_a_server_is_named(engine: str) -> None:
+async def test_a_sentinel_in_place_of_a_server_is_named(engine: str) -> None:
     port = a_free_port()
     with real_server(engine, *on_port(port)) as primary, watched(primary, port) as url:
         sentinel = url.removeprefix("redis+sentinel://").partition("/")[0]
@@ -154,7 +154,7 @@ async def test_a_sentinel_that_is_taken_for_a_server_is_named(engine: str) -> No
         assert "is not part of a Cluster" in str(await refusal(f"redis+cluster://{HERE}:{port}"))
 
 
-async def test_a_node_that_is_taken_for_a_server_is_named_by_whatever_is_asked_first() -> None:
+async def test_a_cluster_node_in_place_of_a_server_is_named_at_the_first_command() -> None:
     with a_cluster(nodes=3) as cluster:
         for node in cluster.nodes:
             async with connect(f"redis://{HERE}:{node.port}") as client:
@@ -198,7 +198,7 @@ def a_tls_server(certificate: Path, port: int, *flags: str) -> tuple[str, ...]:
         ),
     ],
 )
-def test_trouble_with_tls_is_blamed_on_what_it_is_about(
+def test_a_tls_error_names_its_cause(
     flags: tuple[str, ...], options: str, words: str, certificate: Path, tmp_path: Path
 ) -> None:
     """With the loop of workers: asyncio's own may see only the reset that follows the server's alert."""
@@ -211,7 +211,7 @@ def test_trouble_with_tls_is_blamed_on_what_it_is_about(
     assert words in str(error)
 
 
-def test_a_certificate_that_cannot_be_used_is_found_before_the_first_connection(
+def test_an_unusable_certificate_is_found_before_the_first_connection(
     tmp_path: Path, certificate: Path
 ) -> None:
     junk = tmp_path / "junk.pem"

@@ -157,7 +157,7 @@ async def test_an_account_that_moves_to_another_provider_leaves_the_first_ones_s
     assert await place.due(provider="shop") is not None
 
 
-async def test_what_the_file_defines_keeps_its_place_on_the_schedule(
+async def test_accounts_of_the_file_keep_their_place_on_the_schedule(
     redis_client: Redis, namespace: str
 ) -> None:
     place = a_place(redis_client, namespace)
@@ -169,7 +169,9 @@ async def test_what_the_file_defines_keeps_its_place_on_the_schedule(
     assert await place.removed() == {}
 
 
-async def test_a_reload_takes_nothing_off_that_the_directory_has(redis_client: Redis, namespace: str) -> None:
+async def test_a_reload_unschedules_nothing_that_the_directory_has(
+    redis_client: Redis, namespace: str
+) -> None:
     place = a_place(redis_client, namespace)
     roster, (one, moved, damaged, gone) = place.store.roster, NEIGHBOURS[:4]
     await roster.enroll({PROVIDER: [one, moved, damaged, gone], "shop": []}, now_ms=1)
@@ -211,7 +213,7 @@ async def test_a_repeat_of_the_same_write_is_answered_like_the_first(
     assert await place.store.contents() == before
 
 
-async def test_what_no_client_edits_keeps_the_version_of_the_last_edit(
+async def test_a_write_by_no_client_keeps_the_version_of_the_last_edit(
     redis_client: Redis, namespace: str
 ) -> None:
     place = a_place(redis_client, namespace)
@@ -221,9 +223,7 @@ async def test_what_no_client_edits_keeps_the_version_of_the_last_edit(
     assert (record.edited, record.version > first) == (first, True)
 
 
-async def test_there_are_no_more_records_of_a_kind_than_the_limit_allows(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_the_number_of_records_of_a_kind_is_limited(redis_client: Redis, namespace: str) -> None:
     place = a_place(redis_client, namespace, most={"account": 16, "subscription": 16})
     names = NEIGHBOURS[:3]
     written = await place.directory.put_all([an_account(name) for name in names])
@@ -236,7 +236,7 @@ async def test_there_are_no_more_records_of_a_kind_than_the_limit_allows(
     assert (await place.put(names[2])).outcome == "done"
 
 
-async def test_a_batch_goes_to_all_shards_and_each_record_is_answered_for_itself(
+async def test_a_batch_goes_to_all_shards_with_an_answer_for_each_record(
     redis_client: Redis, namespace: str
 ) -> None:
     place = a_place(redis_client, namespace)
@@ -254,7 +254,7 @@ async def test_a_batch_goes_to_all_shards_and_each_record_is_answered_for_itself
     assert await place.directory.counts() == {"account": 600, "subscription": 0}
 
 
-async def test_a_reader_follows_what_changed_each_name_once(redis_client: Redis, namespace: str) -> None:
+async def test_a_reader_gets_each_changed_name_once(redis_client: Redis, namespace: str) -> None:
     place = a_place(redis_client, namespace)
     one, other, gone = NEIGHBOURS[:3]
     assert await place.head() == ""
@@ -276,9 +276,7 @@ async def test_a_reader_follows_what_changed_each_name_once(redis_client: Redis,
     assert await place.directory.changes(SHARD, changes.head) == Changes(changes.head, ())
 
 
-async def test_a_reader_that_begins_or_falls_behind_reads_the_shard_anew(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_new_or_late_reader_reads_the_whole_shard(redis_client: Redis, namespace: str) -> None:
     place = a_place(redis_client, namespace, kept_changes=1)
     await place.put(NEIGHBOURS[0])
     head = await place.head()
@@ -293,7 +291,7 @@ async def test_a_reader_that_begins_or_falls_behind_reads_the_shard_anew(
 
 
 @pytest.mark.parametrize("others_wrote", [False, True])
-async def test_a_store_that_went_back_is_given_again_what_it_lost(
+async def test_records_lost_in_a_rollback_are_written_again(
     redis_client: Redis, namespace: str, *, others_wrote: bool
 ) -> None:
     place = a_place(redis_client, namespace)
@@ -327,7 +325,7 @@ async def test_a_store_that_went_back_is_given_again_what_it_lost(
     assert await place.due(lost) is not None
 
 
-async def test_of_two_readers_that_write_again_the_one_that_holds_the_later_write_prevails(
+async def test_of_two_readers_that_restore_a_record_the_later_write_wins(
     redis_client: Redis, namespace: str
 ) -> None:
     place = a_place(redis_client, namespace)
@@ -353,9 +351,7 @@ async def test_of_two_readers_that_write_again_the_one_that_holds_the_later_writ
     assert (await place.held(edited))[0].encrypted == b"of a client"
 
 
-async def test_an_edit_on_a_server_whose_clock_is_behind_is_the_later_write_all_the_same(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_an_edit_on_a_server_with_a_late_clock_still_wins(redis_client: Redis, namespace: str) -> None:
     place = a_place(redis_client, namespace)
     name = NEIGHBOURS[0]
     await place.put(name)
@@ -373,7 +369,7 @@ async def test_an_edit_on_a_server_whose_clock_is_behind_is_the_later_write_all_
     assert (deletion.record, deletion.written > edited.written) == (None, True)
 
 
-async def test_what_was_written_since_a_store_went_back_stays(redis_client: Redis, namespace: str) -> None:
+async def test_records_written_after_a_rollback_stay(redis_client: Redis, namespace: str) -> None:
     place = a_place(redis_client, namespace)
     one, other = NEIGHBOURS[:2]
     await place.put(other)
@@ -390,9 +386,7 @@ async def test_what_was_written_since_a_store_went_back_stays(redis_client: Redi
     assert (await place.held(one))[0].encrypted == b"of a client"
 
 
-async def test_a_store_that_lost_everything_is_given_everything_again(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_wiped_store_is_given_every_record_again(redis_client: Redis, namespace: str) -> None:
     place = a_place(redis_client, namespace)
     await place.directory.put_all([an_account(name) for name in NEIGHBOURS[:50]])
     held = await place.directory.read(SHARD)
@@ -413,7 +407,7 @@ async def test_a_store_that_lost_everything_is_given_everything_again(
     assert len((await place.directory.read(SHARD)).records) == 51
 
 
-async def test_a_record_that_cannot_be_read_is_named_and_costs_no_other(
+async def test_an_unreadable_record_is_named_and_affects_no_other(
     redis_client: Redis, namespace: str
 ) -> None:
     place = a_place(redis_client, namespace)

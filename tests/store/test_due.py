@@ -120,7 +120,7 @@ async def test_whatever_workers_do_the_index_is_never_late(
         await assert_no_later(worker.store)
 
 
-async def test_one_look_names_polls_and_queues_that_are_due_and_nothing_else(
+async def test_one_look_finds_exactly_the_polls_and_queues_that_are_due(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -130,7 +130,7 @@ async def test_one_look_names_polls_and_queues_that_are_due_and_nothing_else(
     assert await named(store) == [("poll", 3, "loopring"), ("delivery", 9, "ops")]
 
 
-async def test_what_falls_due_is_found_however_wrong_the_clock_was_that_a_claim_showed_last(
+async def test_due_work_is_found_however_wrong_the_clock_of_the_last_claim_was(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -149,9 +149,7 @@ async def test_a_look_says_for_how_long_something_is_due(redis_client: Redis, na
     assert 60 <= for_s < 65
 
 
-async def test_what_nobody_indexed_is_found_once_the_index_is_fixed(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_unindexed_work_is_found_once_the_index_is_fixed(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.due(store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1})  # by a version that keeps no index
     assert await named(store) == []
@@ -159,7 +157,7 @@ async def test_what_nobody_indexed_is_found_once_the_index_is_fixed(
     assert await named(store) == [("poll", SHARD, PROVIDER)]
 
 
-async def test_a_schedule_that_is_deleted_while_a_poll_is_in_hand_is_claimed_at_once_the_index_is_fixed(
+async def test_a_schedule_deleted_during_a_poll_is_claimed_once_the_index_is_fixed(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -175,7 +173,7 @@ async def test_a_schedule_that_is_deleted_while_a_poll_is_in_hand_is_claimed_at_
     assert await named(store) == []
 
 
-async def test_an_index_of_another_type_is_made_anew_and_says_nothing_until_then(
+async def test_an_index_of_another_type_is_rebuilt_and_empty_until_then(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -186,7 +184,7 @@ async def test_an_index_of_another_type_is_made_anew_and_says_nothing_until_then
     assert await named(store) == [("poll", SHARD, PROVIDER)]
 
 
-async def test_a_schedule_of_another_type_costs_the_other_providers_nothing(
+async def test_a_schedule_of_another_type_does_not_affect_other_providers(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)

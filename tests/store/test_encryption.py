@@ -26,7 +26,7 @@ def opened(ring: Keyring, text: bytes, **place: Any) -> dict[str, Any]:
     return ring.decrypt(where["kind"], where["name"], where["plain"], text)
 
 
-def test_what_was_encrypted_can_be_decrypted_and_shows_nothing_meanwhile() -> None:
+def test_encrypted_content_can_be_decrypted_and_shows_nothing() -> None:
     text = encrypted(keyring())
     assert opened(keyring(), text) == CONTENT
     assert opened(keyring(), text, plain=dict(reversed(PLAIN.items()))) == CONTENT
@@ -41,17 +41,17 @@ def test_the_same_content_is_never_encrypted_to_the_same_bytes() -> None:
 @pytest.mark.parametrize(
     "place", [{"kind": "account"}, {"name": "ops2"}, {"plain": {**PLAIN, "accounts": ["*"]}}]
 )
-def test_it_opens_nowhere_but_in_its_own_place(place: dict[str, Any]) -> None:
+def test_a_record_decrypts_only_under_its_own_name(place: dict[str, Any]) -> None:
     with pytest.raises(Undecryptable, match="changed, or moved from another record"):
         opened(keyring(), encrypted(keyring()), **place)
 
 
-def test_it_does_not_open_in_another_namespace() -> None:
+def test_a_record_does_not_decrypt_in_another_namespace() -> None:
     with pytest.raises(Undecryptable):
         opened(keyring(namespace="other"), encrypted(keyring()))
 
 
-def test_whatever_was_changed_or_cut_off_does_not_open() -> None:
+def test_a_changed_or_truncated_record_does_not_decrypt() -> None:
     ring, text = keyring(), encrypted(keyring())
     for place in range(len(text)):
         flipped = bytes([*text[:place], text[place] ^ 1, *text[place + 1 :]])
@@ -72,14 +72,14 @@ def test_the_first_key_encrypts_and_all_of_them_decrypt() -> None:
         opened(after, old)
 
 
-def test_content_that_is_no_record_is_refused() -> None:
+def test_invalid_content_is_refused() -> None:
     ring = keyring()
     text = ring.encrypt("subscription", "ops", PLAIN, ["canary"])  # type: ignore[arg-type]
     with pytest.raises(Undecryptable, match="something else than a record"):
         opened(ring, text)
 
 
-def test_a_new_key_can_be_used() -> None:
+def test_a_generated_key_can_be_used() -> None:
     key = new_key()
     assert key.startswith(PREFIX)
     assert len({new_key() for _ in range(10)}) == 10

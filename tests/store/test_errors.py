@@ -52,7 +52,7 @@ async def raised(reply: str) -> Exception:
         "ERR \x1b[31mred",
     ],
 )
-async def test_an_error_that_nobody_knows_is_trouble_of_the_store(reply: str) -> None:
+async def test_an_unknown_error_is_a_store_error(reply: str) -> None:
     error = await raised(reply)
     assert isinstance(error, StoreRefuses)
     assert error.exit_code == 69
@@ -156,9 +156,7 @@ async def test_an_error_that_nobody_knows_is_trouble_of_the_store(reply: str) ->
         ),
     ],
 )
-async def test_an_error_that_is_known_is_said_in_words_of_its_own(
-    reply: str, kind: type[StoreError], words: str
-) -> None:
+async def test_a_known_error_has_a_message_of_its_own(reply: str, kind: type[StoreError], words: str) -> None:
     error = await raised(reply)
     assert isinstance(error, kind)
     with pytest.raises(kind, match=words):
@@ -181,7 +179,7 @@ async def test_an_error_that_is_known_is_said_in_words_of_its_own(
         "ERR The stream has exhausted the last possible ID, unable to add more items" + IN_7_0,
     ],
 )
-async def test_an_error_that_is_ours_passes_as_it_is(reply: str) -> None:
+async def test_an_error_caused_by_us_is_not_translated(reply: str) -> None:
     assert type(await raised(reply)) is ResponseError
 
 
@@ -197,7 +195,7 @@ async def test_a_key_of_another_type_is_named(where: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_real_servers_tell_our_mistakes_from_rights_that_were_taken_away(engine: str) -> None:
+async def test_our_mistakes_are_distinguished_from_revoked_rights_on_real_servers(engine: str) -> None:
     with real_server(engine) as server:
         async with connect(server.url) as client:
             pipe = Pipe(client)
@@ -211,7 +209,7 @@ async def test_real_servers_tell_our_mistakes_from_rights_that_were_taken_away(e
                     await pipe.command("EVAL", script, 0)
 
 
-async def test_what_a_reply_repeats_of_a_command_is_not_shown() -> None:
+async def test_arguments_quoted_in_an_error_reply_are_not_shown() -> None:
     hide([SECRET])
     for reply in (
         f"ERR unknown command 'AUTH', with args beginning with: 'me' '{SECRET}'",
@@ -223,7 +221,7 @@ async def test_what_a_reply_repeats_of_a_command_is_not_shown() -> None:
         assert "short" not in str(error)
 
 
-def test_a_server_that_hangs_is_said_not_to_answer() -> None:
+def test_a_hanging_server_is_reported_as_not_answering() -> None:
     error = in_our_words(TimeoutError(), "db")
     assert isinstance(error, StoreUnreachable)
     assert str(error) == "Redis at db does not answer in time; is it stopped or overloaded?"

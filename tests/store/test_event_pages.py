@@ -110,9 +110,7 @@ async def test_pages_of_any_length_hold_every_event_of_all_shards_once_and_in_or
         assert await pulled(history, cursor) == ([], cursor)
 
 
-async def test_a_cursor_goes_on_with_what_came_since_whichever_shard_it_is_of(
-    books: Books, history: History
-) -> None:
+async def test_a_cursor_continues_with_newer_events_of_any_shard(books: Books, history: History) -> None:
     _, cursor = await pulled(history, Cursor())
     for account in ACCOUNTS:
         await live(books, account)
@@ -125,7 +123,7 @@ async def test_a_cursor_goes_on_with_what_came_since_whichever_shard_it_is_of(
     assert await history.end() == cursor
 
 
-async def test_a_subscription_gets_the_bytes_that_wait_for_it_and_no_other(
+async def test_a_subscription_gets_its_own_events_byte_for_byte_and_no_other(
     books: Books, history: History, redis_client: Redis
 ) -> None:
     await live(books, *ACCOUNTS)
@@ -142,15 +140,13 @@ async def test_a_subscription_gets_the_bytes_that_wait_for_it_and_no_other(
 
 
 @pytest.mark.parametrize("name", ["else", "where", "lsewhere", "elsewher", "ops elsewhere", "-", "another"])
-async def test_a_name_that_is_like_another_gets_nothing_of_it(
-    books: Books, history: History, name: str
-) -> None:
+async def test_a_similar_name_gets_no_event_of_another(books: Books, history: History, name: str) -> None:
     await live(books, "account-3")
     assert (await pulled(history, Cursor(), subscription=name))[0] == []
 
 
 @pytest.mark.parametrize("is_freed", [False, True], ids=["the log is full", "the server is full"])
-async def test_every_cursor_leads_to_all_that_came_behind_it_or_is_refused(
+async def test_every_cursor_leads_to_all_events_after_it_or_is_refused(
     redis_client: Redis, namespace: str, is_freed: bool
 ) -> None:
     store = a_store(redis_client, namespace, bounds=Bounds(log=1 << 20 if is_freed else 4_000))
@@ -190,7 +186,7 @@ async def free(books: Books, records: int) -> None:
     assert await books.pipe.script(_FREE, names, "log", records, "", 0) == records
 
 
-async def test_a_cursor_of_a_store_that_was_set_back_is_refused_though_new_records_came(
+async def test_after_a_rollback_an_old_cursor_is_refused_though_new_records_came(
     books: Books, history: History, redis_client: Redis
 ) -> None:
     await live(books, ACCOUNT)
@@ -212,7 +208,7 @@ async def test_a_cursor_of_a_store_that_was_set_back_is_refused_though_new_recor
 
 
 @pytest.mark.parametrize("ahead_ms", [0, 10 * 24 * 3_600_000], ids=["clocks agree", "clocks were wrong"])
-async def test_of_one_account_what_came_after_any_of_its_sequences_comes_whole(
+async def test_all_events_of_an_account_after_any_of_its_sequences_are_returned(
     books: Books, history: History, ahead_ms: int
 ) -> None:
     await books.schedule.read_clock()  # by which the log goes
@@ -234,7 +230,7 @@ async def test_of_one_account_what_came_after_any_of_its_sequences_comes_whole(
         assert caught.value.oldest == 0
 
 
-async def test_of_one_account_a_sequence_whose_next_event_is_gone_is_refused_with_the_oldest_that_is_not(
+async def test_a_sequence_whose_next_event_was_trimmed_is_refused_with_the_oldest_left(
     books: Books, history: History
 ) -> None:
     await live(books, *NEIGHBOURS[:2], polls=6)
@@ -257,9 +253,7 @@ async def test_of_one_account_a_sequence_whose_next_event_is_gone_is_refused_wit
     assert caught.value.oldest is None, "nothing of it is left to say"
 
 
-async def test_a_reader_that_has_all_goes_on_behind_the_state_that_it_has(
-    books: Books, history: History
-) -> None:
+async def test_a_reader_that_is_up_to_date_continues_after_its_state(books: Books, history: History) -> None:
     await live(books, *NEIGHBOURS[:2])
     end = (await history.end()).places[SHARD]
     cursor = await history.since(ACCOUNT, 7, sequence=7, log_end=end.id)
@@ -267,7 +261,7 @@ async def test_a_reader_that_has_all_goes_on_behind_the_state_that_it_has(
     assert await history.since(ACCOUNT, 6, sequence=7, log_end=end.id) == Cursor({}, 6)
 
 
-async def test_where_next_to_nothing_is_wanted_a_page_is_empty_and_its_cursor_moves_on(
+async def test_a_page_without_a_match_is_empty_and_its_cursor_advances(
     books: Books, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("watcher.store.history._LOOKS", 2)
@@ -293,9 +287,7 @@ async def test_where_next_to_nothing_is_wanted_a_page_is_empty_and_its_cursor_mo
     assert found == expected[1:], "nor does the search for a sequence look at more"
 
 
-async def test_a_record_that_cannot_be_read_is_counted_and_hides_no_other(
-    books: Books, history: History
-) -> None:
+async def test_an_unreadable_record_is_counted_and_hides_no_other(books: Books, history: History) -> None:
     await live(books, ACCOUNT)
     first, second, third = await events_of(history)
     reference = f"{second.event_id} {second.sequence}"
@@ -325,7 +317,7 @@ def test_a_cursor_is_read_as_it_was_written(cursor: Cursor) -> None:
 
 
 @given(CURSORS, st.data())
-def test_a_cursor_that_was_changed_is_refused(cursor: Cursor, data: st.DataObject) -> None:
+def test_a_modified_cursor_is_refused(cursor: Cursor, data: st.DataObject) -> None:
     text = cursor.text
     at = data.draw(st.integers(0, len(text) - 1))
     other = data.draw(st.sampled_from("aZ09-_=%é ").filter(lambda letter: letter != text[at]))
@@ -335,6 +327,6 @@ def test_a_cursor_that_was_changed_is_refused(cursor: Cursor, data: st.DataObjec
 
 
 @given(st.text(max_size=500))
-def test_what_is_no_cursor_is_refused(text: str) -> None:
+def test_an_invalid_cursor_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no cursor"):
         Cursor.read(text)

@@ -54,7 +54,9 @@ async def make_room(store: Store) -> None:
     await store.pipe.command("CONFIG", "SET", "maxmemory", 0)
 
 
-async def test_polling_stops_with_nothing_half_written_and_goes_on_by_itself(store: Store) -> None:
+async def test_on_a_full_server_polling_stops_without_partial_writes_and_resumes_by_itself(
+    store: Store,
+) -> None:
     await store.polls.commit(a_commit(await store.lease(), deliveries={OPS: [a_delivery(1)]}))
     lease = await store.lease()
     step = a_commit(
@@ -76,7 +78,7 @@ async def test_polling_stops_with_nothing_half_written_and_goes_on_by_itself(sto
     assert (await store.polls.commit(step)).reply is Reply.DONE
 
 
-async def test_no_account_is_claimed_that_could_not_be_committed(store: Store) -> None:
+async def test_no_account_is_claimed_while_it_could_not_be_committed(store: Store) -> None:
     await store.due(store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1})
     before = await store.contents()
     await fill(store)
@@ -85,7 +87,7 @@ async def test_no_account_is_claimed_that_could_not_be_committed(store: Store) -
     assert await store.contents() == before
 
 
-async def test_no_account_is_claimed_beside_queues_that_are(store: Store) -> None:
+async def test_on_a_full_server_queues_are_claimed_and_accounts_are_not(store: Store) -> None:
     """Those have the server let their call run to its end."""
     await store.fill(a_delivery())
     await store.due(store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1})
@@ -101,7 +103,7 @@ async def test_no_account_is_claimed_beside_queues_that_are(store: Store) -> Non
     assert isinstance(polls, StoreUnreachable)
 
 
-async def test_queues_are_drained_all_the_same(store: Store) -> None:
+async def test_a_full_server_still_drains_its_queues(store: Store) -> None:
     await store.fill(*some_deliveries(1, 2, 3))
     await fill(store)
     (lease,) = (await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
@@ -133,7 +135,7 @@ async def test_queues_are_drained_all_the_same(store: Store) -> None:
     assert await store.queue() == [a_delivery(number).entry for number in (3, 4)]
 
 
-async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> None:
+async def test_breakers_are_still_written_on_a_full_server(store: Store) -> None:
     breakers = Breakers(store.pipe, store.keys)
     await fill(store)
     assert await breakers.take_probes(OPS, ["w"], at_most=1, lease_ms=MINUTE_MS)
@@ -146,7 +148,7 @@ async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> 
     assert (await breakers.read())[OPS].reason == "by hand"
 
 
-async def test_a_worker_that_starts_with_the_same_accounts_needs_no_room(store: Store) -> None:
+async def test_a_worker_with_the_same_accounts_starts_on_a_full_server(store: Store) -> None:
     """Else nobody would drain the queues of a full server whose workers were all started again."""
     accounts = {PROVIDER: [ACCOUNT]}
     for is_first in (True, False):
@@ -156,7 +158,7 @@ async def test_a_worker_that_starts_with_the_same_accounts_needs_no_room(store: 
         await fill(store)
 
 
-async def test_records_are_refused_whole_and_deleted_all_the_same(store: Store) -> None:
+async def test_a_full_server_refuses_records_whole_and_still_deletes_them(store: Store) -> None:
     directory = Directory(store.pipe, store.keys)
     writes = [Write("account", name, {"provider": PROVIDER}, b"encrypted") for name in NEIGHBOURS[:3]]
     await directory.put_all(writes[:2])
@@ -233,7 +235,7 @@ async def test_a_server_that_is_nearly_full_gives_up_its_log_first_then_dead_let
     assert await flaws(store.pipe, store.keys) == []
 
 
-async def test_a_server_that_is_full_of_others_keeps_a_thousand_deliveries_of_each_and_says_how_much_is_ours(
+async def test_a_server_filled_by_others_keeps_a_thousand_deliveries_each_and_reports_our_share(
     store: Store,
 ) -> None:
     keeper = await a_store_with_everything(store)

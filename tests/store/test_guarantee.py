@@ -39,7 +39,7 @@ async def promised(engine: str, *flags: str) -> Guarantee:
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
-async def test_the_sentence_follows_what_the_server_keeps(
+async def test_the_guarantee_matches_the_persistence_of_the_server(
     engine: str, flags: tuple[str, ...], persistence: str, promise: str
 ) -> None:
     said = await promised(engine, *flags)
@@ -61,7 +61,7 @@ async def test_a_server_that_evicts_any_key_is_refused(engine: str) -> None:
     "flags",
     [("--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"), ("--maxmemory-policy", "volatile-lfu")],
 )
-async def test_a_server_that_might_evict_keys_is_warned_of(flags: tuple[str, ...]) -> None:
+async def test_a_server_that_might_evict_keys_is_a_warning(flags: tuple[str, ...]) -> None:
     (warning,) = (await promised("valkey", *flags)).warnings
     assert flags[-1] in warning
 
@@ -88,7 +88,7 @@ async def test_a_server_that_forbids_config_is_read_from_info_alone() -> None:
     assert (said.persistence, said.eviction) == ("aof", "noeviction")
 
 
-async def test_a_server_that_says_nothing_at_all_is_used_and_promises_nothing() -> None:
+async def test_a_server_without_any_information_is_used_without_a_guarantee() -> None:
     with real_server() as server:
         async with connect(server.url) as admin:
             rights = ("on", ">pw", "~*", "-@all", "+get")
@@ -99,7 +99,7 @@ async def test_a_server_that_says_nothing_at_all_is_used_and_promises_nothing() 
     assert "does not say" in said.sentence
 
 
-async def test_a_server_that_is_gone_is_unreachable(tmp_path: Path) -> None:
+async def test_a_missing_server_is_unreachable(tmp_path: Path) -> None:
     async with asyncio.timeout(4), connect(f"unix://{tmp_path}/s") as client:
         with pytest.raises(StoreUnreachable, match="cannot be reached"):
             await guarantee(client)
@@ -112,7 +112,7 @@ def test_an_old_server_is_refused(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "10.1.0", "\x1b[2J"])
-def test_a_server_new_enough_or_of_unknown_age_is_used(version: str) -> None:
+def test_a_server_of_a_new_or_unknown_version_is_used(version: str) -> None:
     said = judge({**INFO, "redis_version": version}, CONFIG, at="db")
     assert said.sentence.isprintable()
 
@@ -123,18 +123,18 @@ def test_a_sentinel_is_refused(key: str) -> None:
         judge({**INFO, key: "sentinel"}, HIDDEN, at="db")
 
 
-def test_replicas_add_what_a_failover_takes_back() -> None:
+def test_with_replicas_the_guarantee_names_the_loss_of_a_failover() -> None:
     assert "failover" in judge({**INFO, "connected_slaves": 1}, CONFIG, at="db").sentence
     assert "failover" not in judge(INFO, CONFIG, at="db").sentence
 
 
-def test_a_policy_is_taken_from_info_where_config_is_hidden() -> None:
+def test_the_eviction_policy_is_read_from_info_where_config_is_forbidden() -> None:
     with pytest.raises(ConfigurationRefused, match="allkeys-random"):
         judge({**INFO, "maxmemory": 1 << 30, "maxmemory_policy": "allkeys-random"}, HIDDEN, at="db")
 
 
 @pytest.mark.parametrize("policy", sorted(_POLICIES))
-def test_each_policy_is_refused_or_warned_of_or_fine(policy: str) -> None:
+def test_each_eviction_policy_is_refused_a_warning_or_accepted(policy: str) -> None:
     config = {**CONFIG, "maxmemory-policy": policy}
     if policy.startswith("allkeys-"):
         for memory in (0, 1 << 30):  # which may be set at any time
@@ -157,24 +157,24 @@ async def test_a_real_replica_is_counted() -> None:
     assert "; a failover may take back its last seconds in the same way" in said.sentence
 
 
-def test_loading_and_an_unverified_certificate_are_warned_of() -> None:
+def test_loading_and_an_unverified_certificate_are_warnings() -> None:
     loading, unverified = judge({**INFO, "loading": 1}, CONFIG, at="db", is_verified=False).warnings
     assert "loading" in loading
     assert "not verified" in unverified
 
 
-async def test_a_server_that_is_full_is_warned_of() -> None:
+async def test_a_full_server_is_a_warning() -> None:
     said = await promised("redis", "--maxmemory", "1", "--maxmemory-policy", "noeviction")
     assert said.warnings == ("Redis refuses writes: its memory is full; raise its maxmemory",)
     assert not (await promised("redis", "--maxmemory", "1gb")).warnings
 
 
-def test_a_server_that_cannot_write_to_its_disk_is_warned_of() -> None:
+def test_a_server_that_cannot_write_to_its_disk_is_a_warning() -> None:
     (warning,) = judge({**INFO, "aof_last_write_status": "err"}, CONFIG, at="db").warnings
     assert "disk" in warning
 
 
-def test_no_file_and_hidden_snapshots_promise_nothing() -> None:
+def test_without_a_file_and_with_unknown_snapshots_there_is_no_guarantee() -> None:
     assert judge({**INFO, "aof_enabled": 0}, HIDDEN, at="db").persistence == "hidden"
 
 
@@ -194,9 +194,7 @@ EVICTING = b"# Server\r\nredis_version:7.2.4\r\nrole:master\r\nmaxmemory_policy:
         (["maxmemory_policy:allkeys-lru"], False),
     ],
 )
-async def test_a_new_connection_is_judged_by_what_its_server_says_of_itself(
-    answer: object, is_refused: bool
-) -> None:
+async def test_a_server_is_judged_at_each_new_connection(answer: object, is_refused: bool) -> None:
     verdict = Verdict()
     judge_connection(verdict, answer, at="db")
     assert (verdict.refusal is not None) == is_refused
@@ -207,7 +205,7 @@ async def test_no_answer_of_a_server_is_too_odd_to_be_judged(answer: bytes) -> N
     judge_connection(Verdict(), answer, at="db")
 
 
-async def test_only_a_look_at_all_servers_takes_a_refusal_back() -> None:
+async def test_a_refusal_ends_only_after_a_check_of_all_servers() -> None:
     """Connections to the old primary and the new one may be made at the same moment."""
     verdict = Verdict()
     judge_connection(verdict, EVICTING, at="new")
@@ -216,7 +214,7 @@ async def test_only_a_look_at_all_servers_takes_a_refusal_back() -> None:
     assert verdict.has_connected.is_set()
 
 
-def test_a_guarantee_is_weaker_where_a_restart_takes_back_more() -> None:
+def test_a_guarantee_is_weaker_if_a_restart_loses_more() -> None:
     kept = judge(INFO, CONFIG, at="db")
     always = judge(INFO, {**CONFIG, "appendfsync": "always"}, at="db")
     lost = judge({**INFO, "aof_enabled": 0}, CONFIG, at="db")

@@ -37,7 +37,7 @@ async def state(store: Store) -> AccountState:
     return found
 
 
-async def test_a_touch_raises_the_height_and_leaves_the_rest_as_it_is(
+async def test_a_touch_raises_the_height_and_changes_nothing_else(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -50,7 +50,7 @@ async def test_a_touch_raises_the_height_and_leaves_the_rest_as_it_is(
     assert await store.polls.state_of(PROVIDER, ACCOUNT) == after
 
 
-async def test_a_touch_without_a_height_leaves_it(redis_client: Redis, namespace: str) -> None:
+async def test_a_touch_without_a_height_keeps_it(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.polls.commit(await at(store, 100))
     assert await touch(store, None) is Reply.DONE
@@ -58,7 +58,7 @@ async def test_a_touch_without_a_height_leaves_it(redis_client: Redis, namespace
 
 
 @pytest.mark.parametrize(("height", "reply"), [(99, Reply.MOVED_ON), (100, Reply.DONE), (101, Reply.DONE)])
-async def test_a_worker_that_does_not_know_the_height_of_another_one_sets_nothing_back(
+async def test_a_worker_with_an_older_height_lowers_nothing(
     redis_client: Redis, namespace: str, height: int, reply: Reply
 ) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
@@ -82,7 +82,7 @@ async def test_a_touch_never_writes_a_height_into_a_state_that_has_none(
 
 
 @pytest.mark.parametrize("height", [None, 100])
-async def test_a_step_without_a_poll_keeps_what_a_poll_touched_meanwhile(
+async def test_a_commit_without_a_poll_keeps_the_touch_of_a_poll_meanwhile(
     redis_client: Redis, namespace: str, height: int | None
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -94,7 +94,7 @@ async def test_a_step_without_a_poll_keeps_what_a_poll_touched_meanwhile(
     assert after == stale.step.state._replace(polled_at_ms=7777, height=height and 120)
 
 
-async def test_a_step_without_a_poll_that_begins_anew_begins_without_a_time(
+async def test_a_commit_without_a_poll_that_starts_anew_has_no_time(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -106,7 +106,7 @@ async def test_a_step_without_a_poll_that_begins_anew_begins_without_a_time(
     assert await state(store) == begins
 
 
-async def test_a_commit_from_a_height_that_another_worker_has_raised_is_refused_whatever_the_time(
+async def test_a_commit_from_an_outdated_height_is_refused_whatever_the_time(
     redis_client: Redis, namespace: str
 ) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)

@@ -65,7 +65,7 @@ async def test_one_account_is_read_without_its_neighbours(history: History) -> N
     assert len(await listed(history.records())) == 3 * len(ACCOUNTS)
 
 
-async def test_a_record_says_what_came_before_its_event_for_each_that_it_was_queued_for(
+async def test_a_record_has_the_previous_sequence_for_each_subscription(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -84,7 +84,7 @@ async def test_nothing_older_than_a_time_is_read(history: History) -> None:
         assert {record.id for record in recent} == {r.id for r in records if place(r.id)[0] >= since_ms}
 
 
-async def test_what_comes_after_an_end_is_read_once(history: History, books: Books) -> None:
+async def test_records_after_the_last_one_are_read_once(history: History, books: Books) -> None:
     ends = await history.ends()
     assert await history.after(ends) == ([], ends)
     await books.live([a_snapshot(ETH="1")], "newcomer")
@@ -97,7 +97,7 @@ async def test_what_comes_after_an_end_is_read_once(history: History, books: Boo
 @pytest.mark.parametrize(
     "entry", [b"", b"x", b"5", b"5 ", b"5 [", b"5 [1]", b"5 \xff", b"5 " + b"[" * 100_000]
 )
-async def test_a_record_that_cannot_be_read_is_empty_and_hides_no_other(
+async def test_an_unreadable_record_is_empty_and_hides_no_other(
     books: Books, history: History, entry: bytes
 ) -> None:
     key = books.keys.log(shard_of("account-0"))

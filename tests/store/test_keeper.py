@@ -39,7 +39,7 @@ async def waiting(store: Store, *accounts: str) -> list[list[int]]:
 
 
 @given(st.lists(st.integers(0, 40), max_size=12), st.integers(0, 300))
-def test_what_may_stay_is_shared_out_by_level(lengths: list[int], most: int) -> None:
+def test_the_memory_is_shared_so_that_only_the_largest_give_up(lengths: list[int], most: int) -> None:
     stays = shared_out(lengths, most)
     assert sum(stays) == min(sum(lengths), most)
     assert all(0 <= stay <= length for stay, length in zip(stays, lengths, strict=True))
@@ -48,7 +48,7 @@ def test_what_may_stay_is_shared_out_by_level(lengths: list[int], most: int) -> 
 
 
 @every_engine
-async def test_the_longest_queues_give_up_their_oldest_and_what_stays_is_max_backlog(
+async def test_the_longest_queues_give_up_their_oldest_down_to_max_backlog(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -71,7 +71,7 @@ async def test_the_longest_queues_give_up_their_oldest_and_what_stays_is_max_bac
 
 
 @every_engine
-async def test_what_waits_alone_is_measured_and_given_up_as_any_other(
+async def test_a_single_delivery_is_measured_and_given_up_like_any_other(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -93,7 +93,7 @@ async def test_one_worker_at_a_time_is_the_keeper(redis_client: Redis, namespace
     assert (await second.look({OPS: 1})).overflows == [Overflow(OPS, 1, 1)]
 
 
-async def test_what_waits_for_a_subscription_that_only_others_know_is_left_alone(
+async def test_the_backlog_of_a_subscription_that_only_others_know_is_kept(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -103,7 +103,7 @@ async def test_what_waits_for_a_subscription_that_only_others_know_is_left_alone
 
 
 @every_engine
-async def test_a_queue_that_gives_up_all_is_free_unless_a_worker_has_it_in_hand(
+async def test_an_emptied_queue_leaves_the_schedule_unless_a_worker_has_it(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -118,7 +118,7 @@ async def test_a_queue_that_gives_up_all_is_free_unless_a_worker_has_it_in_hand(
     assert await flaws(store.pipe, store.keys) == []
 
 
-async def test_more_than_one_call_takes_is_given_up_over_several(
+async def test_a_large_backlog_is_given_up_over_several_calls(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "_AT_ONCE", 3)
@@ -149,7 +149,7 @@ async def test_nothing_is_left_of_a_subscription_that_was_deleted(
 
 
 @every_engine
-async def test_without_memory_only_names_are_kept(redis_client: Redis, namespace: str) -> None:
+async def test_without_memory_dead_letters_keep_only_their_names(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace, bounds=Bounds(log=1))
     await store.fill(*some_deliveries(1, 2, 3))
     assert await a_keeper(store).give_up(OPS, [SHARD], 1, "memory full") == 2
@@ -166,7 +166,7 @@ async def test_without_memory_only_names_are_kept(redis_client: Redis, namespace
     assert {*await store.bodies()} == {b"evt_3 3"}
 
 
-async def test_dead_letters_are_trimmed_and_leave_their_names(
+async def test_trimmed_dead_letters_keep_their_names(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "DEAD_PER_SUBSCRIPTION", 10)
@@ -196,7 +196,7 @@ async def test_dead_letters_of_all_subscriptions_share_their_bytes(
 
 
 @pytest.mark.parametrize("noted", [None, "0", "x", "-3"])
-async def test_a_noted_backlog_that_cannot_be_is_corrected(
+async def test_an_impossible_backlog_count_is_corrected(
     redis_client: Redis, namespace: str, noted: str | None
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -241,7 +241,7 @@ async def test_a_damaged_queue_keeps_no_other_from_giving_up(redis_client: Redis
 
 
 @pytest.mark.parametrize("what", ["dead letters", "backlogs of a shard"])
-async def test_what_is_damaged_of_one_keeps_no_other_from_giving_up(
+async def test_damage_of_one_subscription_keeps_no_other_from_giving_up(
     redis_client: Redis, namespace: str, what: str
 ) -> None:
     store = a_store(redis_client, namespace)

@@ -168,7 +168,7 @@ async def _deliver(store: Store) -> None:
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
-async def test_every_key_is_in_the_catalogue_and_is_what_it_says(
+async def test_every_key_is_in_the_catalogue_with_its_type_and_ttl(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -192,7 +192,7 @@ async def test_every_key_is_in_the_catalogue_and_is_what_it_says(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_catalogue_says_of_each_key_what_it_is_and_how_long_it_lives(name: str) -> None:
+def test_the_catalogue_documents_type_and_ttl_of_each_key(name: str) -> None:
     kind, lives = lifetime(name)
     if name in ("nothing", "trial"):
         assert (METHODS[name].__doc__ or "").startswith("Never exists")
@@ -202,9 +202,7 @@ def test_the_catalogue_says_of_each_key_what_it_is_and_how_long_it_lives(name: s
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
-async def test_whatever_one_script_or_command_touches_lies_on_one_node_of_a_cluster(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_all_keys_of_one_call_are_on_one_node_of_a_cluster(redis_client: Redis, namespace: str) -> None:
     recorder = Recorder(redis_client)
     await workload(a_store(redis_client, namespace, recorder))
     assert {

@@ -32,7 +32,7 @@ async def schema(store: Store) -> bytes | None:
     return found
 
 
-async def test_a_store_that_is_new_is_ready_and_its_layout_is_noted_once(store: Store) -> None:
+async def test_a_new_store_is_ready_and_its_layout_is_written_once(store: Store) -> None:
     found = await Layout(store.pipe, store.keys).read()
     assert found.is_ready
     assert await store.contents() == {}
@@ -45,7 +45,7 @@ async def test_a_store_that_is_new_is_ready_and_its_layout_is_noted_once(store: 
     }
 
 
-async def test_what_0_1_has_written_is_layout_1_and_this_version_may_not_work_there(store: Store) -> None:
+async def test_data_of_0_1_is_layout_1_where_this_version_may_not_work(store: Store) -> None:
     found = await numbers(store, schema=1)
     assert (found.at, found.to, found.wanted, found.target, found.is_ready) == (1, 1, 2, 2, False)
     with pytest.raises(LayoutAwaited, match=r"once the last worker of 0\.1 has ended"):
@@ -63,7 +63,7 @@ async def test_what_0_1_has_written_is_layout_1_and_this_version_may_not_work_th
         ({"schema": 1, "moved": 1, "wanted": 1}, "stays there until `watcher store layout --to 2`"),
     ],
 )
-async def test_it_is_said_why_a_worker_may_not_work(
+async def test_the_reason_why_a_worker_may_not_work_is_given(
     store: Store, fields: dict[str, object], words: str
 ) -> None:
     found = await numbers(store, **fields)
@@ -76,7 +76,7 @@ async def test_it_is_said_why_a_worker_may_not_work(
     [{"moved": 2}, {"moving": "2", "turn": 5}, {"moving": "2?", "turn": 5}, {"moving": "1", "moved": 2}],
     ids=str,
 )
-async def test_the_number_that_a_worker_of_0_1_wrote_once_more_is_put_right(
+async def test_a_layout_number_rewritten_by_a_worker_of_0_1_is_corrected(
     store: Store, fields: dict[str, object]
 ) -> None:
     """It reads and writes in two commands: what it wrote let others of 0.1 start in the middle."""
@@ -89,12 +89,12 @@ async def test_the_number_that_a_worker_of_0_1_wrote_once_more_is_put_right(
 @pytest.mark.parametrize(
     "fields", [{"schema": 3}, {"schema": 2, "moving": "3"}, {"schema": 2, "shards": 8}], ids=str
 )
-async def test_what_a_later_version_has_written_is_refused(store: Store, fields: dict[str, object]) -> None:
+async def test_data_of_a_later_version_is_refused(store: Store, fields: dict[str, object]) -> None:
     with pytest.raises(ConfigurationRefused, match="laid out by another version"):
         await numbers(store, **fields)
 
 
-async def test_of_two_that_begin_a_move_one_does_and_each_move_has_a_later_turn(store: Store) -> None:
+async def test_of_two_movers_one_begins_and_each_move_has_a_later_number(store: Store) -> None:
     layout = Layout(store.pipe, store.keys)
     before = await numbers(store, schema=1)
     assert [await layout.begin(before, 1000), await layout.begin(before, 1000)] == [True, False]
@@ -142,7 +142,7 @@ GONE_MS = int(1000 * GONE_AFTER.total_seconds())
         (1, (1,), False, 0, False),
     ],
 )
-def test_who_is_in_the_way(
+def test_workers_that_block_a_move_are_named(
     to: int, layouts: tuple[int, ...], stands_by: bool, ago_ms: int, is_in_the_way: bool
 ) -> None:
     one = Presence("w", "here", 1, "0", 0, {}, "", NOW - ago_ms, "", layouts, stands_by)

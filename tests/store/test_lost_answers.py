@@ -110,7 +110,7 @@ async def test_commits_of_many_accounts_that_share_a_lost_pipeline_are_committed
         assert await direct.queue(account) == [each.entry for each in some_deliveries(1, 2, 3, 4)]
 
 
-async def test_a_settling_whose_answer_was_lost_takes_one_delivery(
+async def test_a_settle_whose_answer_was_lost_removes_one_delivery(
     redis_client: Redis, namespace: str, url: str
 ) -> None:
     direct = a_store(redis_client, namespace)

@@ -67,12 +67,12 @@ def described(text: str, part: str) -> str:
     return found[1]
 
 
-def test_there_are_scripts() -> None:
+def test_scripts_are_found() -> None:
     assert {"claim", "commit", "settle"} <= TEXT_BY_NAME.keys()
 
 
 @every_script
-def test_a_script_says_what_it_does_and_what_goes_in_and_out(name: str) -> None:
+def test_a_script_documents_its_purpose_keys_arguments_and_reply(name: str) -> None:
     lines = header(TEXT_BY_NAME[name]).splitlines()
     assert re.match(r"-- [A-Z].{20,}", lines[0]), "the first line says what the script does"
     parts = [match[1] for line in lines if (match := re.match(r"-- (KEYS|ARGV|returns) ", line))]
@@ -81,7 +81,7 @@ def test_a_script_says_what_it_does_and_what_goes_in_and_out(name: str) -> None:
 
 @every_script
 @pytest.mark.parametrize("part", ["KEYS", "ARGV"])
-def test_every_key_and_argument_that_a_script_uses_is_described(name: str, part: str) -> None:
+def test_every_key_and_argument_that_a_script_uses_is_documented(name: str, part: str) -> None:
     text = TEXT_BY_NAME[name]
     if part not in code(text):
         return
@@ -105,7 +105,7 @@ def test_a_script_is_loaded_under_its_own_name_and_by_one_writer(name: str) -> N
 
 
 @every_script
-def test_a_script_that_takes_groups_stands_within_the_part_that_calls_it_for_each(name: str) -> None:
+def test_a_script_with_groups_is_wrapped_by_the_part_that_repeats_it(name: str) -> None:
     if "groups" not in parts_of(name):
         assert whole(name).endswith(TEXT_BY_NAME[name])
         return
@@ -121,7 +121,7 @@ def test_every_script_that_is_loaded_exists() -> None:
 
 
 @every_script
-def test_a_script_uses_nothing_that_a_server_may_lack(name: str) -> None:
+def test_a_script_uses_only_features_of_every_supported_server(name: str) -> None:
     text = code(whole(name))
     assert not text.startswith("#!")
     assert set(re.findall(r"\bredis\.(\w+)", text)) <= {"call", "pcall"}, (
@@ -167,7 +167,7 @@ KEYS_OF = {name: places for name, places in keys_of_functions().items() if place
 
 
 @every_script
-def test_a_script_calls_nothing_but_what_a_cluster_can_place(name: str) -> None:
+def test_a_script_calls_only_commands_with_declared_keys(name: str) -> None:
     text = TEXT_BY_NAME[name]
     declared, others = {"KEYS"}, set[str]()
     gathered = {each for each, of in re.findall(r"\b(\w+)\[#\1 \+ 1\] = (\w+)$", text, re.M) if of in LISTS}
@@ -188,7 +188,7 @@ def test_a_script_calls_nothing_but_what_a_cluster_can_place(name: str) -> None:
 
 
 @every_script
-def test_a_script_uses_the_parts_that_it_calls(name: str) -> None:
+def test_a_script_declares_the_parts_that_it_calls(name: str) -> None:
     own = {part: set(re.findall(r"^local function (\w+)", text, re.M)) for part, text in PARTS.items()}
     texts = [TEXT_BY_NAME[name], *(PARTS[part] for part in parts_of(name))]
     called = set(re.findall(r"\b(\w+)\(", code("\n".join(texts))))

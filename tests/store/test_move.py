@@ -96,7 +96,7 @@ async def some(store: Store, names: Sequence[str] = NAMES) -> OldStore:
     return old
 
 
-async def test_all_that_a_store_holds_is_read_as_it_was_written(store: Store) -> None:
+async def test_after_a_move_all_data_reads_as_it_was_written(store: Store) -> None:
     await some(store)
     assert await to(store, 2) == Counts(accounts=4, records=16, dead_letters=4, deliveries=13)
     assert (await Layout(store.pipe, store.keys).read()).is_ready
@@ -182,7 +182,7 @@ async def sizes(store: Store) -> dict[str, dict[str, int]]:
     return sizes
 
 
-async def test_what_log_dead_letters_and_attempts_take_is_counted_as_if_they_had_been_written_here(
+async def test_sizes_of_log_dead_letters_and_attempts_are_counted_as_if_written_here(
     store: Store,
 ) -> None:
     await some(store)
@@ -194,7 +194,7 @@ async def test_what_log_dead_letters_and_attempts_take_is_counted_as_if_they_had
     assert int(found[store.keys.sizes(shard_of(NAMES[0]))][b"attempts"]) == 82
 
 
-async def test_who_pulls_begins_behind_the_records_of_0_1_which_do_not_say_what_they_were_queued_for(
+async def test_pulling_begins_after_the_records_of_0_1_which_name_no_subscriptions(
     store: Store,
 ) -> None:
     await some(store)
@@ -213,7 +213,7 @@ async def test_who_pulls_begins_behind_the_records_of_0_1_which_do_not_say_what_
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE, indirect=True)
-async def test_up_and_back_gives_every_byte_again_and_up_once_more_too(store: Store) -> None:
+async def test_a_move_up_and_back_and_up_again_restores_every_byte(store: Store) -> None:
     await some(store)
     before = await store.contents()
     await to(store, 2)
@@ -305,7 +305,7 @@ async def before_a_move(store: Store, number: int) -> dict[str, Any]:
     return await store.contents()
 
 
-async def test_the_directory_is_left_alone(store: Store) -> None:
+async def test_the_directory_is_not_moved(store: Store) -> None:
     await some(store)
     await to(store, 2)
     directory = Directory(store.pipe, store.keys)
@@ -351,7 +351,7 @@ async def test_a_mover_that_dies_at_any_step_is_followed_by_one_that_goes_on(
 @BOTH_WAYS
 @pytest.mark.usefixtures("_one_shard")
 @pytest.mark.parametrize("is_back", [False, True], ids=["", "and the store was moved back as well"])
-async def test_a_mover_that_was_held_up_while_another_one_came_changes_nothing(
+async def test_a_delayed_mover_that_was_replaced_changes_nothing(
     store: Store, redis_client: Redis, number: int, is_back: bool
 ) -> None:
     before = await before_a_move(store, number)
@@ -388,7 +388,7 @@ class Repeating(Pipe):
 @ONE_ENGINE
 @BOTH_WAYS
 @pytest.mark.usefixtures("_one_shard")
-async def test_what_is_repeated_is_done_once(store: Store, redis_client: Redis, number: int) -> None:
+async def test_a_repeated_step_of_a_move_is_done_once(store: Store, redis_client: Redis, number: int) -> None:
     before = await before_a_move(store, number)
     await a_mover(store).advance()
     expected = without_numbers(await store.contents())
@@ -479,7 +479,7 @@ def bodies_of(records: Sequence[tuple[str, bytes]]) -> set[bytes]:
 
 @tried(8)
 @given(what=stores())
-def test_whatever_a_store_holds_comes_back_byte_for_byte(what: dict[str, Any], redis_server_url: str) -> None:
+def test_any_data_comes_back_byte_for_byte(what: dict[str, Any], redis_server_url: str) -> None:
     asyncio.run(_there_and_back(what, redis_server_url))
 
 
@@ -528,7 +528,7 @@ def readable(contents: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-async def test_what_is_of_another_type_is_carried_over_as_it_is(store: Store) -> None:
+async def test_keys_of_another_type_are_moved_unchanged(store: Store) -> None:
     old = await some(store)
     lost = {
         old.keys.state("alice"): store.keys.state("alice"),
@@ -550,7 +550,7 @@ async def test_what_is_of_another_type_is_carried_over_as_it_is(store: Store) ->
     assert readable(await store.contents()) == readable(before)
 
 
-async def test_queues_whose_schedule_is_damaged_are_moved_all_the_same(store: Store) -> None:
+async def test_queues_with_a_damaged_schedule_are_still_moved(store: Store) -> None:
     old = await some(store)
     shard = shard_of("alice")
     await old.ask("UNLINK", old.keys.queues(shard, OPS))
@@ -589,9 +589,7 @@ class Moving(Pipe):
 
 
 @ONE_ENGINE
-async def test_nothing_is_sent_again_into_a_layout_that_the_store_leaves(
-    store: Store, redis_client: Redis
-) -> None:
+async def test_a_resend_during_a_move_is_refused(store: Store, redis_client: Redis) -> None:
     await some(store)
     await to(store, 2)
     before = await store.contents()
@@ -605,7 +603,7 @@ async def test_nothing_is_sent_again_into_a_layout_that_the_store_leaves(
 
 @ONE_ENGINE
 @pytest.mark.usefixtures("_one_shard")
-async def test_more_subscriptions_than_a_command_takes_arguments_are_found_in_states(store: Store) -> None:
+async def test_any_number_of_subscriptions_is_found_in_states(store: Store) -> None:
     old = OldStore(store)
     await old.begin()
     accounts = ("treasury", *NEIGHBOURS[:5])
@@ -622,7 +620,7 @@ async def test_more_subscriptions_than_a_command_takes_arguments_are_found_in_st
 
 @BOTH_WAYS
 @pytest.mark.parametrize("index", ["due_polls", "due_subscriptions"])
-async def test_an_index_of_another_type_stops_no_move(store: Store, number: int, index: str) -> None:
+async def test_an_index_of_another_type_does_not_stop_a_move(store: Store, number: int, index: str) -> None:
     await some(store)
     if number == 1:
         await to(store, 2)
@@ -634,7 +632,7 @@ async def test_an_index_of_another_type_stops_no_move(store: Store, number: int,
     assert index == "due_polls" or key not in await store.contents()
 
 
-async def test_on_the_way_back_a_delivery_without_a_body_becomes_a_dead_letter(store: Store) -> None:
+async def test_moving_back_turns_a_delivery_without_a_body_into_a_dead_letter(store: Store) -> None:
     await some(store)
     await to(store, 2)
     shard = shard_of("alice")
@@ -650,7 +648,7 @@ async def test_on_the_way_back_a_delivery_without_a_body_becomes_a_dead_letter(s
 
 
 @pytest.mark.parametrize("place", ["state", "mark", "breaker"])
-async def test_a_subscription_that_was_taken_out_is_known_from_what_it_left(store: Store, place: str) -> None:
+async def test_a_removed_subscription_is_found_by_the_data_it_left(store: Store, place: str) -> None:
     old = OldStore(store)
     await old.begin()
     await old.account("alice", previous={GONE: 5} if place == "state" else {})
@@ -665,7 +663,7 @@ async def test_a_subscription_that_was_taken_out_is_known_from_what_it_left(stor
     assert old.keys.dead(shard_of("alice"), GONE) in await store.contents()
 
 
-async def test_a_number_that_a_late_worker_of_0_1_wrote_is_put_right(store: Store) -> None:
+async def test_a_layout_number_written_by_a_late_worker_of_0_1_is_corrected(store: Store) -> None:
     await some(store)
     await to(store, 2)
     await store.pipe.command("HSET", store.keys.meta(), "schema", 1)
@@ -674,7 +672,7 @@ async def test_a_number_that_a_late_worker_of_0_1_wrote_is_put_right(store: Stor
     assert (await layout.read()).noted.schema == b"2"
 
 
-async def test_a_move_is_later_than_the_one_before_also_where_the_clock_was_set_back(store: Store) -> None:
+async def test_move_numbers_rise_also_if_the_clock_was_set_back(store: Store) -> None:
     await some(store)
     await to(store, 2)
     for key in (store.keys.meta(), *map(store.keys.layout, range(SHARDS))):
@@ -683,7 +681,7 @@ async def test_a_move_is_later_than_the_one_before_also_where_the_clock_was_set_
 
 
 @pytest.mark.usefixtures("_one_shard")
-async def test_a_mover_whose_lease_another_one_has_stops(
+async def test_a_mover_that_lost_its_lease_stops(
     store: Store, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(move, "LEASE_MS", 0)  # looks at each step
@@ -696,7 +694,7 @@ async def test_a_mover_whose_lease_another_one_has_stops(
     assert not (await move.read_progress(store.pipe, store.keys))[0].is_done
 
 
-async def test_what_only_looks_like_a_reference_is_carried_unread(store: Store) -> None:
+async def test_a_value_that_only_looks_like_a_reference_is_moved_unchanged(store: Store) -> None:
     old = OldStore(store)
     await old.begin()
     await old.account("alice")
@@ -711,7 +709,7 @@ async def test_what_only_looks_like_a_reference_is_carried_unread(store: Store) 
     assert readable(await store.contents()) == before
 
 
-async def test_what_waits_alone_goes_back_as_a_list_of_one(store: Store) -> None:
+async def test_a_single_delivery_is_moved_back_as_a_list_of_one(store: Store) -> None:
     old = await some(store)
     await to(store, 2)
     alone, queue = an_entry(an_event(7), AUDIT), store.keys.queue(AUDIT, "alice")
@@ -725,7 +723,7 @@ async def test_what_waits_alone_goes_back_as_a_list_of_one(store: Store) -> None
     assert queue not in found
 
 
-async def test_records_come_behind_what_lies_there_already(store: Store) -> None:
+async def test_moved_records_are_appended_to_existing_ones(store: Store) -> None:
     await some(store, NAMES[:1])
     log = store.keys.log(shard_of(NAMES[0]))
     await store.pipe.command("XADD", log, "9999999999999-5", "account", "of another time", "entry", "0 {}")
@@ -735,7 +733,7 @@ async def test_records_come_behind_what_lies_there_already(store: Store) -> None
 
 
 @BOTH_WAYS
-async def test_failures_of_a_delivery_that_is_not_the_head_are_left_behind(store: Store, number: int) -> None:
+async def test_failures_of_a_delivery_that_is_not_the_head_are_not_moved(store: Store, number: int) -> None:
     old, shard, last = OldStore(store), shard_of("alice"), 50
     await old.begin()
     await old.account("alice")
@@ -748,7 +746,7 @@ async def test_failures_of_a_delivery_that_is_not_the_head_are_left_behind(store
     assert not {old.keys.tries(shard, OPS), store.keys.tries(shard, OPS)} & (await store.contents()).keys()
 
 
-async def test_long_queues_and_large_bodies_go_in_parts(
+async def test_long_queues_and_large_bodies_are_moved_in_parts(
     store: Store, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = OldStore(store)
@@ -780,7 +778,7 @@ def a_presence(worker: str, *layouts: int, stands_by: bool = False) -> Presence:
     return Presence(worker, "here", 1, "0", 0, {}, layouts=layouts or (1,), stands_by=stands_by)
 
 
-async def test_no_move_begins_while_a_worker_is_in_the_way(store: Store) -> None:
+async def test_no_move_begins_while_a_worker_blocks_it(store: Store) -> None:
     await some(store)
     workers, layout = Workers(store.pipe, store.keys), Layout(store.pipe, store.keys)
     await workers.note(a_presence("older"))
@@ -800,7 +798,7 @@ async def test_no_move_begins_while_a_worker_is_in_the_way(store: Store) -> None
     assert await to(store, 1)
 
 
-async def test_a_worker_of_0_1_that_had_just_started_takes_the_move_back(
+async def test_a_worker_of_0_1_that_had_just_started_cancels_the_move(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await some(store)
@@ -822,7 +820,7 @@ async def test_a_worker_of_0_1_that_had_just_started_takes_the_move_back(
 
 
 @pytest.mark.usefixtures("_one_shard")
-async def test_what_a_worker_that_was_held_up_schedules_meanwhile_comes_to_the_rest(
+async def test_work_scheduled_by_a_delayed_worker_meanwhile_is_moved_too(
     store: Store, redis_client: Redis
 ) -> None:
     old = await some(store, TOGETHER)
@@ -839,7 +837,7 @@ async def test_what_a_worker_that_was_held_up_schedules_meanwhile_comes_to_the_r
     assert (due["treasury"], due["late"]) == (AT_MS + 0.25, 2.5)
 
 
-async def test_what_a_person_put_into_another_shard_is_no_reason_to_reach_over_there(store: Store) -> None:
+async def test_foreign_entries_in_a_shard_cause_no_access_to_another(store: Store) -> None:
     old = await some(store)
     elsewhere = shard_of("alice")
     assert elsewhere != shard_of("treasury")
@@ -854,7 +852,7 @@ async def test_what_a_person_put_into_another_shard_is_no_reason_to_reach_over_t
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_one_shard")
-async def test_a_shard_that_a_crash_of_its_server_set_back_is_moved_before_the_move_ends(
+async def test_a_shard_rolled_back_by_a_crash_is_moved_before_the_move_ends(
     store: Store, redis_client: Redis
 ) -> None:
     await some(store, TOGETHER)
@@ -883,7 +881,7 @@ async def test_a_shard_that_a_crash_of_its_server_set_back_is_moved_before_the_m
     assert without_numbers(await store.contents()) == expected
 
 
-async def test_states_of_configured_accounts_are_moved_where_their_schedule_was_lost(store: Store) -> None:
+async def test_states_of_configured_accounts_are_moved_though_their_schedule_was_lost(store: Store) -> None:
     old = await some(store)
     await old.ask("UNLINK", old.keys.polls(shard_of("alice"), "loopring"))
     damaged = old.keys.polls(shard_of("dust"), "loopring")
@@ -908,12 +906,12 @@ async def test_states_of_configured_accounts_are_moved_where_their_schedule_was_
         (b"3 5 6 7!8 status 410", Breaker(7, 8, "status 410", 5, 6, 1)),
     ],
 )
-def test_a_breaker_is_converted_and_back_and_a_pause_stays(old: bytes, new: Breaker) -> None:
+def test_a_breaker_is_converted_both_ways_and_a_pause_stays(old: bytes, new: Breaker) -> None:
     assert move.breaker_up(old) == dump_breaker(new)
     assert move.breaker_down(dump_breaker(new)) == old
 
 
-def test_of_a_breaker_that_is_closed_no_failures_are_carried_over() -> None:
+def test_failures_of_a_closed_breaker_are_not_moved() -> None:
     assert move.breaker_up(b"2 1 0 0 status 500") == dump_breaker(Breaker(reason="status 500"))
     assert move.breaker_down(dump_breaker(Breaker(pace_per_s=3.0, pace_at_ms=1))) == b""
     assert move.breaker_up(b"3 1 2") == move.breaker_down(b"3 1 2") == b""

@@ -69,7 +69,7 @@ def holding(*assets: Asset) -> AccountState:
     return AccountState("here", None, entries, version="0" * 16, sequence=1, polled_at_ms=1)
 
 
-async def test_a_state_says_its_numbers_and_the_table_its_names(processes: Iterator[Process]) -> None:
+async def test_a_state_has_the_numbers_and_the_table_the_names(processes: Iterator[Process]) -> None:
     writer, reader = next(processes), next(processes)
     text = await writer.names.dump(PROVIDER, holding(ETH, LRC))
     assert await writer.table() == {"0": b'["ETH","Ether",18]', "1": b'["LRC",null,18]'}
@@ -77,7 +77,7 @@ async def test_a_state_says_its_numbers_and_the_table_its_names(processes: Itera
     assert await reader.names.load(PROVIDER, text) == holding(ETH, LRC)
 
 
-async def test_what_is_known_is_not_asked_for_again(processes: Iterator[Process]) -> None:
+async def test_known_names_are_not_read_again(processes: Iterator[Process]) -> None:
     one = next(processes)
     text = await one.names.dump(PROVIDER, holding(ETH, LRC))
     assert one.pipe.sent == 1
@@ -91,7 +91,7 @@ async def test_what_is_known_is_not_asked_for_again(processes: Iterator[Process]
     assert other.pipe.sent == 1
 
 
-async def test_what_was_noted_first_stays(processes: Iterator[Process]) -> None:
+async def test_the_first_written_name_stays(processes: Iterator[Process]) -> None:
     first, second = next(processes), next(processes)
     await first.note(ETH)
     assert await second.note(WETH) == {"0": ("ETH", "Ether", 18)}
@@ -107,7 +107,7 @@ async def test_each_provider_has_names_of_its_own(processes: Iterator[Process]) 
     assert await next(processes).of("0") == {"0": ("ETH", "Ether", 18)}
 
 
-async def test_an_asset_without_a_name_keeps_the_place_free(processes: Iterator[Process]) -> None:
+async def test_an_asset_without_a_name_leaves_its_place_free(processes: Iterator[Process]) -> None:
     one = next(processes)
     text = await one.names.dump(PROVIDER, holding(Asset("0", decimals=18)))
     assert await one.table() == {}
@@ -115,7 +115,7 @@ async def test_an_asset_without_a_name_keeps_the_place_free(processes: Iterator[
     assert await next(processes).names.load(PROVIDER, text) == holding(ETH)
 
 
-async def test_what_was_not_there_is_asked_for_again_a_minute_later(processes: Iterator[Process]) -> None:
+async def test_a_missing_name_is_read_again_a_minute_later(processes: Iterator[Process]) -> None:
     one, other = next(processes), next(processes)
     for _ in range(3):
         assert await one.of("0", "1") == {}
@@ -138,7 +138,7 @@ async def test_a_table_that_is_lost_is_written_again(processes: Iterator[Process
     assert await other.names.load(PROVIDER, text) == holding(ETH, LRC)
 
 
-async def test_a_row_that_refers_to_what_was_not_there_a_moment_ago_is_read_whole(
+async def test_a_row_that_refers_to_a_just_written_name_is_read_completely(
     processes: Iterator[Process],
 ) -> None:
     writer, reader = next(processes), next(processes)
@@ -147,7 +147,7 @@ async def test_a_row_that_refers_to_what_was_not_there_a_moment_ago_is_read_whol
     assert await reader.names.load(PROVIDER, text) == holding(ETH)
 
 
-async def test_names_that_another_process_noted_after_a_loss_are_taken_over(
+async def test_names_that_another_process_wrote_after_a_loss_are_used(
     processes: Iterator[Process],
 ) -> None:
     one, other = next(processes), next(processes)
@@ -159,7 +159,7 @@ async def test_names_that_another_process_noted_after_a_loss_are_taken_over(
     assert await next(processes).names.load(PROVIDER, text) == holding(ETH)
 
 
-async def test_a_table_of_another_type_costs_names_alone_and_is_made_anew(
+async def test_a_table_of_another_type_loses_only_names_and_is_replaced(
     processes: Iterator[Process],
 ) -> None:
     one, other = next(processes), next(processes)
@@ -190,7 +190,7 @@ async def test_a_table_of_another_type_costs_names_alone_and_is_made_anew(
         b"\xff",
     ],
 )
-async def test_a_damaged_name_is_none_and_rows_have_their_own(
+async def test_a_damaged_name_is_ignored_and_rows_have_their_own(
     processes: Iterator[Process], damage: bytes
 ) -> None:
     one, other = next(processes), next(processes)
@@ -218,7 +218,7 @@ async def test_a_full_table_takes_no_more_and_rows_have_their_own(
     assert len(await one.table()) == 2
 
 
-async def test_more_names_than_one_command_takes(processes: Iterator[Process]) -> None:
+async def test_more_names_than_one_command_takes_are_read(processes: Iterator[Process]) -> None:
     one, other = next(processes), next(processes)
     assets = [Asset(str(n), f"T{n}", f"Token\n{n}") for n in range(1100)]
     await one.note(*assets)
@@ -228,7 +228,7 @@ async def test_more_names_than_one_command_takes(processes: Iterator[Process]) -
     assert len(await one.table()) == 1100
 
 
-async def test_names_that_changed_are_noted_in_the_state_alone(processes: Iterator[Process]) -> None:
+async def test_changed_names_are_written_in_the_state_only(processes: Iterator[Process]) -> None:
     one = next(processes)
     state = holding(ETH)
     renamed = state._replace(entry_by_asset={"0": state.entry_by_asset["0"]._replace(asset=WETH)})

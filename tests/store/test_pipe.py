@@ -40,7 +40,7 @@ async def echo(pipe: Pipe, text: str) -> str:
 
 
 @everywhere
-async def test_what_one_turn_of_the_loop_asks_goes_out_at_once(
+async def test_commands_of_one_turn_of_the_loop_are_sent_together(
     redis_client: Redis, round_trips: list[int]
 ) -> None:
     pipe = Pipe(redis_client)
@@ -55,7 +55,7 @@ def some_joints(script: str = "touch", *, most: int = 64) -> Joints:
     return Joints(load_script(script), lambda shard, name: ((f"{{{shard}}}:{name}",), (name,)), most=most)
 
 
-def test_commits_to_many_queues_go_apart() -> None:
+def test_commits_to_many_queues_are_sent_separately() -> None:
     """Each of 2,000 is a call of its own: so long one holds up the server."""
     joint = some_joints("commit")[0, "loopring"]
 
@@ -69,7 +69,7 @@ def test_commits_to_many_queues_go_apart() -> None:
     assert asyncio.run(sizes(10)) == [3]
 
 
-def test_the_steps_of_all_shards_are_one_call_and_those_of_a_cluster_one_for_each_shard() -> None:
+def test_steps_of_all_shards_are_one_call_and_on_a_cluster_one_per_shard() -> None:
     async def sizes(*, is_apart: bool) -> list[dict[str, int]]:
         joints, others = some_joints(most=40), some_joints()
         calls = [Call((n,), joint=joints[n % 16, "a"], keys=(f"{{{n % 16}}}:{n}",)) for n in range(50)]
@@ -91,7 +91,7 @@ def test_the_steps_of_all_shards_are_one_call_and_those_of_a_cluster_one_for_eac
     assert all(len(one) == 1 for one in apart)
 
 
-def test_a_second_step_at_the_same_key_comes_after_the_first_and_in_another_call() -> None:
+def test_a_second_step_on_the_same_key_follows_in_another_call() -> None:
     async def orders() -> list[list[int]]:
         joints = some_joints()
         numbers = [(0, "x"), (1, "y"), (0, "x"), (1, "z"), (0, "x")]
@@ -108,7 +108,7 @@ def test_a_second_step_at_the_same_key_comes_after_the_first_and_in_another_call
 
 
 @everywhere
-async def test_no_round_trip_grows_beyond_measure(redis_client: Redis, round_trips: list[int]) -> None:
+async def test_the_size_of_a_round_trip_is_bounded(redis_client: Redis, round_trips: list[int]) -> None:
     pipe = Pipe(redis_client)
     texts = [str(n) for n in range(1200)]
     async with running(pipe):
@@ -118,7 +118,7 @@ async def test_no_round_trip_grows_beyond_measure(redis_client: Redis, round_tri
 
 
 @everywhere
-async def test_what_is_asked_while_others_wait_goes_out_together(
+async def test_commands_made_during_a_round_trip_are_sent_together(
     redis_client: Redis, round_trips: list[int]
 ) -> None:
     pipe = Pipe(redis_client)
@@ -133,7 +133,7 @@ async def test_what_is_asked_while_others_wait_goes_out_together(
 
 
 @everywhere
-async def test_without_a_runner_each_command_goes_out_by_itself(
+async def test_without_a_runner_each_command_is_sent_by_itself(
     redis_client: Redis, round_trips: list[int]
 ) -> None:
     pipe = Pipe(redis_client)
@@ -144,7 +144,9 @@ async def test_without_a_runner_each_command_goes_out_by_itself(
 
 @everywhere
 @pytest.mark.parametrize("runners", [0, 2])
-async def test_the_error_of_one_command_is_its_own(redis_client: Redis, namespace: str, runners: int) -> None:
+async def test_an_error_of_one_command_does_not_affect_others(
+    redis_client: Redis, namespace: str, runners: int
+) -> None:
     pipe = Pipe(redis_client)
     await pipe.command("SET", f"{namespace}:text", "x")
     async with running(pipe, runners):
@@ -157,7 +159,7 @@ async def test_the_error_of_one_command_is_its_own(redis_client: Redis, namespac
     assert isinstance(unknown, ConfigurationRefused)
 
 
-async def test_the_connections_that_a_pipe_keeps_leave_room_for_all_others(redis_client: Redis) -> None:
+async def test_the_connections_of_a_pipe_leave_some_for_other_calls(redis_client: Redis) -> None:
     pipe = Pipe(redis_client)
     for _ in range(2):
         answers = await asyncio.gather(*(echo(pipe, "a") for _ in range(2 * CONNECTIONS)))
@@ -166,7 +168,7 @@ async def test_the_connections_that_a_pipe_keeps_leave_room_for_all_others(redis
         assert await redis_client.ping()
 
 
-def test_no_more_joints_are_kept_than_are_in_use_at_a_time() -> None:
+def test_the_number_of_kept_joints_is_bounded() -> None:
     made = Joints(load_script("settle"), lambda shard, name: ((f"{shard}:{name}",), ()), most=64)
     kept = 0
     for number in range(50_000):
@@ -176,7 +178,7 @@ def test_no_more_joints_are_kept_than_are_in_use_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("runners", [0, 2])
-async def test_an_error_that_nothing_foresees_is_the_answer_to_its_calls_and_ends_no_runner(
+async def test_an_unexpected_error_answers_its_calls_and_ends_no_runner(
     runners: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, faults = Pipe(FakeAsyncRedis()), [RuntimeError("closed"), KeyError("x")]
@@ -229,7 +231,7 @@ async def test_a_restarted_server_is_sent_its_scripts_again(engine: str, namespa
 
 
 @everywhere
-async def test_a_batch_is_one_round_trip_and_an_error_in_it_the_answer_to_one_command(
+async def test_a_batch_is_one_round_trip_and_an_error_in_it_answers_one_command(
     redis_client: Redis, namespace: str, round_trips: list[int]
 ) -> None:
     pipe = Pipe(redis_client)
@@ -242,7 +244,7 @@ async def test_a_batch_is_one_round_trip_and_an_error_in_it_the_answer_to_one_co
 
 
 @on_real_servers
-async def test_batches_keep_a_connection_and_replace_it_when_it_is_gone(engine: str) -> None:
+async def test_batches_keep_a_connection_and_replace_a_broken_one(engine: str) -> None:
     with real_server(engine) as server:
         async with connect(server.url) as client:
             pipe = Pipe(client)
@@ -297,7 +299,7 @@ async def test_a_cancelled_caller_harms_no_other(redis_client: Redis) -> None:
 
 
 @everywhere
-async def test_a_caller_without_a_runner_may_be_cancelled_too(redis_client: Redis) -> None:
+async def test_a_cancelled_caller_without_a_runner_harms_no_other(redis_client: Redis) -> None:
     pipe = Pipe(redis_client)
     for turns in range(6):
         caller = asyncio.create_task(echo(pipe, "cancelled"))
@@ -310,9 +312,7 @@ async def test_a_caller_without_a_runner_may_be_cancelled_too(redis_client: Redi
 
 @everywhere
 @pytest.mark.parametrize("turns", range(8))
-async def test_runners_end_when_they_are_told_to_and_nobody_waits_for_them(
-    redis_client: Redis, turns: int
-) -> None:
+async def test_runners_end_when_stopped_and_no_caller_waits_for_them(redis_client: Redis, turns: int) -> None:
     pipe = Pipe(redis_client)
     async with asyncio.timeout(5):
         async with running(pipe):
@@ -325,7 +325,7 @@ async def test_runners_end_when_they_are_told_to_and_nobody_waits_for_them(
     assert await echo(pipe, "at once") == "at once"
 
 
-async def test_one_runner_may_end_while_the_other_goes_on(redis_client: Redis) -> None:
+async def test_one_runner_may_end_while_the_other_runs_on(redis_client: Redis) -> None:
     pipe = Pipe(redis_client)
     async with running(pipe, 1):
         async with running(pipe, 1):
@@ -333,7 +333,7 @@ async def test_one_runner_may_end_while_the_other_goes_on(redis_client: Redis) -
         assert await echo(pipe, "one") == "one"
 
 
-async def test_a_runner_that_ends_takes_nothing_from_the_other_one(redis_client: Redis) -> None:
+async def test_an_ending_runner_does_not_affect_the_other(redis_client: Redis) -> None:
     pipe = Pipe(redis_client)
     texts = [str(n) for n in range(1100)]
     async with running(pipe, 1):
@@ -346,7 +346,7 @@ async def test_a_runner_that_ends_takes_nothing_from_the_other_one(redis_client:
             assert await asyncio.gather(*callers) == texts
 
 
-async def test_a_call_to_a_node_that_is_given_its_keys_is_asked_for_and_sent_once(
+async def test_an_asking_call_is_sent_once_in_one_round_trip(
     redis_client: Redis, namespace: str, round_trips: list[int]
 ) -> None:
     """A server that is no Cluster answers ASKING with an error, and the call all the same."""
@@ -355,7 +355,7 @@ async def test_a_call_to_a_node_that_is_given_its_keys_is_asked_for_and_sent_onc
     assert round_trips == [2]
 
 
-async def test_a_call_goes_where_the_keys_of_its_step_are() -> None:
+async def test_a_call_goes_to_the_node_of_its_keys() -> None:
     joint = some_joints()[3, "shared"]
     assert Call((1,), joint=joint, keys=("own", "more")).first_key == "own"
     assert Call((1,), joint=joint).first_key == "{3}:shared"
@@ -364,7 +364,7 @@ async def test_a_call_goes_where_the_keys_of_its_step_are() -> None:
     assert Call(("PING",)).first_key is None
 
 
-def test_the_clock_is_the_servers_and_goes_on(redis_client: Redis) -> None:
+def test_the_clock_is_the_servers_and_advances(redis_client: Redis) -> None:
     pipe = Pipe(redis_client)
     pipe.set_clock(5000.0)
     assert 5000 <= pipe.now_ms() < 15_000
@@ -372,7 +372,7 @@ def test_the_clock_is_the_servers_and_goes_on(redis_client: Redis) -> None:
 
 @on_real_servers
 @pytest.mark.parametrize("runners", [0, 2])
-async def test_a_server_that_is_gone_is_said_so_to_everybody_who_waits(engine: str, runners: int) -> None:
+async def test_an_unreachable_server_fails_all_waiting_callers(engine: str, runners: int) -> None:
     with real_server(engine) as server:
         async with connect(server.url) as client:
             pipe = Pipe(client)
@@ -388,7 +388,7 @@ async def test_a_server_that_is_gone_is_said_so_to_everybody_who_waits(engine: s
 
 
 @on_real_servers
-async def test_answers_of_a_server_that_hung_reach_nobody_later(engine: str) -> None:
+async def test_late_answers_of_a_hung_server_reach_no_caller(engine: str) -> None:
     with real_server(engine) as server:
         async with connect(server.url) as client:
             client.connection_pool.connection_kwargs["socket_timeout"] = 0.05
@@ -441,7 +441,7 @@ def test_a_connection_that_is_closed_under_a_command_is_replaced_on_every_event_
 
 
 @everywhere
-async def test_a_server_that_was_refused_is_committed_nothing_and_asked_the_rest(
+async def test_a_refused_server_gets_no_commit_but_other_commands(
     redis_client: Redis, namespace: str
 ) -> None:
     refusal = ServerRefused("Redis at db evicts keys")
@@ -457,7 +457,7 @@ async def test_a_server_that_was_refused_is_committed_nothing_and_asked_the_rest
         assert await store.polls.commit(a_commit(Lease(ACCOUNT, 0)))
 
 
-async def test_a_commit_that_waits_is_not_sent_over_the_connection_on_which_the_server_is_refused() -> None:
+async def test_a_waiting_commit_is_not_sent_on_a_connection_whose_server_is_refused() -> None:
     """As after a failover to a primary that evicts: the connection is made for the commit itself."""
     with real_server("valkey", "--maxmemory-policy", "allkeys-lru") as server:
         verdict = Verdict()

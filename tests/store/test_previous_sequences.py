@@ -62,7 +62,7 @@ async def test_each_subscription_has_a_chain_of_its_own_over_all_commits(
     assert contents[store.keys.queued(ACCOUNT)] == {b"all": b"%d" % lrc_again, b"lrc": b"%d" % lrc_again}
 
 
-async def test_the_chain_goes_on_where_the_queue_was_drained(redis_client: Redis, namespace: str) -> None:
+async def test_the_chain_continues_after_the_queue_was_drained(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.fill(a_delivery(1))
     lease = await store.lease_queue()
@@ -73,7 +73,7 @@ async def test_the_chain_goes_on_where_the_queue_was_drained(redis_client: Redis
     assert await told(store) == [(2, "1")]
 
 
-async def test_what_is_queued_outside_of_a_commit_leaves_the_chain_alone(
+async def test_deliveries_queued_outside_of_a_commit_do_not_change_the_chain(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -83,7 +83,7 @@ async def test_what_is_queued_outside_of_a_commit_leaves_the_chain_alone(
     assert await told(store) == [(1, "-"), (7, "3"), (8, "1")]
 
 
-async def test_a_step_that_is_refused_leaves_the_chain_alone(redis_client: Redis, namespace: str) -> None:
+async def test_a_refused_commit_does_not_change_the_chain(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.fill(a_delivery(1))
     late = a_commit(await store.lease(), expected="v7", version="v8", deliveries={OPS: [a_delivery(2)]})
@@ -93,7 +93,7 @@ async def test_a_step_that_is_refused_leaves_the_chain_alone(redis_client: Redis
 
 
 @pytest.mark.parametrize("damage", ["", "x", "-1", "1 2", "007", "9" * 15])
-async def test_one_that_is_damaged_quarantines_its_account_and_no_other(
+async def test_a_damaged_previous_sequence_quarantines_only_its_account(
     redis_client: Redis, namespace: str, damage: str
 ) -> None:
     store = a_store(redis_client, namespace)

@@ -32,7 +32,7 @@ async def queue(store: Store, *deliveries: Delivery) -> int:
     return await store.queues.enqueue(OPS, ACCOUNT, deliveries)
 
 
-async def test_what_is_queued_waits_at_the_end_of_its_queue_and_is_due(
+async def test_a_queued_delivery_is_at_the_end_of_its_queue_and_due(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -45,7 +45,7 @@ async def test_what_is_queued_waits_at_the_end_of_its_queue_and_is_due(
     assert [lease.member for lease in claimed.leases] == [ACCOUNT]
 
 
-async def test_what_is_queued_keeps_its_body_until_it_is_delivered(
+async def test_a_queued_delivery_keeps_its_body_until_it_is_delivered(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -58,7 +58,7 @@ async def test_what_is_queued_keeps_its_body_until_it_is_delivered(
     assert await store.bodies() == {}
 
 
-async def test_nothing_to_queue_leaves_nothing_behind(redis_client: Redis, namespace: str) -> None:
+async def test_queuing_nothing_writes_nothing(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     assert await queue(store) == 0
     assert await store.contents() == {}
@@ -73,7 +73,7 @@ async def test_a_repeated_call_queues_nothing_twice(redis_client: Redis, namespa
     assert await store.contents() == before
 
 
-async def test_a_queue_that_is_leased_or_waits_keeps_its_time(redis_client: Redis, namespace: str) -> None:
+async def test_a_leased_or_waiting_queue_keeps_its_time(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await queue(store, ONE)
     lease = await store.lease_queue()
@@ -81,7 +81,7 @@ async def test_a_queue_that_is_leased_or_waits_keeps_its_time(redis_client: Redi
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: lease.deadline}
 
 
-async def test_what_waits_alone_is_a_string_and_of_more_there_is_a_list(
+async def test_a_single_delivery_is_a_string_and_several_are_a_list(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -107,7 +107,7 @@ async def test_what_waits_alone_is_a_string_and_of_more_there_is_a_list(
 
 
 @pytest.mark.parametrize("damaged", ["queue", "queues", "due", "dead", "bodies", "sizes"])
-async def test_a_damaged_key_refuses_before_anything_is_written(
+async def test_a_damaged_key_fails_before_anything_is_written(
     redis_client: Redis, namespace: str, damaged: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -145,7 +145,7 @@ async def test_attempts_of_a_subscription_are_spaced_over_all_workers(
     assert await one.polls.take_turns(OPS, 1, spacing_ms=250) == 0, "a provider of that name has its own"
 
 
-async def test_a_turn_that_is_far_off_is_told_and_not_reserved(redis_client: Redis, namespace: str) -> None:
+async def test_a_distant_turn_is_returned_and_not_reserved(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     breakers = Breakers(store.pipe, store.keys)
     assert await breakers.take_turn(OPS, spacing_ms=10_000, within_ms=2000) == 0
@@ -171,7 +171,7 @@ async def last_letter(store: Store) -> str:
     return str(answer[0][0].decode())
 
 
-async def test_dead_letters_go_back_to_the_end_of_their_queue_and_are_none_any_more(
+async def test_resent_dead_letters_go_to_the_end_of_their_queue_and_leave_the_list(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -197,7 +197,7 @@ async def test_a_dead_letter_that_is_asked_for_twice_moves_once(redis_client: Re
     assert await store.queue() == [ONE.entry, TWO.entry]
 
 
-async def test_letters_that_are_gone_leave_everything_as_it_was(redis_client: Redis, namespace: str) -> None:
+async def test_resending_missing_dead_letters_changes_nothing(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     letter = await a_letter(store, ONE)
     await store.queues.enqueue(OPS, ACCOUNT, [ONE], dead_letters=[letter])
@@ -206,7 +206,7 @@ async def test_letters_that_are_gone_leave_everything_as_it_was(redis_client: Re
     assert await store.contents() == before
 
 
-async def test_what_waits_is_made_due_and_looked_for_at_once(redis_client: Redis, namespace: str) -> None:
+async def test_waiting_deliveries_are_made_due_and_found_at_once(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await queue(store, ONE)
     queues, index = store.keys.queues(SHARD, OPS), store.keys.due_subscriptions(SHARD)
@@ -218,22 +218,20 @@ async def test_what_waits_is_made_due_and_looked_for_at_once(redis_client: Redis
     assert (await store.scores(queues))[ACCOUNT] <= await store.now_ms() + 1
 
 
-async def test_without_queues_there_is_nothing_to_make_due(redis_client: Redis, namespace: str) -> None:
+async def test_without_queues_nothing_is_made_due(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     assert await store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS) == 0
     assert await store.contents() == {}
 
 
-async def test_a_delivery_that_was_put_back_is_the_same_to_the_byte(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_resent_delivery_is_the_same_byte_for_byte(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     odd = a_delivery(9, b"\x00\xff\n%s")
     await queue(store, odd)
     assert await store.queue() == [odd.entry]
 
 
-async def test_a_head_that_waits_for_a_retry_is_given_up_and_the_next_one_is_due(
+async def test_dropping_a_head_that_waits_for_a_retry_makes_the_next_one_due(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -253,7 +251,7 @@ async def test_a_head_that_waits_for_a_retry_is_given_up_and_the_next_one_is_due
     assert (await store.begin(await store.lease_queue()))[1].deliveries[0][0] == two
 
 
-async def test_a_queue_in_hand_stays_so_when_its_head_is_given_up_and_ends_when_that_was_its_last(
+async def test_a_leased_queue_stays_leased_when_its_head_is_dropped_and_ends_with_its_last(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -270,9 +268,7 @@ async def test_a_queue_in_hand_stays_so_when_its_head_is_given_up_and_ends_when_
     assert await store.scores(schedule) == {}
 
 
-async def test_the_only_delivery_of_a_queue_is_given_up_and_nothing_of_it_is_scheduled(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_dropping_the_only_delivery_unschedules_its_queue(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(1)])
     assert await store.queues.give_up(OPS, ACCOUNT, a_delivery(1).entry, reason="by hand") == 0

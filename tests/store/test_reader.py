@@ -43,9 +43,7 @@ async def test_states_come_in_the_order_asked_for(
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
-async def test_a_state_comes_with_the_place_in_the_log_that_it_stands_at(
-    survey: Reader, books: Books
-) -> None:
+async def test_a_state_is_read_with_its_position_in_the_log(survey: Reader, books: Books) -> None:
     assert await seen(survey, "treasury") == [Seen("treasury", None, None, START)]
     (step,) = await books.live(STORY[:1])
     (found,) = await seen(survey, "treasury")
@@ -94,7 +92,7 @@ async def test_failing_accounts_are_read_with_their_reasons(survey: Reader, book
     assert (await survey.failing("loopring"))["treasury"].error_class == "unknown"
 
 
-async def test_a_schedule_says_how_many_and_when_the_first_is_due(survey: Reader, books: Books) -> None:
+async def test_a_schedule_has_its_count_and_its_first_due_time(survey: Reader, books: Books) -> None:
     assert await survey.overdue("loopring") == Overdue(0, None)
     await books.enroll("a", "b", "c")
     due_ms = await survey.now_ms() - 5000
@@ -103,7 +101,7 @@ async def test_a_schedule_says_how_many_and_when_the_first_is_due(survey: Reader
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
-async def test_what_waits_is_measured_per_subscription(survey: Reader, books: Books) -> None:
+async def test_the_backlog_is_measured_per_subscription(survey: Reader, books: Books) -> None:
     accounts = [f"account-{number}" for number in range(20)]
     for number, account in enumerate(accounts):
         await books.live(STORY[:3], account, at_ms=NOW_MS + number)
@@ -118,7 +116,7 @@ async def test_what_waits_is_measured_per_subscription(survey: Reader, books: Bo
     }  # owed to one that is not configured any more
 
 
-async def test_dead_letters_and_queues_tried_again_are_counted(survey: Reader, books: Books) -> None:
+async def test_dead_letters_and_retrying_queues_are_counted(survey: Reader, books: Books) -> None:
     await books.live(STORY[:3])
     shard = shard_of("treasury")
     await books.pipe.command("XADD", books.keys.dead(shard, "ops"), "*", "account", "treasury")
@@ -127,9 +125,7 @@ async def test_dead_letters_and_queues_tried_again_are_counted(survey: Reader, b
     assert (found.queues, found.retrying, found.dead) == (1, 1, 1)
 
 
-async def test_dead_letters_whose_bodies_had_to_go_are_named_all_the_same(
-    survey: Reader, books: Books
-) -> None:
+async def test_dead_letters_without_bodies_are_still_named(survey: Reader, books: Books) -> None:
     for subscription in ("ops", "others"):
         await books.pipe.command(
             *("XADD", books.keys.given_up(shard_of("treasury")), "*", "subscription", subscription),
@@ -178,7 +174,7 @@ async def test_a_queue_longer_than_a_page_is_read_once(
         ((1,), "", 2, 1),
     ],
 )
-async def test_a_queue_is_read_on_behind_what_was_read_last_whatever_went_in_between(
+async def test_reading_a_queue_continues_after_the_last_delivery_though_others_left(
     redis_client: Redis,
     namespace: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -197,7 +193,7 @@ async def test_a_queue_is_read_on_behind_what_was_read_last_whatever_went_in_bet
     assert found == [*waiting[behind:]]
 
 
-async def test_the_latest_dead_letters_are_read_and_what_cannot_go_back_has_no_delivery(
+async def test_the_latest_dead_letters_are_read_and_those_without_bodies_have_no_delivery(
     redis_client: Redis, namespace: str
 ) -> None:
     store, shard = a_store(redis_client, namespace), SHARD

@@ -54,12 +54,12 @@ async def test_dead_letters_are_counted(redis_client: Redis, namespace: str) -> 
     }
 
 
-async def test_nobody_is_asked_about_nobody(redis_client: Redis, namespace: str) -> None:
+async def test_without_names_redis_is_not_asked(redis_client: Redis, namespace: str) -> None:
     assert await Reader(Pipe(redis_client), Keys(namespace)).waiting([]) == {}
 
 
 @pytest.mark.parametrize("oldest_is", ["due first", "due last"])
-async def test_of_a_long_backlog_both_ends_of_the_schedule_are_looked_at(
+async def test_both_ends_of_the_schedule_of_a_long_backlog_are_read(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch, oldest_is: str
 ) -> None:
     monkeypatch.setattr(reader, "_QUEUES_MEASURED", 8)
@@ -75,7 +75,7 @@ async def test_of_a_long_backlog_both_ends_of_the_schedule_are_looked_at(
     assert waiting["ops"] == Backlog(queues=len(accounts), deliveries=len(accounts), oldest_sequence=1000)
 
 
-async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(
+async def test_many_waiting_subscriptions_take_a_bounded_number_of_commands(
     redis_client: Redis, namespace: str
 ) -> None:
     keys, names = Keys(namespace), [f"s{number}" for number in range(260)]
@@ -94,7 +94,7 @@ async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(
     assert pipe.calls <= counting + len(names) // 2
 
 
-async def test_of_thousands_only_those_are_looked_at_that_something_waits_for_or_was_given_up_of(
+async def test_only_subscriptions_with_a_backlog_or_dead_letters_are_read(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -127,7 +127,7 @@ class _CountingPipe(Pipe):
 
 
 @every_engine
-async def test_what_is_due_is_counted_until_somebody_claims_it(redis_client: Redis, namespace: str) -> None:
+async def test_due_work_is_counted_until_it_is_claimed(redis_client: Redis, namespace: str) -> None:
     keys = Keys(namespace)
     await redis_client.zadd(keys.polls(0, "loopring"), {"a": NOW_MS - 1, "b": NOW_MS, "leased": NOW_MS + 1})
     await redis_client.zadd(keys.polls(9, "loopring"), {"c": 0})

@@ -41,7 +41,7 @@ async def anew(store: Store, version: str = "anew") -> Commit:
     return Commit(ACCOUNT, PROVIDER, None, state.version, step)
 
 
-async def test_a_reset_touches_neither_queues_nor_bodies_nor_the_schedule(store: Store) -> None:
+async def test_a_reset_changes_neither_queues_nor_bodies_nor_the_schedule(store: Store) -> None:
     commit = await anew(store)
     before = await store.contents()
     assert (await store.polls.commit(commit)).reply is Reply.DONE
@@ -65,7 +65,7 @@ async def test_the_event_in_flight_is_settled_and_the_next_one_follows(store: St
         lease = lease._replace(deadline=until)
 
 
-async def test_a_poll_under_way_is_refused_and_so_is_a_touch(store: Store) -> None:
+async def test_after_a_reset_a_poll_in_flight_and_its_touch_are_refused(store: Store) -> None:
     lease = await store.lease()
     assert (await store.polls.commit(await anew(store))).reply is Reply.DONE
     touched = await store.polls.touch(

@@ -79,7 +79,7 @@ async def test_a_removed_account_is_forgotten_ten_minutes_later_and_its_queues_s
     assert ACCOUNT in await store.scores(store.keys.queues(SHARD, OPS))
 
 
-async def test_an_account_that_comes_back_in_time_has_its_state_and_what_was_queued_for_it(
+async def test_an_account_added_again_in_time_has_its_state_and_its_queues(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -93,7 +93,7 @@ async def test_an_account_that_comes_back_in_time_has_its_state_and_what_was_que
     assert store.keys.queued(ACCOUNT) in await store.contents()
 
 
-async def test_an_account_that_comes_back_late_starts_with_a_new_baseline(
+async def test_an_account_added_again_late_starts_with_a_new_baseline(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -135,7 +135,7 @@ async def test_an_account_that_moves_to_another_provider_keeps_its_state(
     assert (await store.polls.commit(moved)).reply == 1
 
 
-async def test_long_lists_are_enrolled_piece_by_piece(
+async def test_long_lists_are_enrolled_in_parts(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -174,7 +174,7 @@ async def test_only_enrolled_accounts_can_be_made_due(redis_client: Redis, names
     ],
     ids=str,
 )
-async def test_a_layout_of_another_version_is_refused_untouched(
+async def test_a_layout_of_another_version_is_refused_unchanged(
     redis_client: Redis, namespace: str, layout: dict[str, str]
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -188,7 +188,7 @@ async def test_a_layout_of_another_version_is_refused_untouched(
     assert await store.contents() == before
 
 
-async def test_no_account_is_enrolled_where_another_layout_is_wanted(
+async def test_no_account_is_enrolled_while_another_layout_is_asked_for(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -201,7 +201,7 @@ async def test_no_account_is_enrolled_where_another_layout_is_wanted(
 
 
 @pytest.mark.parametrize("lacking", ["shards", "schema"])
-async def test_a_layout_that_says_half_is_refused(redis_client: Redis, namespace: str, lacking: str) -> None:
+async def test_an_incomplete_layout_is_refused(redis_client: Redis, namespace: str, lacking: str) -> None:
     store = a_store(redis_client, namespace)
     await store.roster.check_layout()
     await store.pipe.command("HDEL", store.keys.meta(), lacking)
@@ -209,7 +209,7 @@ async def test_a_layout_that_says_half_is_refused(redis_client: Redis, namespace
         await store.roster.check_layout()
 
 
-async def test_an_enrolment_is_missing_until_one_came_to_its_end(redis_client: Redis, namespace: str) -> None:
+async def test_an_enrolment_counts_once_it_is_complete(redis_client: Redis, namespace: str) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
     assert await store.roster.enrolled() is None
     await store.roster.check_layout()
@@ -219,7 +219,7 @@ async def test_an_enrolment_is_missing_until_one_came_to_its_end(redis_client: R
     assert await store.roster.enrolled() == "b"
 
 
-async def test_an_enrolment_that_removes_nobody_only_adds(redis_client: Redis, namespace: str) -> None:
+async def test_an_enrolment_without_removals_only_adds(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT])
     await store.fill(a_delivery())
@@ -238,7 +238,7 @@ async def test_our_own_layout_is_accepted(redis_client: Redis, namespace: str) -
 
 
 @pytest.mark.parametrize("damage", [b"{", b'"loopring"', b"[[1], 7, null]", b"[" * 2000, b"\xff"])
-async def test_a_damaged_list_of_providers_is_made_anew(
+async def test_a_damaged_list_of_providers_is_replaced(
     redis_client: Redis, namespace: str, damage: bytes
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -257,7 +257,7 @@ async def test_a_key_of_another_type_under_meta_is_named(redis_client: Redis, na
             await ask()
 
 
-async def test_a_damaged_schedule_is_left_alone_and_the_others_are_filled(
+async def test_a_damaged_schedule_stays_as_it_is_and_the_others_are_filled(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -269,7 +269,9 @@ async def test_a_damaged_schedule_is_left_alone_and_the_others_are_filled(
     assert await enroll(store, loopring=[ACCOUNT, other]) == Enrolled(1, 0)
 
 
-async def test_a_name_that_is_no_text_is_taken_off_the_schedule(redis_client: Redis, namespace: str) -> None:
+async def test_a_name_that_is_no_text_is_removed_from_the_schedule(
+    redis_client: Redis, namespace: str
+) -> None:
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT])
     await store.pipe.command("ZADD", store.keys.polls(SHARD, PROVIDER), 1, b"\xff")
@@ -277,9 +279,7 @@ async def test_a_name_that_is_no_text_is_taken_off_the_schedule(redis_client: Re
     assert list(await scheduled(store)) == [ACCOUNT]
 
 
-async def test_an_account_in_hand_is_not_made_due_but_left_to_its_lease(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_leased_account_is_not_made_due(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     first, second, third = NEIGHBOURS[:3]
     polls = store.keys.polls(SHARD, PROVIDER)
@@ -290,7 +290,7 @@ async def test_an_account_in_hand_is_not_made_due_but_left_to_its_lease(
     assert await store.scores(polls) == {first: lease.deadline, second: now_ms, third: now_ms}
 
 
-async def test_a_lease_that_has_run_out_holds_nothing(redis_client: Redis, namespace: str) -> None:
+async def test_an_expired_lease_prevents_nothing(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     polls = store.keys.polls(SHARD, PROVIDER)
     await store.due(polls, **{ACCOUNT: -1})
@@ -300,9 +300,7 @@ async def test_a_lease_that_has_run_out_holds_nothing(redis_client: Redis, names
     assert await store.scores(polls) == {ACCOUNT: now_ms}
 
 
-async def test_what_waits_for_a_retry_is_made_due_and_a_lease_is_not_made_due(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_waiting_retry_is_made_due_and_a_lease_is_not(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     polls = store.keys.polls(SHARD, PROVIDER)
     await store.due(polls, **{ACCOUNT: -1})

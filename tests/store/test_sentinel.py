@@ -29,7 +29,7 @@ async def test_the_replica_that_takes_over_is_found_and_has_what_was_written(eng
             assert await _answer(pipe, "INCR", "x") == 2
 
 
-async def test_a_name_that_no_sentinel_knows_is_a_mistake_of_the_configuration() -> None:
+async def test_a_name_that_no_sentinel_knows_is_a_configuration_error() -> None:
     port = a_free_port()
     with real_server("valkey", *on_port(port)) as primary, watched(primary, port) as url:
         async with connect(url.replace(NAME, "other")) as client:
@@ -39,7 +39,7 @@ async def test_a_name_that_no_sentinel_knows_is_a_mistake_of_the_configuration()
                 await Pipe(client).command("PING")
 
 
-async def test_a_server_that_is_no_sentinel_is_said_to_be_none_unless_another_one_knows() -> None:
+async def test_a_server_that_is_no_sentinel_is_named_unless_another_sentinel_answers() -> None:
     port = a_free_port()
     with real_server("valkey", *on_port(port)) as primary, watched(primary, port) as url:
         async with connect(f"redis+sentinel://127.0.0.1:{port}/{NAME}") as client:
@@ -81,7 +81,7 @@ async def _answer(pipe: Pipe, *command: str) -> object:
         ),
     ],
 )
-def test_an_address_names_the_sentinels_and_whom_they_watch(url: str, found: Several, shown: str) -> None:
+def test_an_address_names_the_sentinels_and_their_primary(url: str, found: Several, shown: str) -> None:
     assert several(url) == found
     assert safe_url(url) == shown
 
@@ -101,7 +101,7 @@ def test_an_address_names_the_sentinels_and_whom_they_watch(url: str, found: Sev
         f"redis+sentinel://me:1/2{PASSWORD}@one/main",
     ],
 )
-def test_an_address_that_cannot_be_meant_is_refused_and_never_repeated(url: str) -> None:
+def test_an_invalid_address_is_refused_and_never_quoted(url: str) -> None:
     with pytest.raises(ConfigurationRefused) as caught:
         connect(url)
     assert not re.search(PASSWORD, f"{caught.value}{caught.value.__cause__}{safe_url(url)}")

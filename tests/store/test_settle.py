@@ -69,7 +69,7 @@ async def refused(store: Store, settle: Settle, lease: Lease, delivery: Delivery
     assert await store.contents() == before
 
 
-async def test_a_delivered_head_makes_room_for_the_next_and_keeps_the_queue(
+async def test_a_delivered_head_is_removed_and_the_queue_stays_leased(
     redis_client: Redis, namespace: str
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
@@ -95,7 +95,7 @@ async def test_an_empty_queue_leaves_the_schedule(redis_client: Redis, namespace
     assert list(await store.scores(store.keys.queues(SHARD, OPS))) == [NEIGHBOURS[0]]
 
 
-async def test_what_is_queued_meanwhile_stays_with_the_holder_of_the_queue(
+async def test_deliveries_queued_meanwhile_stay_with_the_holder_of_the_queue(
     redis_client: Redis, namespace: str
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE)
@@ -108,7 +108,7 @@ async def test_what_is_queued_meanwhile_stays_with_the_holder_of_the_queue(
     assert await store.queue() == [TWO.entry]
 
 
-async def test_a_dead_head_is_kept_with_its_reason_and_the_queue_goes_on(
+async def test_a_dead_head_becomes_a_dead_letter_and_the_queue_goes_on(
     redis_client: Redis, namespace: str
 ) -> None:
     odd = a_delivery(1, b"\x00\xff\n%s")
@@ -152,7 +152,7 @@ async def test_a_queue_that_waits_is_found_again_through_the_index(
     assert await store.scores(index) == {OPS: int(due[ACCOUNT])}
 
 
-async def test_a_retry_does_not_put_off_another_queue_of_its_subscription(
+async def test_a_retry_does_not_delay_another_queue_of_its_subscription(
     redis_client: Redis, namespace: str
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE)
@@ -163,7 +163,7 @@ async def test_a_retry_does_not_put_off_another_queue_of_its_subscription(
     assert await store.scores(index) == before
 
 
-async def test_tries_are_counted_for_one_head(redis_client: Redis, namespace: str) -> None:
+async def test_failures_are_counted_per_head(redis_client: Redis, namespace: str) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     assert await store.tries() == (0, b"")
     for count in range(1, 12):
@@ -179,7 +179,7 @@ async def test_tries_are_counted_for_one_head(redis_client: Redis, namespace: st
     assert await store.tries() == (1, TWO.entry)
 
 
-async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
+async def test_failures_of_a_dropped_head_do_not_count_for_the_next(
     redis_client: Redis, namespace: str
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE)
@@ -195,7 +195,7 @@ async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
 
 @every_outcome
 @pytest.mark.parametrize("pushed_out", [1, 2])
-async def test_a_head_that_a_full_backlog_gave_up_meanwhile_costs_no_other_delivery(
+async def test_a_head_dropped_meanwhile_by_a_full_backlog_removes_no_other_delivery(
     redis_client: Redis, namespace: str, settle: Settle, pushed_out: int
 ) -> None:
     """Its attempt ends with a queue in hand whose head is another: the queue is given back as it is."""
@@ -212,7 +212,7 @@ async def test_a_head_that_a_full_backlog_gave_up_meanwhile_costs_no_other_deliv
 
 
 @pytest.mark.parametrize("outcome", ["delivered", "dead", "retry"])
-async def test_an_attempt_is_remembered_where_there_is_something_to_tell(
+async def test_an_attempt_is_recorded_if_it_failed_or_had_failed_before(
     redis_client: Redis, namespace: str, outcome: str
 ) -> None:
     record = b'{"status":503}\x00\xff'
@@ -267,7 +267,7 @@ async def test_attempts_of_all_subscriptions_share_their_bytes(redis_client: Red
     assert lengths == [18, 8], "the newest of each stay, whatever the others take"
 
 
-async def test_dead_letters_and_attempts_are_within_a_lowered_bound_after_a_few(
+async def test_a_lowered_bound_of_dead_letters_and_attempts_is_met_after_a_few_calls(
     redis_client: Redis, namespace: str
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, *some_deliveries(*range(1, 46)))
@@ -281,7 +281,7 @@ async def test_dead_letters_and_attempts_are_within_a_lowered_bound_after_a_few(
         assert len(await store.stream(key)) < 12
 
 
-async def test_a_dead_letter_that_lacks_fields_goes_like_any_other(
+async def test_a_dead_letter_that_lacks_fields_is_trimmed_like_any_other(
     redis_client: Redis, namespace: str
 ) -> None:
     waiting = some_deliveries(*range(1, 10))
@@ -325,7 +325,7 @@ async def noted_of(store: Store) -> dict[bytes, bytes]:
     return {part: size for part, size in sizes.items() if part != b"trimmed"}
 
 
-async def test_what_everything_takes_is_noted_to_the_byte(redis_client: Redis, namespace: str) -> None:
+async def test_all_sizes_are_recorded_to_the_byte(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace, bounds=Bounds(log=4_000, dead=5_000, attempts=1_500))
     for number in range(1, 31):
         one = a_delivery(number, b"x" * (7 * number))
@@ -347,7 +347,7 @@ async def test_what_everything_takes_is_noted_to_the_byte(redis_client: Redis, n
     assert int(noted[b"log"]) <= 4_000 < int(noted[b"dead"]) <= 5_000
 
 
-async def test_a_size_that_is_damaged_counts_from_nothing(redis_client: Redis, namespace: str) -> None:
+async def test_a_damaged_size_counts_from_zero(redis_client: Redis, namespace: str) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE)
     sizes = store.keys.sizes(SHARD)
     await store.pipe.command("HSET", sizes, "dead", "x", "attempts", "x")
@@ -369,7 +369,7 @@ async def test_only_the_head_is_settled(redis_client: Redis, namespace: str, set
 
 
 @every_outcome
-async def test_an_attempt_of_a_head_with_the_same_beginning_is_another_one(
+async def test_an_attempt_of_another_head_with_the_same_prefix_is_distinct(
     redis_client: Redis, namespace: str, settle: Settle
 ) -> None:
     longer = a_delivery(1, previous=None)
@@ -379,7 +379,7 @@ async def test_an_attempt_of_a_head_with_the_same_beginning_is_another_one(
 
 
 @every_outcome
-async def test_a_queue_that_is_gone_has_no_head(redis_client: Redis, namespace: str, settle: Settle) -> None:
+async def test_a_missing_queue_has_no_head(redis_client: Redis, namespace: str, settle: Settle) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE)
     await store.pipe.command("DEL", store.keys.queue(OPS, ACCOUNT))
     await refused(store, settle, lease, ONE, Reply.MOVED_ON)
@@ -397,7 +397,7 @@ async def test_without_the_lease_nothing_is_settled(
 
 @every_outcome
 @pytest.mark.parametrize("deliveries", [(ONE,), (ONE, TWO), (ONE, ONE)], ids=["last", "more", "twin"])
-async def test_a_repeated_settling_takes_nothing_twice(
+async def test_a_repeated_settle_removes_nothing_twice(
     redis_client: Redis, namespace: str, settle: Settle, deliveries: tuple[Delivery, ...]
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, *deliveries)
@@ -408,9 +408,7 @@ async def test_a_repeated_settling_takes_nothing_twice(
     assert await store.contents() == before
 
 
-async def test_a_settling_that_is_asked_for_again_hears_what_the_first_was_answered(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_repeated_settle_gets_the_first_answer(redis_client: Redis, namespace: str) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     until = store.queues.until(lease, MINUTE_MS)
     for _ in range(2):
@@ -436,7 +434,7 @@ async def a_record(store: Store, lease: Lease, delivery: Delivery) -> Reply:
     "damaged",
     ["queue", "queues", "tries", "dead", "due", "attempts", "bodies", "sizes", "given up", "backlogs"],
 )
-async def test_a_damaged_key_loses_no_delivery_and_one_that_is_not_needed_holds_up_none(
+async def test_a_damaged_key_loses_no_delivery_and_an_unneeded_one_delays_none(
     redis_client: Redis, namespace: str, settle: Settle, needed: set[str], damaged: str
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
@@ -464,9 +462,7 @@ async def test_a_damaged_key_loses_no_delivery_and_one_that_is_not_needed_holds_
         assert await store.queue() == ([TWO.entry] if settle in (delivered, dead) else [ONE.entry, TWO.entry])
 
 
-async def test_a_queue_is_kept_for_longer_by_whoever_has_it_and_by_nobody_else(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_lease_is_extended_by_its_holder_only(redis_client: Redis, namespace: str) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE)
     longer = lease.deadline + 5
     assert await store.queues.extend(OPS, lease, until=longer) is Reply.DONE

@@ -46,7 +46,7 @@ async def refused(store: Store, lease: Lease, *entries: bytes, reply: Reply = Re
     assert await store.contents() == before
 
 
-async def test_what_went_together_goes_together_and_the_queue_is_kept(
+async def test_deliveries_of_one_attempt_are_settled_together_and_the_queue_stays_leased(
     redis_client: Redis, namespace: str
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, 5)
@@ -61,7 +61,9 @@ async def test_what_went_together_goes_together_and_the_queue_is_kept(
     assert not contents.keys() & {*gone}
 
 
-async def test_they_are_one_attempt_to_remember_and_one_result(redis_client: Redis, namespace: str) -> None:
+async def test_together_they_are_one_recorded_attempt_and_one_result(
+    redis_client: Redis, namespace: str
+) -> None:
     store, lease = await a_queue(redis_client, namespace, 4)
     await store.fill(*some_deliveries(9), account=NEIGHBOURS[0])
     other = await store.lease_queue(NEIGHBOURS[0])
@@ -74,7 +76,9 @@ async def test_they_are_one_attempt_to_remember_and_one_result(redis_client: Red
     assert (sum(counts[::2]), sum(counts[1::2]), misses) == (1, 0, [])
 
 
-async def test_a_repeat_after_a_lost_answer_takes_nothing_twice(redis_client: Redis, namespace: str) -> None:
+async def test_a_repeat_after_a_lost_answer_removes_nothing_twice(
+    redis_client: Redis, namespace: str
+) -> None:
     store, lease = await a_queue(redis_client, namespace, 5)
     until = store.queues.until(lease, MINUTE_MS)
     for _ in range(2):
@@ -91,7 +95,7 @@ async def test_all_of_it_is_settled_or_nothing(redis_client: Redis, namespace: s
 
 
 @pytest.mark.parametrize("left", [1, 2, 3])
-async def test_what_was_given_up_meanwhile_is_settled_by_none_of_those_it_went_with(
+async def test_if_one_was_dropped_meanwhile_none_is_settled(
     redis_client: Redis, namespace: str, left: int
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, 4)
@@ -104,7 +108,7 @@ async def test_what_was_given_up_meanwhile_is_settled_by_none_of_those_it_went_w
     await refused(store, lease, *waiting)
 
 
-async def test_one_that_waits_alone_is_none_of_two(redis_client: Redis, namespace: str) -> None:
+async def test_a_single_delivery_is_not_settled_as_two(redis_client: Redis, namespace: str) -> None:
     store, lease = await a_queue(redis_client, namespace, 1)
     await refused(store, lease, *ENTRIES[:2])
     assert await delivered(store, lease, ENTRIES[0]) == (Reply.DONE, 0)
@@ -153,7 +157,7 @@ async def a_history(store: Store, seed: int, *, is_together: bool) -> dict[str, 
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_it_leaves_what_one_by_one_would_have_left(
+async def test_the_result_is_the_same_as_settling_one_by_one(
     redis_client: Redis, namespace: str, seed: int
 ) -> None:
     one_by_one = await a_history(a_store(redis_client, f"{namespace}-1"), seed, is_together=False)

@@ -96,7 +96,7 @@ def test_a_lost_table_costs_names_and_decimals_but_no_amount(
 
 @tried(40)
 @given(states(), st.integers(0, 10**14 - 1), st.integers(0, 10**20 - 1))
-def test_version_time_and_height_stand_at_their_place(
+def test_version_time_and_height_are_at_fixed_positions(
     state: AccountState, polled_at_ms: int, height: int
 ) -> None:
     text = dump_state(state, {})
@@ -111,7 +111,7 @@ def test_version_time_and_height_stand_at_their_place(
         assert load_state(touched, {}) == after
 
 
-def test_a_state_without_a_height_is_the_bytes_that_it_was_before_there_were_any() -> None:
+def test_a_state_without_a_height_has_the_same_bytes_as_before_heights() -> None:
     state = of_asset()
     text = dump_state(state, ETHER)
     assert text.partition(b"\n")[0] == HEAD.partition(b"\n")[0]
@@ -121,7 +121,7 @@ def test_a_state_without_a_height_is_the_bytes_that_it_was_before_there_were_any
     assert len(high) == len(text) + 21
 
 
-def test_a_height_that_does_not_fit_in_is_not_written() -> None:
+def test_a_height_that_does_not_fit_is_not_written() -> None:
     for height in (-1, 10**20):
         with pytest.raises(ValueError, match="20"):
             dump_state(of_asset()._replace(height=height), ETHER)
@@ -158,7 +158,7 @@ def test_decimals_that_are_not_known_are_not_zero_decimals() -> None:
     assert load_state(dump_state(state, ETHER), ETHER) == state
 
 
-def test_what_is_pending_confirmation_and_suspect_is_kept_to_the_digit() -> None:
+def test_pending_and_suspect_amounts_are_kept_to_the_digit() -> None:
     huge = "9" * 77 + "." + "1" * 78
     state = of_asset(
         published=a_balance("-" + huge, "0", None, "-0.5"),
@@ -176,7 +176,7 @@ def test_a_state_is_the_same_bytes_in_every_process() -> None:
     assert json.loads(text.partition(b"\n")[2])[-1] == sorted(names)
 
 
-def test_an_asset_that_is_called_otherwise_says_so_itself() -> None:
+def test_an_asset_with_another_name_has_it_in_its_row() -> None:
     state = of_asset()
     tables: list[Table] = [{}, {"ETH": ("ETH", None, 6)}, {"ETH": ("WETH", "Ether", None)}]
     for names in tables:
@@ -186,19 +186,19 @@ def test_an_asset_that_is_called_otherwise_says_so_itself() -> None:
     assert row_of(pending, {}) == {"is": ["18 1", 1, "1", None], "symbol": "ETH", "name": "Ether"}
 
 
-def test_an_asset_without_a_name_is_called_as_the_table_says_once_it_does() -> None:
+def test_an_asset_without_a_name_gets_that_of_the_table_later() -> None:
     state = of_asset(asset=Asset("ETH", decimals=18))
     assert (row_of(state, ETHER), row_of(state, {})) == ("=1", "18 1")
     assert load_state(dump_state(state, {}), ETHER).entry_by_asset["ETH"].asset.name == "Ether"
 
 
-def test_an_asset_that_changed_its_unit_says_its_decimals_itself() -> None:
+def test_an_asset_with_other_decimals_has_them_in_its_row() -> None:
     state = of_asset(asset=Asset("ETH", "ETH", "Ether", 6))
     assert row_of(state) == "6 1"
     assert load_state(dump_state(state, ETHER), ETHER) == state
 
 
-def test_decimals_that_are_lost_stay_so_until_they_are_said_again() -> None:
+def test_lost_decimals_stay_unknown_until_the_table_has_them_again() -> None:
     text = dump_state(of_asset(), ETHER)
     lost = load_state(text, {})
     assert lost.entry_by_asset["ETH"].asset == Asset("ETH", decimals=LOST)
@@ -212,7 +212,7 @@ def test_decimals_that_are_lost_stay_so_until_they_are_said_again() -> None:
     [{"version": "0" * 17}, {"version": "a b"}, {"version": "ä"}, {"version": ""}]
     + [{name: value} for name in ("sequence", "polled_at_ms") for value in (-1, 10**14)],
 )
-def test_nothing_is_written_that_could_not_be_read(fields: dict[str, Any]) -> None:
+def test_only_readable_states_are_written(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="16 characters"):
         dump_state(of_asset()._replace(**fields), ETHER)
 
@@ -305,7 +305,7 @@ def test_a_hostile_body_is_refused(body: bytes) -> None:
         b"0123456789abcdef\n00000000001000 1\n",
     ],
 )
-def test_another_head_is_refused(head: bytes) -> None:
+def test_any_other_head_is_refused(head: bytes) -> None:
     body = dump_state(of_asset(), ETHER)[len(HEAD) :]
     assert load_state(HEAD + body, ETHER) == of_asset()
     with pytest.raises(BadState):
@@ -313,7 +313,7 @@ def test_another_head_is_refused(head: bytes) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
-def test_another_encoding_is_refused(encoding: str) -> None:
+def test_any_other_encoding_is_refused(encoding: str) -> None:
     body = dump_state(of_asset(), ETHER)[len(HEAD) :].decode()
     with pytest.raises(BadState):
         load_state(HEAD + body.encode(encoding), ETHER)
@@ -363,7 +363,7 @@ def any_of(*values: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_another_row_is_refused(row: Any) -> None:
+def test_any_other_row_is_refused(row: Any) -> None:
     with pytest.raises(BadState):
         load_state(written("here", {"ETH": row}), {})
 
@@ -383,7 +383,7 @@ def test_another_row_is_refused(row: Any) -> None:
     ],
     ids=str,
 )
-def test_another_part_is_refused(damage: tuple[Any, ...]) -> None:
+def test_any_other_part_is_refused(damage: tuple[Any, ...]) -> None:
     with pytest.raises(BadState):
         load_state(written(*damage), ETHER)
 

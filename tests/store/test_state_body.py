@@ -39,13 +39,13 @@ def never_misread(damaged: dict[str, bytes]) -> None:
 
 @tried(30)
 @given(states(), st.dictionaries(words, counts, max_size=3))
-def test_a_state_is_read_back_as_it_was_written_but_for_what_0_1_knew_nothing_of(
+def test_a_state_is_read_back_as_it_was_written_but_for_what_0_1_lacks(
     state: AccountState, previous: dict[str, int]
 ) -> None:
     assert load_hash(fields(state, previous)) == (state._replace(emptiness=None, height=None), previous)
 
 
-def test_what_is_pending_confirmation_and_suspect_is_kept_to_the_digit() -> None:
+def test_pending_and_suspect_amounts_are_kept_to_the_digit() -> None:
     huge = "9" * 77 + "." + "1" * 78
     entry = Entry(
         Asset("ETH", "ETH", None, 18),
@@ -69,7 +69,7 @@ def test_zero_and_null_are_not_the_same() -> None:
     assert (entry.published.pending_deposit, entry.published.pending_withdrawal) == (None, "0")
 
 
-def test_what_another_version_wrote_is_not_guessed_at() -> None:
+def test_a_state_of_another_version_is_refused() -> None:
     body = json.loads(dump_body(a_state(ETH="10"), {}))
     with pytest.raises(BadState, match="another version"):
         load_hash(fields(a_state(), body=json.dumps({**body, "schema": 2}).encode()))

@@ -101,7 +101,7 @@ async def test_each_account_gets_its_own_state_and_its_own_delivery(
             assert await store.queue(account) == [delivery.entry]
 
 
-async def test_what_is_asked_together_goes_out_in_few_calls(redis_client: Redis, namespace: str) -> None:
+async def test_steps_made_together_are_sent_in_few_calls(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await deliveries_of(store, *MANY)
     leases = [await store.lease(account) for account in MANY]
@@ -114,7 +114,7 @@ async def test_what_is_asked_together_goes_out_in_few_calls(redis_client: Redis,
     assert len(sent) == 2, "what takes longer holds the server up for 64 at a time at most"
 
 
-async def test_what_is_asked_of_all_shards_together_is_one_call(redis_client: Redis, namespace: str) -> None:
+async def test_steps_of_all_shards_made_together_are_one_call(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     for account in EVERYWHERE:
         await store.due(store.keys.polls(shard_of(account), PROVIDER), **{account: -1})
@@ -153,7 +153,7 @@ async def test_what_is_asked_of_all_shards_together_is_one_call(redis_client: Re
     assert await flaws(store.pipe, store.keys) == []
 
 
-async def test_a_damaged_key_fails_its_own_step_and_only_steps_of_its_shard_are_taken_again(
+async def test_a_damaged_key_fails_its_own_step_and_only_its_shard_is_repeated(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -184,7 +184,7 @@ async def test_a_damaged_key_fails_its_own_step_and_only_steps_of_its_shard_are_
     assert [name for name in EVERYWHERE[1:] if await store.queue(name)] == []
 
 
-async def test_where_a_call_over_all_shards_is_refused_none_is_made_again(
+async def test_after_a_refused_call_over_all_shards_no_other_is_made(
     redis_client: Redis, namespace: str
 ) -> None:
     """As by a Cluster, or a proxy before one, that the URL names as a single server."""
@@ -207,7 +207,7 @@ async def test_where_a_call_over_all_shards_is_refused_none_is_made_again(
             assert [packet.steps for packet in sent] == sizes
 
 
-async def test_a_damaged_schedule_costs_the_claims_of_its_shard_alone(
+async def test_a_damaged_schedule_fails_only_the_claims_of_its_shard(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -231,7 +231,9 @@ async def test_a_damaged_schedule_costs_the_claims_of_its_shard_alone(
     assert max(scores.values()) < await store.now_ms(), "nothing was leased by a claim that failed"
 
 
-async def test_a_step_of_more_than_lua_passes_on_shares_a_call(redis_client: Redis, namespace: str) -> None:
+async def test_a_step_with_more_values_than_lua_unpacks_shares_a_call(
+    redis_client: Redis, namespace: str
+) -> None:
     """A commit to 2,000 queues has more than 8,000 arguments."""
     store = a_store(redis_client, namespace)
     wide, other = EVERYWHERE[0], EVERYWHERE[-1]
@@ -315,9 +317,7 @@ async def test_each_queue_is_begun_with_its_own_deliveries_and_failures(
             ]
 
 
-async def test_two_steps_at_the_same_key_are_taken_one_after_the_other(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_two_steps_on_the_same_key_are_done_in_order(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     step = a_commit(await store.lease(MANY[0]), deliveries={OPS: [a_delivery()]})
     async with running(store.pipe):

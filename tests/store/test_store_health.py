@@ -42,7 +42,7 @@ def names(lines: list[MutableMapping[str, Any]]) -> list[str]:
     return [line["event"] for line in lines]
 
 
-async def test_a_trouble_is_said_once_and_its_end_once(lines: list[MutableMapping[str, Any]]) -> None:
+async def test_an_error_is_logged_once_and_its_end_once(lines: list[MutableMapping[str, Any]]) -> None:
     clock = Clock()
     health = StoreHealth(clock=clock)
     for _ in range(20):
@@ -55,7 +55,7 @@ async def test_a_trouble_is_said_once_and_its_end_once(lines: list[MutableMappin
     assert lines[1]["duration_ms"] == 10_000
 
 
-async def test_rights_that_are_missing_are_said_once_though_other_commands_succeed(
+async def test_missing_rights_are_logged_once_though_other_commands_succeed(
     lines: list[MutableMapping[str, Any]],
 ) -> None:
     clock = Clock()
@@ -69,7 +69,7 @@ async def test_rights_that_are_missing_are_said_once_though_other_commands_succe
     assert names(lines) == ["store.refusing", "store.recovered"]
 
 
-async def test_a_cause_that_follows_another_one_is_said_though_the_server_was_never_back(
+async def test_a_second_cause_is_logged_though_the_server_was_never_back(
     lines: list[MutableMapping[str, Any]],
 ) -> None:
     clock = Clock()
@@ -86,7 +86,7 @@ async def test_a_cause_that_follows_another_one_is_said_though_the_server_was_ne
         assert words in line["reason"]
 
 
-async def test_an_unknown_error_that_reads_differently_each_time_is_said_once(
+async def test_an_unknown_error_with_changing_text_is_logged_once(
     lines: list[MutableMapping[str, Any]],
 ) -> None:
     health = StoreHealth()
@@ -97,13 +97,13 @@ async def test_an_unknown_error_that_reads_differently_each_time_is_said_once(
     assert names(lines) == ["store.refusing"]
 
 
-async def test_a_server_without_trouble_is_not_spoken_of(lines: list[MutableMapping[str, Any]]) -> None:
+async def test_a_healthy_server_is_not_logged(lines: list[MutableMapping[str, Any]]) -> None:
     health = StoreHealth()
     health.answered()
     assert lines == []
 
 
-async def test_waits_grow_and_begin_anew_after_a_recovery(lines: list[MutableMapping[str, Any]]) -> None:
+async def test_waits_grow_and_restart_after_a_recovery(lines: list[MutableMapping[str, Any]]) -> None:
     clock = Clock()
     health = StoreHealth(clock=clock)
     waits = []
@@ -117,7 +117,7 @@ async def test_waits_grow_and_begin_anew_after_a_recovery(lines: list[MutableMap
     assert names(lines) == ["store.unreachable", "store.recovered", "store.unreachable"]
 
 
-async def test_a_trouble_that_lasts_is_said_again_after_an_hour_and_then_daily(
+async def test_a_lasting_error_is_logged_again_after_an_hour_and_then_daily(
     lines: list[MutableMapping[str, Any]],
 ) -> None:
     clock = Clock()
@@ -149,7 +149,7 @@ async def test_reads_that_succeed_do_not_end_a_refusal_of_writes(
     assert names(lines) == ["store.refusing", "store.recovered"]
 
 
-async def test_a_trouble_of_another_kind_is_said_too(lines: list[MutableMapping[str, Any]]) -> None:
+async def test_an_error_of_another_kind_is_logged_too(lines: list[MutableMapping[str, Any]]) -> None:
     health = StoreHealth(clock=Clock())
     for trouble in (GONE, GONE, FULL, FULL):
         await health.failed(trouble)
@@ -183,7 +183,7 @@ async def there() -> int:
     return 1
 
 
-async def test_a_part_that_is_gone_costs_nothing_but_itself(lines: list[MutableMapping[str, Any]]) -> None:
+async def test_an_unreachable_part_affects_only_itself(lines: list[MutableMapping[str, Any]]) -> None:
     clock = Clock()
     health = StoreHealth(clock=clock)
     for _ in range(10):
@@ -197,7 +197,7 @@ async def test_a_part_that_is_gone_costs_nothing_but_itself(lines: list[MutableM
     assert names(lines) == ["store.unreachable", "store.recovered"]
 
 
-async def test_what_was_asked_before_a_failure_does_not_end_it(
+async def test_a_reply_to_an_earlier_command_does_not_end_a_failure(
     lines: list[MutableMapping[str, Any]],
 ) -> None:
     clock = Clock()
@@ -218,7 +218,7 @@ async def test_what_was_asked_before_a_failure_does_not_end_it(
     assert names(lines) == ["store.unreachable", "store.recovered"]
 
 
-async def test_who_fails_while_a_server_is_fixed_does_not_wait_for_that() -> None:
+async def test_a_failure_while_a_server_is_being_fixed_does_not_wait_for_it() -> None:
     begun, done = asyncio.Event(), asyncio.Event()
 
     async def fix() -> None:
@@ -233,14 +233,14 @@ async def test_who_fails_while_a_server_is_fixed_does_not_wait_for_that() -> Non
     assert await fixing == 0.1
 
 
-async def test_where_all_parts_are_gone_the_store_is(lines: list[MutableMapping[str, Any]]) -> None:
+async def test_if_all_parts_are_unreachable_redis_is(lines: list[MutableMapping[str, Any]]) -> None:
     with pytest.raises(StoreUnreachable):
         await StoreHealth().of_parts(gone(), gone())
     assert lines == []
     assert await StoreHealth().of_parts() == []
 
 
-async def test_a_mistake_of_ours_is_no_part_that_is_gone() -> None:
+async def test_our_own_mistake_is_no_unreachable_part() -> None:
     async def wrong() -> int:
         raise ValueError("a bug")
 
@@ -254,7 +254,7 @@ KEPT = judge(INFO, CONFIG, at="db")
 LOST = judge({**INFO, "aof_enabled": 0}, CONFIG, at="db")
 
 
-def test_what_the_server_promises_is_said_when_it_changes_and_once_more_where_it_is_less(
+def test_the_guarantee_is_logged_when_it_changes_and_again_when_it_is_weaker(
     lines: list[MutableMapping[str, Any]],
 ) -> None:
     health = StoreHealth()
@@ -269,7 +269,7 @@ def test_what_the_server_promises_is_said_when_it_changes_and_once_more_where_it
     assert "guarantees less than before" in lines[2]["reason"]
 
 
-async def test_a_refusal_of_the_server_is_said_once_and_answers_do_not_end_it(
+async def test_a_refused_server_is_logged_once_and_its_answers_do_not_end_that(
     lines: list[MutableMapping[str, Any]],
 ) -> None:
     clock = Clock()

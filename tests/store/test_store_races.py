@@ -111,7 +111,7 @@ async def test_no_account_is_claimed_twice_and_no_version_skipped(stores: tuple[
     await nothing_skipped(stores[0], race)
 
 
-async def test_even_leases_that_end_too_early_skip_and_double_nothing(stores: tuple[Store, Store]) -> None:
+async def test_leases_that_end_too_early_skip_and_repeat_nothing(stores: tuple[Store, Store]) -> None:
     race, (patient, hasty) = Race(), stores
     await enroll(patient)
     while not race.replies.keys() - {Reply.DONE}:  # until a lease has ended too early

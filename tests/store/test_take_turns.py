@@ -75,16 +75,14 @@ async def test_workers_that_ask_at_the_same_time_share_no_turn(redis_client: Red
     assert await next_free(one) - first == pytest.approx((1 + sum(asked)) * SPACING_MS, abs=EXACT_MS)
 
 
-async def test_idle_time_earns_no_burst(redis_client: Redis, namespace: str) -> None:
+async def test_idle_time_allows_no_burst(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.pipe.command("SET", store.keys.rate(PROVIDER), f"{await server_ms(store) - 60_000:.3f}")
     starts = [start for _ in range(3) for start in await take(store, 1)]
     assert all(b - a >= SPACING_MS - EXACT_MS for a, b in pairwise(starts))
 
 
-async def test_a_provider_that_asks_for_rest_gets_it_from_all_workers(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_hold_applies_to_all_workers(redis_client: Redis, namespace: str) -> None:
     one, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
     await take(one, 2)
     now = await server_ms(one)
@@ -93,7 +91,7 @@ async def test_a_provider_that_asks_for_rest_gets_it_from_all_workers(
     assert start >= now + 30_000
 
 
-async def test_a_shorter_rest_does_not_shorten_what_is_reserved(redis_client: Redis, namespace: str) -> None:
+async def test_a_shorter_hold_does_not_shorten_reserved_turns(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     starts = await take(store, 5)
     await take(store, 0, not_before_ms=1)
@@ -115,27 +113,27 @@ async def test_a_rate_outlives_its_last_turn_and_no_longer(redis_client: Redis, 
 
 
 @pytest.mark.parametrize("written", ["nan", "inf", "1e300", "soon", "-1e300"])
-async def test_a_damaged_rate_holds_nobody_up(redis_client: Redis, namespace: str, written: str) -> None:
+async def test_a_damaged_rate_delays_no_turn(redis_client: Redis, namespace: str, written: str) -> None:
     store = a_store(redis_client, namespace)
     await store.pipe.command("SET", store.keys.rate(PROVIDER), written)
     assert await store.polls.next_turn_ms(PROVIDER) == 0
     assert len(await take(store, 2)) == 2
 
 
-async def test_a_rate_of_another_type_holds_nobody_up(redis_client: Redis, namespace: str) -> None:
+async def test_a_rate_of_another_type_delays_no_turn(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.pipe.command("RPUSH", store.keys.rate(PROVIDER), "damaged")
     assert await store.polls.next_turn_ms(PROVIDER) == 0
     assert len(await take(store, 2)) == 2
 
 
-async def test_a_clock_that_is_set_back_a_day_holds_nobody_up(redis_client: Redis, namespace: str) -> None:
+async def test_a_clock_set_back_by_a_day_delays_no_turn(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.pipe.command("SET", store.keys.rate(PROVIDER), f"{await server_ms(store) + 86_400_000:.3f}")
     assert await store.polls.take_turns(PROVIDER, 1, spacing_ms=SPACING_MS) == 0
 
 
-async def test_to_look_for_the_next_turn_does_not_take_it(redis_client: Redis, namespace: str) -> None:
+async def test_reading_the_next_turn_does_not_take_it(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await take(store, 5)
     for _ in range(3):

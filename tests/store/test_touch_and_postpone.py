@@ -116,7 +116,7 @@ async def test_a_damaged_key_refuses_a_poll_without_news_untouched(
     assert await store.contents() == before
 
 
-async def test_waits_grow_and_level_off_while_a_provider_refuses(redis_client: Redis, namespace: str) -> None:
+async def test_waits_grow_and_level_off_while_polls_are_rejected(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     began = await store.now_ms()
     rows = [await postpone(store) for _ in range(5)]
@@ -128,7 +128,7 @@ async def test_waits_grow_and_level_off_while_a_provider_refuses(redis_client: R
     assert began - 1 <= since.pop() <= await store.now_ms() + 1
 
 
-async def test_the_next_poll_waits_as_long_as_was_said(redis_client: Redis, namespace: str) -> None:
+async def test_the_next_poll_waits_as_long_as_given(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     before = await store.now_ms()
     await postpone(store)
@@ -142,7 +142,7 @@ async def test_a_provider_that_asks_for_a_longer_wait_gets_it(redis_client: Redi
     assert [row.wait_ms for row in rows if row] == [1500, 2000, 9000]
 
 
-async def test_what_went_wrong_is_written_down_as_it_was_said(redis_client: Redis, namespace: str) -> None:
+async def test_the_reason_of_a_rejection_is_stored_unchanged(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     why = "status 503 %s %d: «zu»  2 spaces"
     row = await postpone(store, why=why)
@@ -177,7 +177,7 @@ async def test_a_rejected_poll_leaves_the_state_as_it_was(redis_client: Redis, n
     assert (await store.contents())[key] == before
 
 
-async def test_a_refusal_without_the_lease_is_not_noted(redis_client: Redis, namespace: str) -> None:
+async def test_a_rejection_without_the_lease_is_not_recorded(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     held = await store.lease()
     before = await store.contents()
@@ -185,7 +185,7 @@ async def test_a_refusal_without_the_lease_is_not_noted(redis_client: Redis, nam
     assert await store.contents() == before
 
 
-async def test_a_repeated_refusal_counts_once(redis_client: Redis, namespace: str) -> None:
+async def test_a_repeated_rejection_counts_once(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     lease = await store.lease()
     assert await postpone(store, lease)
@@ -194,7 +194,7 @@ async def test_a_repeated_refusal_counts_once(redis_client: Redis, namespace: st
     assert await store.contents() == before
 
 
-async def test_where_the_index_is_damaged_a_lease_is_not_given_back_by_halves(
+async def test_with_a_damaged_index_a_lease_is_given_back_completely_or_not_at_all(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -216,9 +216,7 @@ async def test_a_damaged_row_of_rejections_starts_anew(redis_client: Redis, name
     assert row.rejections == 1
 
 
-async def test_workers_that_look_without_a_break_count_from_the_first_look(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_looks_without_a_gap_count_from_the_first_one(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     reader, key, polls = Reader(store.pipe, store.keys), store.keys.watch(), store.polls
     assert await reader.watched_since_ms() == 0
@@ -238,7 +236,7 @@ async def test_workers_that_look_without_a_break_count_from_the_first_look(
 
 
 @pytest.mark.parametrize("damage", [("SET", "x"), ("RPUSH", "x"), ("SET", "99999999999999999 1")])
-async def test_a_damaged_note_of_who_looks_is_made_anew(
+async def test_a_damaged_record_of_looks_is_replaced(
     redis_client: Redis, namespace: str, damage: tuple[str, str]
 ) -> None:
     store = a_store(redis_client, namespace)

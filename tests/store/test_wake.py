@@ -66,7 +66,7 @@ async def test_an_account_that_is_woken_is_due_at_once(redis_client: Redis, name
     await claimed(store)
 
 
-async def test_an_account_of_which_nothing_is_scheduled_is_missing_and_stays_so(
+async def test_an_unscheduled_account_is_reported_missing_and_stays_unscheduled(
     redis_client: Redis, namespace: str
 ) -> None:
     store = await enrolled(redis_client, namespace)
@@ -76,7 +76,7 @@ async def test_an_account_of_which_nothing_is_scheduled_is_missing_and_stays_so(
     assert await a_store(redis_client, f"{namespace}:other").roster.wake([ACCOUNT]) == []
 
 
-async def test_what_is_due_sooner_stays_so(redis_client: Redis, namespace: str) -> None:
+async def test_an_account_that_is_due_sooner_stays_so(redis_client: Redis, namespace: str) -> None:
     store = await enrolled(redis_client, namespace)
     await set_due(store, -5 * SECOND_MS)
     await store.roster.wake([ACCOUNT])
@@ -84,7 +84,7 @@ async def test_what_is_due_sooner_stays_so(redis_client: Redis, namespace: str) 
 
 
 @pytest.mark.parametrize("settle", ["commit", "touch"])
-async def test_a_wake_while_a_worker_has_the_account_in_hand_leads_to_one_more_poll(
+async def test_a_wake_during_a_poll_leads_to_one_more_poll(
     redis_client: Redis, namespace: str, settle: str
 ) -> None:
     store = await enrolled(redis_client, namespace)
@@ -103,7 +103,7 @@ async def test_a_wake_while_a_worker_has_the_account_in_hand_leads_to_one_more_p
     assert await due_in_ms(store) > 9 * MINUTE_MS, "once more is enough"
 
 
-async def test_a_wake_of_a_lease_that_ran_out_is_not_lost_to_the_worker_that_comes_late(
+async def test_a_wake_of_an_expired_lease_survives_its_late_worker(
     redis_client: Redis, namespace: str
 ) -> None:
     store = await enrolled(redis_client, namespace)
@@ -173,7 +173,7 @@ async def test_a_clock_that_was_set_back_holds_a_wake_up_for_a_second_at_most(
 
 
 @pytest.mark.parametrize("is_in_hand", [True, False])
-async def test_what_waits_for_a_retry_is_not_asked_sooner_and_the_wake_says_why(
+async def test_a_waiting_retry_is_not_polled_sooner_and_the_wake_says_why(
     redis_client: Redis, namespace: str, is_in_hand: bool
 ) -> None:
     store = await enrolled(redis_client, namespace)
@@ -190,7 +190,7 @@ async def test_what_waits_for_a_retry_is_not_asked_sooner_and_the_wake_says_why(
     assert await due_in_ms(store) > MINUTE_MS / 2
 
 
-async def test_an_account_in_hand_that_was_woken_is_still_left_to_its_worker(
+async def test_a_leased_account_that_was_woken_is_still_left_to_its_worker(
     redis_client: Redis, namespace: str
 ) -> None:
     store = await enrolled(redis_client, namespace)
@@ -307,7 +307,7 @@ class Workers:
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 9))]
 )
-async def test_whatever_workers_do_a_poll_begins_after_every_wake(
+async def test_a_poll_begins_after_every_wake_whatever_workers_do(
     redis_client: Redis, namespace: str, seed: int
 ) -> None:
     workers = Workers(await enrolled(redis_client, namespace), Random(seed))

@@ -22,7 +22,7 @@ def of(store: Store) -> Workers:
     return Workers(store.pipe, store.keys)
 
 
-async def test_a_worker_is_seen_as_it_says_and_when_the_server_says(
+async def test_a_worker_is_listed_with_its_own_data_and_the_servers_time(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -33,9 +33,7 @@ async def test_a_worker_is_seen_as_it_says_and_when_the_server_says(
     assert 0 <= seen.seen_ms - now_ms < 5000
 
 
-async def test_a_worker_of_0_1_which_does_not_say_works_in_the_first_layout(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_worker_of_0_1_counts_as_working_in_layout_1(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     said = b'{"host":"h","pid":7,"version":"0.1.0","since_ms":5,"requests_per_second":{},"roster":"r"}'
     await store.pipe.command("HSET", store.keys.workers(), "old", b"%d " % await store.now_ms() + said)
@@ -43,7 +41,7 @@ async def test_a_worker_of_0_1_which_does_not_say_works_in_the_first_layout(
     assert (seen.layouts, seen.stands_by) == ((1,), False)
 
 
-async def test_a_worker_that_notes_again_is_one_worker(redis_client: Redis, namespace: str) -> None:
+async def test_a_worker_that_registers_again_is_one_worker(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     for rate in (1.0, 2.0):
         await of(store).note(a_presence(requests_per_second={"shop": rate}))
@@ -51,7 +49,7 @@ async def test_a_worker_that_notes_again_is_one_worker(redis_client: Redis, name
     assert seen.requests_per_second == {"shop": 2.0}
 
 
-async def test_a_worker_that_leaves_is_forgotten_and_others_are_not(
+async def test_a_worker_that_leaves_is_removed_and_others_are_not(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -63,7 +61,7 @@ async def test_a_worker_that_leaves_is_forgotten_and_others_are_not(
     assert await store.contents() == {}
 
 
-async def test_who_was_not_seen_for_an_hour_is_forgotten_by_the_next_one(
+async def test_a_worker_not_seen_for_an_hour_is_removed_by_the_next_one(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -78,7 +76,7 @@ async def test_who_was_not_seen_for_an_hour_is_forgotten_by_the_next_one(
 @pytest.mark.parametrize(
     "said", ["", "5", "5 {", "x {}", "5 []", "5 {}", '5 {"host":1,"pid":"x","version":"","since_ms":0}']
 )
-async def test_what_cannot_be_read_is_left_out(redis_client: Redis, namespace: str, said: str) -> None:
+async def test_an_unreadable_entry_is_left_out(redis_client: Redis, namespace: str, said: str) -> None:
     store = a_store(redis_client, namespace)
     await redis_client.hset(store.keys.workers(), "odd", said)
     assert await of(store).read() == []
