@@ -20,6 +20,8 @@ from watcher.observe.metrics import (
     ERROR_CLASSES,
     METRICS,
     POLL_OUTCOMES,
+    Figures,
+    Labels,
     Meaning,
     Metrics,
     lines,
@@ -209,7 +211,8 @@ def test_promtool_finds_no_problem() -> None:
 def test_any_label_value_is_read_back_by_prometheus_unchanged() -> None:
     odd = 'a "b" \\ c\n\\n {d="e"} 1.0'
     meaning = Meaning("counter", "Counts.", ("provider", "outcome"))
-    text = "".join(lines("odd_total", meaning, [((odd, "x"), 2**60), (("", odd), 0.25)]))
+    samples = [((odd, "x"), 2**60), (("", odd), 0.25)]
+    text = "".join(lines("odd_total", meaning, samples, Labels(meaning.labels), Figures()))
     (family,) = text_string_to_metric_families(text)
     read = [(one.labels, one.value) for one in family.samples]
     assert read == [({"provider": odd, "outcome": "x"}, 2.0**60), ({"provider": "", "outcome": odd}, 0.25)]
@@ -219,7 +222,8 @@ def test_any_label_value_is_read_back_by_prometheus_unchanged() -> None:
 
 def test_a_histogram_is_exported_with_buckets_count_and_sum() -> None:
     meaning = Meaning("histogram", "Lasts.", ("provider",))
-    text = "".join(lines("lasts_seconds", meaning, [(("p",), [("0.5", 1), ("+Inf", 3)], 7.5)]))
+    samples = [(("p",), [("0.5", 1), ("+Inf", 3)], 7.5)]
+    text = "".join(lines("lasts_seconds", meaning, samples, Labels(meaning.labels), Figures()))
     (family,) = text_string_to_metric_families(text)
     read = {(one.name, one.labels.get("le")): one.value for one in family.samples}
     assert family.type == "histogram"

@@ -316,12 +316,13 @@ def problems_of(
 
 def balance_line(entry: Entry) -> Line:
     """The balance of one asset, and the part of it that is pending confirmation."""
-    conversions = Conversions()
-    pending = in_atoms(entry.seen, conversions.atoms) - in_atoms(entry.published, conversions.atoms)
+    conversions, pending = Conversions(), None
+    if entry.seen != entry.published:  # few are
+        pending = in_atoms(entry.seen, conversions.atoms) - in_atoms(entry.published, conversions.atoms)
     return {
         "asset": shown(entry.asset),
         **amounts_of(entry.seen, conversions),
-        "pending_confirmation": in_text(pending, entry.seen)._asdict() if any(pending) else None,
+        "pending_confirmation": in_text(pending, entry.seen)._asdict() if pending and any(pending) else None,
         "confirmation_polls": entry.confirmation_polls,
         "suspect": entry.suspect and entry.suspect._asdict(),
     }

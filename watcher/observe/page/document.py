@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from watcher.amounts import to_text
+from watcher.amounts import to_atoms, to_text
 from watcher.journal.events import iso
-from watcher.journal.explain import in_atoms
 from watcher.journal.log import Record
 from watcher.observe.counters import Attempted
 from watcher.observe.views import (
@@ -64,6 +63,9 @@ _PASSING = {"pending confirmation", "suspect", "never read"}
 """Problems that do not put an account at the top."""
 
 _FAILS = {*PROBLEMS} - _PASSING
+_ZERO = {"0", None}
+"""What an amount is where there is nothing of it."""
+
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 
 
@@ -320,15 +322,13 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
         )
         line = account_line(account, seen, failing, problems)
         entries = [*seen.state.suspected.values()] if seen.state else []
-        entries.sort(
-            key=lambda one: (not (one.confirmation_polls or one.suspect), not any(in_atoms(one.seen)))
-        )
+        entries.sort(key=lambda one: (not (one.confirmation_polls or one.suspect), {*one.seen} <= _ZERO))
         steps = found.steps_by_account.get(seen.account, ())
         rows = []
         for entry in entries[: min(left, MOST_OF_AN_ACCOUNT)]:
             row = balance_line(entry)
             row["asset"] = {name: _outside(text) for name, text in row["asset"].items()}
-            total, moves = in_atoms(entry.published).total, of_asset(steps, entry.asset.id)
+            total, moves = to_atoms(entry.published.total), of_asset(steps, entry.asset.id)
             row["curve"] = curve(total, moves, since_ms=found.since_ms)
             rows.append(row)
         left -= len(rows)

@@ -40,6 +40,7 @@ from watcher.store.exceptions import StoreError, StoreRefuses
 from watcher.store.history import History, place
 from watcher.store.keys import Keys, shard_of
 from watcher.store.members import Workers
+from watcher.store.pipe import in_parts
 from watcher.store.reader import Reader
 
 TIMEOUT_S = 4.0
@@ -62,6 +63,9 @@ _LOOKED_AT = 1_000
 """Subscriptions of the directory that are searched for those that are not in force."""
 
 _QUEUES = 100
+_QUEUES_AT_ONCE = 10
+"""Some milliseconds, where all of them are long."""
+
 _DELIVERIES = 50
 """Deliveries read of one queue. An event that may wait behind them is shown as such."""
 
@@ -211,17 +215,25 @@ async def _owed(reader: Reader, overview: Overview, events: Sequence[Record]) ->
         (name, event.account) for event in reversed(events) for name in _wanted(overview, event)
     )
     waiting, read = defaultdict[str, set[str]](set), set[tuple[str, str]]()
-    for name, account in islice(queues, _QUEUES):
-        position = 0
-        async for delivery in reader.deliveries(name, account):
-            if position == _DELIVERIES or delivery is None:  # too far back, or damaged: it may be any event
-                break
-            waiting[delivery.event_id].add(name)
-            position += 1
-        else:
-            read.add((name, account))
+    for some in in_parts([*islice(queues, _QUEUES)], _QUEUES_AT_ONCE):
+        heads = await asyncio.gather(*(head_of(reader, *queue) for queue in some))
+        for queue, (ids, is_whole) in zip(some, heads, strict=True):
+            for event_id in ids:
+                waiting[event_id].add(queue[0])
+            if is_whole:
+                read.add(queue)
     backlogs = await reader.waiting({name for name, _ in read})
     return Owed(waiting, read, {name for name, found in backlogs.items() if found.dead})
+
+
+async def head_of(reader: Reader, subscription: str, account: str) -> tuple[list[str], bool]:
+    """Return the ids of the first events of a queue, and whether these are all."""
+    ids: list[str] = []
+    async for delivery in reader.deliveries(subscription, account):
+        if len(ids) == _DELIVERIES or delivery is None:  # too far back, or damaged: it may be any event
+            return ids, False
+        ids.append(delivery.event_id)
+    return ids, True
 
 
 DAY_MS = 24 * 3_600_000
