@@ -223,7 +223,8 @@ class Loop:
         self._held: defaultdict[tuple[Kind, int], dict[str, float]] = defaultdict(dict)
         self._turned_at: float | None = None
         self._turns_at = 0.0
-        self._tasks: defaultdict[Key, set[asyncio.Task[Any]]] = defaultdict(set)
+        self._tasks: defaultdict[Key, dict[int, asyncio.Task[Any]]] = defaultdict(dict)
+        self._numbers = itertools.count()
         self._places = 0
 
     def wake(self, key: Key, shard: int) -> None:
@@ -272,7 +273,7 @@ class Loop:
 
     def cut_off(self, key: Key, after_s: float) -> None:
         """Cancel, in a moment, what is in hand under a key."""
-        for task in self._tasks[key]:
+        for task in self._tasks[key].values():
             asyncio.get_running_loop().call_later(after_s, task.cancel)
 
     def forget(self, key: Key) -> bool:
@@ -313,7 +314,8 @@ class Loop:
                 self._wake.clear()
                 await self._wake.wait()
         finally:
-            if left := [*itertools.chain.from_iterable(self._tasks.values())]:  # this was cut off
+            left = [task for tasks in self._tasks.values() for task in tasks.values()]
+            if left:  # this was cut off
                 for task in left:
                     task.cancel()
                 await asyncio.wait(left)
@@ -421,13 +423,15 @@ class Loop:
         return claimed.leases
 
     def _start(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
-        name, work = f"{key.kind} {lease.member}", self._do(key, shard, lease, doing)
-        self._tasks[key].add(asyncio.create_task(work, name=name))  # a group costs more than the task
+        name, number = f"{key.kind} {lease.member}", next(self._numbers)
+        work = self._do(key, shard, lease, doing, number)
+        self._tasks[key][number] = asyncio.create_task(work, name=name)  # a group costs more than the task
 
-    async def _do(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
+    async def _do(
+        self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool], number: int
+    ) -> None:
         """Do one piece of work. If it fails, it holds up no other."""
-        is_more, task = False, asyncio.current_task()
-        assert task
+        is_more = False
         subscription = key.name if key.kind == "delivery" else None
         try:
             with survived(key.kind, account=lease.member, subscription=subscription):
@@ -436,6 +440,6 @@ class Loop:
                 except StoreError as error:
                     await self._health.failed(error)
         finally:
-            self._tasks[key].discard(task)
+            self._tasks[key].pop(number, None)
             self.dispatch.ended(key, shard, time.monotonic(), is_more=is_more)
             self._turn_sooner()

@@ -5,7 +5,7 @@ odd about an answer is never guessed at: the status stands, and the connection i
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
@@ -111,29 +111,31 @@ class Answer(NamedTuple):
 
 
 def head_of(
-    method: str, url: URL, headers: Iterable[tuple[str, str]], query: Mapping[str, str] = _NO_QUERY
+    method: str, url: URL, headers: Collection[tuple[str, str]], query: Mapping[str, str] = _NO_QUERY
 ) -> bytes:
     """Write the head of a request without the empty line at its end. Raises ValueError.
 
     The URL goes out byte for byte, and behind it what `query` adds; then the headers in their order and case,
     the host first.
     """
-    lines = "".join([_line(name, value) for name, value in headers])
-    target = url.raw_path_qs
+    target, rest = _around(method, url, tuple(headers))
     if query and "?" not in target and all(map(_PLAIN.fullmatch, chain(query, query.values()))):
         target += "?" + "&".join([f"{name}={value}" for name, value in query.items()])
     elif query:
-        target = url.extend_query(query).raw_path_qs
+        return head_of(method, url.extend_query(query), headers)
+    return f"{target}{rest}".encode()
+
+
+@lru_cache(maxsize=256)  # all requests of a provider differ in their queries only
+def _around(method: str, url: URL, headers: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    """Write a head up to the end of its URL, and what follows that. Raises ValueError."""
+    target = url.raw_path_qs
     if not target.isascii() or _UNSENDABLE.search(target) or " " in target:
         raise ValueError("a URL that cannot be sent")
-    return f"{method} {target} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{lines}".encode()
-
-
-@lru_cache(maxsize=1024)  # for every request of a provider it is the same few
-def _line(name: str, value: str) -> str:
-    if not _NAME.fullmatch(name) or _UNSENDABLE.search(value):
+    if not all(_NAME.fullmatch(name) and not _UNSENDABLE.search(value) for name, value in headers):
         raise ValueError("a header that cannot be sent")
-    return f"{name}: {value}\r\n"
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    return f"{method} {target}", f" HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{lines}"
 
 
 class Reader:

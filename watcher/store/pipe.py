@@ -407,15 +407,17 @@ class _answering:  # noqa: N801 -- as `errors.translated`
 async def exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Send commands over a connection and read the answer of each; errors of the server are answers.
 
-    redis-py would pack in Python and set a timer for each answer, which costs as much as everything else. It
-    closes a connection whose answers are not read to the end, also if the reader is cancelled.
+    redis-py would pack in Python, make a task to write, and set a timer for that and for each answer, which
+    costs as much as everything else: here one time-out is for all. It closes a connection whose answers are
+    not read to the end, also if the reader is cancelled.
     """
+    timeout_s, connection.socket_timeout = connection.socket_timeout, None
     try:
-        await connection.send_packed_command(b"".join(map(pack_command, commands)))
-    except RuntimeError as error:  # uvloop raises it if a connection was closed a moment ago
-        raise NoConnection("the connection was closed") from error
-    try:
-        async with asyncio.timeout(connection.socket_timeout):
+        async with asyncio.timeout(timeout_s):
+            try:
+                await connection.send_packed_command(b"".join(map(pack_command, commands)))
+            except RuntimeError as error:  # uvloop raises it if a connection was closed a moment ago
+                raise NoConnection("the connection was closed") from error
             answers: list[Any] = []
             for _ in commands:
                 try:
@@ -427,6 +429,8 @@ async def exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list
         raise RedisTimeout("no answer in time") from None
     except ValueError as error:
         raise unreadable(error) from None
+    finally:
+        connection.socket_timeout = timeout_s
 
 
 class Packet:
