@@ -416,20 +416,20 @@ class DeliveryWork(Generic[T_target]):
         together: dict[str, Any] = {}
         if len(one.deliveries) > 1:
             together = {"deliveries": len(one.deliveries), "last_event_id": one.deliveries[-1].event_id}
-        outcome = verdict.outcome.value
+        outcome, counters = verdict.outcome, self._counters
         attempted = Attempted(now_ms, one.number, outcome, attempt.status, attempt.duration_ms)
-        self._counters.attempted[name] = attempted
-        self._counters.by_attempt[name, outcome] += 1
+        counters.attempted[name] = attempted
+        counters.by_attempt[name, outcome] += 1
         if one.is_delivered:
             for each in one.deliveries:
-                self._counters.deliver(name, each.event_id, attempted, max(0, now_ms - each.sequence) / 1000)
+                counters.deliver(name, each.event_id, attempted, max(0, now_ms - each.sequence) / 1000)
             log.info("delivery.delivered", **fields, **together, lag_ms=max(0, now_ms - head.sequence))
             return
         excerpt = attempt.excerpt or None  # a line shows no more than 200 characters of it
         if verdict.outcome is Outcome.REFUSED:
             log.warning("delivery.dead", **fields, reason=attempt.reason, answer=excerpt)
         else:
-            self._counters.retried += 1
+            counters.retried += 1
             log.info(
                 "delivery.retried",
                 **fields,
@@ -479,7 +479,7 @@ class Tried(NamedTuple):
                 "event_id": self.head.event_id,
                 "event_type": self.head.type,
                 "attempt": self.number,
-                "outcome": self.verdict.outcome.value,
+                "outcome": self.verdict.outcome,
                 "status": attempt.status,
                 "error": attempt.reason if attempt.error else None,
                 "duration_ms": attempt.duration_ms,

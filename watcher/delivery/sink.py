@@ -7,7 +7,7 @@ for the subscription is the same for all sinks: `judge` decides that, and is pur
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeVar
 
 from watcher.engine.breaker import FORBIDDEN_MS, LONGEST_RETRY_AFTER_MS, Answer
@@ -82,7 +82,7 @@ class Sink(Protocol[T_contra]):
         ...
 
 
-class Outcome(Enum):
+class Outcome(StrEnum):
     """What an attempt means for its delivery."""
 
     DELIVERED = "delivered"

@@ -127,7 +127,8 @@ class InUse:
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
         self._users -= 1
-        await self._close_if_unused()
+        if self.is_retired:
+            await self._close_if_unused()
 
     async def retire(self) -> None:
         """Close it, now or at the end of the last use."""
@@ -135,7 +136,7 @@ class InUse:
         await self._close_if_unused()
 
     async def _close_if_unused(self) -> None:
-        if self.is_retired and not self._users:
+        if not self._users:
             self._still_open.discard(self._stack)
             await self._stack.aclose()
 
