@@ -1,4 +1,4 @@
-"""The API is what its OpenAPI document says: requests made from it, good and bad, find nothing else."""
+"""The API is what its OpenAPI document says: valid and invalid requests made from it find no difference."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Who is let in: addresses, tokens and Hosts."""
+"""Which requests are let in: by address, token and Host."""
 
 from base64 import b64encode
 

@@ -1,4 +1,4 @@
-"""What is put, deleted and told through the API of a real worker, and what it answers."""
+"""Accounts and subscriptions are edited, pinged and sent to through the API of a real worker."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""A subscription pulls what was sent to it, byte for byte, begins with its balances, and sees no more."""
+"""A subscription pulls the events that were sent to it, byte for byte, and no others."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What programs read under /v1: what the file and the directory have, without a secret."""
+"""What programs read under /v1: entries of the file and of the directory, without a secret."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""`watcher run` with the options by which others see that it lives, as a process and up to its exit code."""
+"""`watcher run` with the options that show its health to others, as a process and up to its exit code."""
 
 import asyncio
 import signal

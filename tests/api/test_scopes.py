@@ -1,4 +1,4 @@
-"""An attack by a subscription's own token: by every endpoint there is, every filter, cursor and id."""
+"""An attack by a subscription's own token: on every endpoint, with every filter, cursor and id."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The HTTP server in front of a worker: strict, small, and costs the worker nothing whoever connects."""
+"""The HTTP server in front of a worker: strict, small, and no client can slow the worker down."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The frame of /v1: who is let in, to what, how often; and that whatever is wrong is told as a problem."""
+"""The frame of /v1: which callers are let in, to what, how often; and every error is a problem."""
 
 import asyncio
 import contextlib

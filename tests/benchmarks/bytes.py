@@ -1,4 +1,4 @@
-"""What lies in Redis, in bytes, and what each script costs the server, in µs: on Redis and on Valkey.
+"""What data in Redis take, in bytes, and what each script costs the server, in µs: on Redis and Valkey.
 
     python -m tests.benchmarks.bytes            # about three minutes
     python -m tests.benchmarks.bytes --quick    # seconds: shows that it runs, its figures mean nothing

@@ -1,4 +1,4 @@
-"""Receivers that are dead, each in its way, and the DNS that knows them; all in a process of their own.
+"""Receivers that are dead, each in its own way, and their DNS; all in a process of their own.
 
     python -m tests.benchmarks.dead_servers     # prints where everything is, as JSON; ends with its stdin
 

@@ -1,4 +1,4 @@
-"""What it costs workers that programs add 100,000 accounts and 10,000 subscriptions while they work.
+"""What it costs workers if the API adds 100,000 accounts and 10,000 subscriptions while they work.
 
     python -m tests.benchmarks.directory [--accounts 100000] [--subscriptions 10000]
 

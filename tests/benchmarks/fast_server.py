@@ -1,4 +1,4 @@
-"""Serves fixed answers over HTTP faster than a client can ask for them, so that it is never the limit.
+"""Serves fixed answers over HTTP faster than a client can request them, so it is never the limit.
 
     python -m tests.benchmarks.fast_server      # prints its port; ends when its stdin is closed
 

@@ -1,4 +1,4 @@
-"""Measures what a receiver gets that is half well, and is offered 200 events a second of 100 accounts.
+"""Measures what a partly failing receiver gets of 200 events a second of 100 accounts.
 
     python -m tests.benchmarks.half_well                                # every row for two minutes: an hour
     python -m tests.benchmarks.half_well --seconds 30 --workers 3 503   # the rows whose names contain 503

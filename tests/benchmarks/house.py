@@ -1,4 +1,4 @@
-"""The figures of the house: how finely the code is cut, and how far a poll and a delivery travel through it.
+"""Figures of the code: how finely it is cut, and through how many modules a poll and a delivery pass.
 
     python -m tests.benchmarks.house
 

@@ -1,4 +1,4 @@
-"""What a worker costs that has nothing to do: commands of Redis a second, and its share of a core.
+"""What an idle worker costs: commands of Redis a second, and its share of a core.
 
     python -m tests.benchmarks.idle            # half a minute
 

@@ -1,4 +1,4 @@
-"""Other queues that one would send webhooks with, each as its documentation has it, and at least once.
+"""Other queues that could send webhooks, each used as documented, with delivery at least once.
 
     python -I peer_worker.py arq|taskiq|saq|celery fill|work REDIS_URL RECEIVER_URL KEY CONCURRENCY DELIVERIES
 

@@ -1,4 +1,4 @@
-"""Measures the worker against what one would send webhooks with instead: how fast a backlog is delivered.
+"""Measures the worker against other ways to send webhooks: how fast a backlog is delivered.
 
     python -m tests.benchmarks.peers                  # some minutes; installs the others, each time anew
     python -m tests.benchmarks.peers --in FOLDER      # installs them there, unless they are there already

@@ -1,4 +1,4 @@
-"""Where the benchmarks play: an embedded server as in production, and the settings of a busy worker."""
+"""The stage of the benchmarks: an embedded server as in production, and the settings of a busy worker."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""The benchmark still runs: it is a program of its own, and nothing else would notice."""
+"""The benchmark still runs: it is a program of its own, which no other test would miss."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The benchmark of the directory, in small: it measures what it says, and the loop is never held up."""
+"""The benchmark of the directory, in small: it measures what it says, and nothing blocks the loop."""
 
 import pytest
 

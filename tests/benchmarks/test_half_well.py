@@ -1,4 +1,4 @@
-"""The judge of a receiver that is half well sees what it is there to see."""
+"""The judge of a partly failing receiver finds what it is there to find."""
 
 from collections.abc import Sequence
 from typing import Any

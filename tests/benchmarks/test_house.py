@@ -1,4 +1,4 @@
-"""The figures of the house can be printed, and find what they are about."""
+"""The figures of the code can be printed, count what they say, and keep their bounds."""
 
 from collections.abc import Iterable
 from functools import cache

@@ -1,4 +1,4 @@
-"""A hundred dead subscribers cost a live one nothing: the benchmark in its small form, which can fail."""
+"""A hundred dead subscribers do not slow a live one: the benchmark in its small form, which can fail."""
 
 import subprocess
 import sys

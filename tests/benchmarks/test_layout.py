@@ -1,4 +1,4 @@
-"""A store with very many accounts is moved without holding anything up."""
+"""A store with very many accounts is moved without blocking the event loop."""
 
 import asyncio
 

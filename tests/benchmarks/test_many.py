@@ -1,4 +1,4 @@
-"""A start with very many accounts, and their polls, hold the event loop up at no moment."""
+"""A start with very many accounts, and their polls, never block the event loop."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the benchmark of other queues makes of what it saw, and what it says where one cannot be installed."""
+"""How the benchmark of other queues computes its result, and what it says if one cannot be installed."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A reload of very many accounts holds nothing up."""
+"""A reload of very many accounts does not block the event loop."""
 
 import asyncio
 from pathlib import Path

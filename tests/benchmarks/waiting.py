@@ -1,4 +1,4 @@
-"""What waits in Redis: writes states and deliveries by the worker's own commits, and weighs them."""
+"""What a backlog takes in Redis: writes states and deliveries by the worker's own commits, and measures."""
 
 import asyncio
 import itertools

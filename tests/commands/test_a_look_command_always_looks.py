@@ -1,4 +1,4 @@
-"""With a broken file, without secrets, without any file: whoever is called at night can look all the same."""
+"""Read commands work with a broken file, without secrets, and without any file."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""`watcher accounts reset`: an account begins anew, beside whatever runs."""
+"""`watcher accounts reset`: an account starts anew, whatever runs beside it."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""What came through the API is known to the commands: listed, shown, removed, exported."""
+"""Commands list, show, remove and export what was made through the API."""
 
 import stat
 import tomllib

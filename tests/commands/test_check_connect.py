@@ -1,4 +1,4 @@
-"""`watcher check --connect` against real servers: what is well, and each way in which it is not."""
+"""`watcher check --connect` against real servers: healthy parts, and each way to fail."""
 
 import asyncio
 import json

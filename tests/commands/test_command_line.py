@@ -1,4 +1,4 @@
-"""`watcher` says what it can do, helps with what was mistyped, and ends with the exit code it owes."""
+"""`watcher` lists its commands, helps with typing errors, and ends with the right exit code."""
 
 import signal
 import subprocess

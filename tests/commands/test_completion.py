@@ -1,4 +1,4 @@
-"""A shell completes commands, options and names of the configuration, and hears nothing of what is wrong."""
+"""A shell completes commands, options and configured names; errors complete nothing, silently."""
 
 import json
 import subprocess

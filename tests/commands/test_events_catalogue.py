@@ -1,4 +1,4 @@
-"""The published catalogue of events is what is sent, exactly, and open for additions."""
+"""The published catalogue of events matches what is sent exactly, and is open for additions."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""An exit code says whose fault it is: every command against every kind of server that cannot be used.
+"""An exit code says what is at fault: every command against every kind of unusable server.
 
 69: the server's state, or that nobody listens. 78: the address or the credentials. 0 or 1: it answered all
 the same. Never 70, never a traceback; one sentence.

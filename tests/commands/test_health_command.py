@@ -1,4 +1,4 @@
-"""`watcher health` tells by its exit code whether a worker lives, quickly and without fuss."""
+"""`watcher health` says by its exit code whether a worker lives, and quickly."""
 
 import os
 import resource

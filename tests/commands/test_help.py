@@ -1,4 +1,4 @@
-"""The help of every command says what it does, by examples that work, and how it can end."""
+"""Every command's help says what it does, with examples that work, and names its exit codes."""
 
 import ast
 import re

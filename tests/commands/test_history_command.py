@@ -1,4 +1,4 @@
-"""`watcher history`: what an account held over time, exactly, whoever named its assets."""
+"""`watcher history`: the exact balances of an account over time, whatever its assets are called."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The commands that look, at a Redis Cluster: none of them asks for keys of two slots at a time."""
+"""The read commands on a Redis Cluster: none asks for keys of two slots at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The commands that look: audit, balances, events and status, as a shell would run them."""
+"""The read commands: audit, balances, events and status, as a shell would run them."""
 
 import asyncio
 import csv

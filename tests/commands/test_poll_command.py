@@ -1,4 +1,4 @@
-"""`watcher poll`: accounts are due now, and what becomes of each is said in words and by the exit code."""
+"""`watcher poll`: accounts are due now; the output and the exit code say what becomes of each."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Text from outside is made safe to show, and secrets do not come out of tracebacks."""
+"""Text from outside is made safe to show, and no traceback shows a secret."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whatever a parent did to the standard streams, every command ends with the exit code it owes."""
+"""Whatever state the standard streams are in, every command ends with the right exit code."""
 
 import itertools
 import json

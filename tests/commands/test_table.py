@@ -1,4 +1,4 @@
-"""Tables fit the terminal they are shown on, and an amount that is cut is never shown as another one."""
+"""Tables fit their terminal, and a shortened amount is never shown as another one."""
 
 import io
 import re

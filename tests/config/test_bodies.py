@@ -1,4 +1,4 @@
-"""A body is refused in the words of check, all of it at once, and is never looked into for a variable."""
+"""A body is refused in the words of `check`, with all mistakes at once, and no variable in it is replaced."""
 
 import json
 import re

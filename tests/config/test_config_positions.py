@@ -1,4 +1,4 @@
-"""The position finder against tomllib: the same keys, and the lines on which a writer put them."""
+"""The position finder against tomllib: the same keys, with the lines on which they are written."""
 
 import tomllib
 from collections.abc import Iterator

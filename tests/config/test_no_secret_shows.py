@@ -1,4 +1,4 @@
-"""Secrets planted in a configuration, driven through every way of looking at it and of breaking it."""
+"""Secrets in a configuration, through every way to show it and to break it."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""What works, but hardly as it was meant, is a warning: secrets, thresholds, load. One run tells all."""
+"""What works, but probably not as intended, is a warning: secrets, thresholds, load. One run finds all."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""A subscriber whose mood is set from outside, and queues that owe it something, without any provider."""
+"""A subscriber whose answers a test sets, and queues with deliveries for it, without any provider."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Fixtures: a subscriber, what is owed to it, what workers of this process log.
+"""Fixtures: a subscriber, its deliveries, and the log lines of workers in this process.
 
 For modules that say `pytest_plugins = ("tests.delivery.owing",)`.
 """

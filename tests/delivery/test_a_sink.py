@@ -1,4 +1,4 @@
-"""A sink as CONTRIBUTING.md describes one: a chat that answers all with 200, and says inside what it was."""
+"""A sink as CONTRIBUTING.md describes one: a chat that answers always 200, with the result in its body."""
 
 import asyncio
 import json

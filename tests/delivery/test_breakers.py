@@ -1,4 +1,4 @@
-"""What one worker makes of the breakers that all share: what it lets out, and what it asks Redis for."""
+"""What one worker does with the shared breakers: what it lets out, and what it asks Redis for."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""How subscriptions are treated that fail, ask for patience or limit their rate: by workers that run."""
+"""How running workers treat subscriptions that fail, send Retry-After or limit their rate."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""From a change at a provider to a line that people read, through a worker as it runs."""
+"""From a change at a provider to a line that people read, through a running worker."""
 
 import asyncio
 import json

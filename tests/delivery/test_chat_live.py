@@ -1,4 +1,4 @@
-"""Messages to services that judge them: shape, size and rate; in a storm, a refusal and after a crash."""
+"""Messages to simulated services that check shape, size and rate: in bursts, refusals and after a crash."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Claims about the way to a subscriber: names, addresses, certificates, and what is said where it ends."""
+"""Connecting to a subscriber: names, addresses, certificates, and the error when it fails."""
 
 import asyncio
 from contextlib import AsyncExitStack

@@ -1,4 +1,4 @@
-"""A damaged key costs its own queue or subscription until it is fixed, and nothing more."""
+"""A damaged key affects only its own queue or subscription, until it is fixed."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Claims about many subscribers that are dead at the same time: the live ones do not notice."""
+"""Many subscribers that are dead at the same time do not slow the live ones."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Claims about the policy's tables and about the check of a URL at load. No socket is opened here."""
+"""The policy's tables, and the check of a URL at load. No socket is opened here."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Claims about the guard at the socket, proved with real sessions and a canary that must stay silent."""
+"""The egress policy at the socket, with real sessions and a listener that must not be reached."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""One event is followed by its id from the poll to the receiver, in the log of a worker as users start it."""
+"""One event can be followed by its id from the poll to the receiver, in the log of a running worker."""
 
 import asyncio
 import json

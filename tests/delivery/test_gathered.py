@@ -1,4 +1,4 @@
-"""A storm becomes readable: what waits in a queue of a chat goes out in one message, once it is late."""
+"""A burst stays readable: late deliveries of a chat's queue go out in one message."""
 
 import asyncio
 import json

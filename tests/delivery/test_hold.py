@@ -1,4 +1,4 @@
-"""A queue in hand: its lease is short while attempts are quick, and long enough for one that is not."""
+"""The lease of a queue is short while attempts are quick, and long enough for a slow one."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

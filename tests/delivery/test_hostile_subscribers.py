@@ -1,4 +1,4 @@
-"""Claims about subscribers that answer too much, slowly, wrongly, never: each becomes an attempt in time."""
+"""Subscribers that answer too much, slowly, wrongly or never: each becomes an attempt in time."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""Whatever a symbol, a name or a reason holds: people see text, and nothing that is more than text.
+"""Whatever a symbol, a name or a reason contains, a chat shows it as plain text.
 
 What more there would be is judged by the rules that each service has published, not by our escapes.
 """

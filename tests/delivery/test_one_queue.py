@@ -1,4 +1,4 @@
-"""One account's events to one subscriber: one at a time by design, and how many a second that makes."""
+"""One account's events to one subscriber go one at a time by design: how many a second that makes."""
 
 import pytest
 from redis.asyncio import Redis

@@ -1,4 +1,4 @@
-"""A backlog that is full gives up its oldest deliveries: loudly, countably, and with a gap that shows."""
+"""A full backlog gives up its oldest deliveries: logged, counted, and with a gap that receivers see."""
 
 import asyncio
 import json

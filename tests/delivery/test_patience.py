@@ -1,4 +1,4 @@
-"""A subscription that fails everything: warned of before it is paused, and nothing pauses silently."""
+"""A subscription that fails everything is warned of before it is paused, and no pause goes unlogged."""
 
 import asyncio
 import itertools

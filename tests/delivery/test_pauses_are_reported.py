@@ -1,4 +1,4 @@
-"""A pause is reported at least once, to the log and to `alerts_to`, whichever worker dies meanwhile."""
+"""A pause is reported at least once, to the log and to `alerts_to`, whichever worker dies."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`watcher ping` of messages for people: past worker and Redis, to a service that judges them."""
+"""`watcher ping` of messages for people: without worker or Redis, to a service that checks them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Claims about one attempt as a subscriber sees it, and about what is written down of it."""
+"""One attempt as a subscriber sees it, and what is recorded of it."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""One worker's deliveries on a real store: what it sends, what it gives back, and what holds meanwhile."""
+"""One worker's deliveries on a real store: what it sends, what it gives back, and for how long it leases."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,4 +1,4 @@
-"""A reload and what is under way: a URL that was taken out or changed gets no POST a second later."""
+"""A reload and attempts in flight: a removed or changed URL gets no POST a second later."""
 
 import asyncio
 import json

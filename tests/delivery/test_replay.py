@@ -1,4 +1,4 @@
-"""What is told again is what was told the first time, to the byte."""
+"""Events that are sent again have the bytes of the first time."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Claims about names that are looked up by what is in force now, with a name server on loopback."""
+"""Names are looked up by the current resolver files, with a name server on loopback."""
 
 import asyncio
 import os

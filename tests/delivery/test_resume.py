@@ -1,4 +1,4 @@
-"""`watcher subscriptions resume`: what waits goes out within a second, whatever it waits for."""
+"""`watcher subscriptions resume`: the backlog is sent within a second, whatever it waited for."""
 
 import time
 from contextlib import AsyncExitStack

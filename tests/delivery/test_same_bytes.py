@@ -1,4 +1,4 @@
-"""What a subscription is told of an event is one text, whichever way it comes, and kept once for all ways."""
+"""An event's text is the same in every way a subscription gets it, and stored once for all of them."""
 
 import json
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""Claims about what was configured and what is sent: URLs byte for byte, headers in their order and case."""
+"""What is sent is what was configured: URLs byte for byte, headers in their order and case."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What people read: one line an event, exact, whatever a symbol or a reason holds."""
+"""What people read: one line an event, exact, whatever a symbol or a reason contains."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is signed verifies for others: the published vectors, the official library, OpenSSL."""
+"""Signatures verify elsewhere: the published vectors, the official library, OpenSSL."""
 
 import base64
 import hashlib

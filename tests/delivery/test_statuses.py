@@ -1,4 +1,4 @@
-"""What a webhook receiver's status says: the webhook sink's own table."""
+"""What the status of a webhook receiver means: the webhook sink's own table."""
 
 import pytest
 

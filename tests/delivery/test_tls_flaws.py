@@ -1,4 +1,4 @@
-"""Claims about TLS that fails: each trouble is blamed on what it is, and what fixes it is said."""
+"""TLS errors: each names its cause and its fix."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Changes that were made and the webhooks that told them, as the judge of the demonstration sees them."""
+"""Changes that were made and the webhooks about them, as the demo's judge sees them."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""`watcher demo` proves itself, ends by itself, ends on Ctrl-C, and leaves nothing behind."""
+"""`watcher demo` judges itself, ends by itself, ends on Ctrl-C, and leaves nothing behind."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""The judge of the demonstration lets nothing pass: whatever is missing, twice, late, wrong or forged."""
+"""The demo's judge lets nothing pass: a missing, repeated, late, wrong or forged event."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The story of the demonstration shows what it should, on a real stage, and fails where it must."""
+"""The story of the demo shows what it should, on a real stage, and fails where it must."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta

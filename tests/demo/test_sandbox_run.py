@@ -1,4 +1,4 @@
-"""`watcher sandbox --run`: providers, a worker and a receiver in one command, told in one stream of lines."""
+"""`watcher sandbox --run`: providers, a worker and a receiver in one command and one output."""
 
 import os
 import re

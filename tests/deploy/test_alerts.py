@@ -1,4 +1,4 @@
-"""The alerts are about metrics that exist, fire on what they say, and are explained."""
+"""The alerts use metrics that exist, fire on their problem, and are explained."""
 
 import json
 import re

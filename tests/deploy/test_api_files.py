@@ -1,4 +1,4 @@
-"""What deploy/ adds for the API: each way to run a worker gives it the same two secrets."""
+"""The files of deploy/ for the API: each way to run a worker gives it the same two secrets."""
 
 import re
 import shlex

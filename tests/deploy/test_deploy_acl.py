@@ -1,4 +1,4 @@
-"""The user that deploy/users.acl describes can do all that watcher does, and nothing else."""
+"""The user of deploy/users.acl can do all that watcher does, and nothing else."""
 
 import ast
 import re

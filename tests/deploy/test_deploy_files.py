@@ -1,4 +1,4 @@
-"""What the files in deploy/ name exists, and what they say is so. No container engine is needed."""
+"""What the files in deploy/ name exists, and what they say is true. No container engine is needed."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The image's health check is a command that exists, and looks where the worker writes."""
+"""The image's health check is a command that exists, and reads the file that the worker writes."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: they fit together, confine the worker, and ask Redis nothing to see it live."""
+"""The Kubernetes manifests fit together, confine the worker, and probe it without Redis."""
 
 import json
 import re

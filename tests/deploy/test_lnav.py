@@ -1,4 +1,4 @@
-"""The format for lnav knows every field and level that a line may have, and lnav reads it."""
+"""The lnav format knows every field and level of a log line, and lnav reads it."""
 
 import json
 import shutil

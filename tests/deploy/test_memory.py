@@ -1,4 +1,4 @@
-"""What deploy/REDIS.md says of memory is so: its formula, measured, and its bounds."""
+"""The memory figures of deploy/REDIS.md are true: its formula, measured, and its bounds."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The package has a name of its own, and every text that says how to install it says that one.
+"""The package has a name of its own, and every text says to install that one.
 
 What is in the two packages, and that each runs in an empty environment, `.ci/run` tries: it needs an index.
 """

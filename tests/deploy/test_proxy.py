@@ -1,4 +1,4 @@
-"""The reverse proxies of deploy/proxy, as they are there: TLS before the API, and nothing but the API."""
+"""The reverse proxies of deploy/proxy, as they are: TLS before the API, and only the API."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""The lists of pinned packages: everything that is needed, each by hash, and the image installs no other."""
+"""The lists of pinned packages: everything needed, each by hash, and the image installs no other."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""The systemd unit: well-formed, confined, and a worker can live under what it forbids."""
+"""The systemd unit: well-formed, confined, and a worker can run under its confinement."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""A wake becomes a webhook within 300 ms, and the examples in deploy/wake wake accounts: real processes."""
+"""A wake becomes a webhook within 300 ms, and the examples of deploy/wake work: real processes."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What runs in the forge's CI is what runs here: .ci/run, with each Python that the package promises."""
+"""CI on GitHub runs what runs here: .ci/run, with each supported Python."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Every fenced block of the texts for people is run or loaded here; one that nobody knows fails.
+"""Every fenced block of the texts for people is run or loaded here; an unknown one fails.
 
 A block is known by its language and by words that stand in it and in no other. Shell blocks run in a folder
 of their own, where `watcher` is this checkout's; what is not run says why, and is read as far as that goes.

@@ -1,4 +1,4 @@
-"""The guarantees in the texts say of each kind of server what the line at the start says of it."""
+"""The texts and the line at the start say the same about the guarantees of each kind of server."""
 
 from typing import get_args
 

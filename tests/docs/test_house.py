@@ -1,4 +1,4 @@
-"""The map of the code, held to what it says: data flows one way, and so do imports."""
+"""The map of the code is true: data flows one way, and so do imports."""
 
 import ast
 from collections import defaultdict

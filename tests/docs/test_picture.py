@@ -1,4 +1,4 @@
-"""The picture of the demo shows what the demo says, is small, and asks nothing of anybody."""
+"""The picture of the demo shows what the demo prints, is small, and loads nothing."""
 
 import re
 from xml.etree import ElementTree

@@ -1,4 +1,4 @@
-"""README.md is read to its end, and leads on to every text there is for people."""
+"""README.md is short, and leads to every other text for people."""
 
 import re
 from pathlib import Path

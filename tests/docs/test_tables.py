@@ -1,4 +1,4 @@
-"""The tables in the texts for people are the code's, wherever they stand. The blocks: test_blocks.py."""
+"""The tables in the texts for people match the code. The blocks are in test_blocks.py."""
 
 import re
 from itertools import takewhile

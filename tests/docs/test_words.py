@@ -1,4 +1,4 @@
-"""What users read says the field's words: a stranger searches for these, and finds no word of our own."""
+"""Users read the words of the field, which can be searched for, and none of our own."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Circuit breakers, without Redis: what opens and closes them, for how long, how much goes out at a time."""
+"""Circuit breakers, without Redis: what opens and closes them, for how long, and how much they let out."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Claims about what a worker claims next. No Redis, no clock: time is an argument."""
+"""What a worker claims next. No Redis, no clock: time is an argument."""
 
 import math
 from collections import Counter

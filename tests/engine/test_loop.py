@@ -1,4 +1,4 @@
-"""What the loop claims, starts, holds back and ends: with an index and work of both kinds in memory."""
+"""What the loop claims, starts, holds back and ends: with an index and both kinds of work in memory."""
 
 import asyncio
 import time

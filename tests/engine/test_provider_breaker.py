@@ -1,4 +1,4 @@
-"""When a provider counts as unavailable, who may ask it then, and when it is back."""
+"""When a provider counts as unavailable, which account may probe it, and when it is back."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""A Loopring that fails in one way while it is told to, and else says what all of its accounts hold.
+"""A Loopring that fails in one way while a test says so, and otherwise lists what its accounts hold.
 
 Refuses to know what a worker makes of it.
 """

@@ -1,4 +1,4 @@
-"""A network between workers and their server: it can lose answers, slow down, go silent, close its port."""
+"""A network between workers and their server: it can lose answers, slow down, hang, close its port."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Receivers that are half well, what they are offered, and what came of it.
+"""Partly failing receivers, the load that they are offered, and the result.
 
 Pure but for `run`, which sets the scene of one row. Everything is judged at the receiver: what it was asked,
 when, and what it took.

@@ -1,4 +1,4 @@
-"""Runs the program of deploy/RECEIVING.md that pulls what it lacks, and gives it the webhooks that come.
+"""Runs the pulling program of deploy/RECEIVING.md, and gives it the webhooks that arrive.
 
     PROGRAM=receiver.py PORT=8788 SECRET=whsec_… REFUSES=0.1 python tests/faults/pulling_receiver.py
 

@@ -1,4 +1,4 @@
-"""A receiver that writes everything down: when an attempt came, its id, its bytes, whether it verifies, and
+"""A receiver that records everything: when an attempt came, its id, its bytes, whether it verifies, and
 how it was answered.
 
 Refuses to judge: `verdict` reads what is written here.

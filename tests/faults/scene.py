@@ -1,4 +1,4 @@
-"""A scene for one fault: a server, a restless provider, a receiver that writes down, and workers.
+"""A scene for one fault: a server, a restless provider, a recording receiver, and workers.
 
 A test makes its fault happen, then asks for the verdict: it ends the changes, waits until everything is
 told, ends the workers in order, and compares. Refuses to be replayed to the microsecond: the seed decides

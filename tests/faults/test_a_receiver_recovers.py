@@ -1,4 +1,4 @@
-"""A receiver that is killed, refuses events and loses its database recovers by pulling, to the last digit."""
+"""A receiver that is killed, refuses events and loses its database recovers by pulling alone."""
 
 import asyncio
 import json

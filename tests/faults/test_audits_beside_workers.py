@@ -1,4 +1,4 @@
-"""`watcher audit --store` beside workers that do all they can: it tells nothing that is only in motion."""
+"""`watcher audit --store` beside busy workers reports nothing that is only in motion."""
 
 import pytest
 

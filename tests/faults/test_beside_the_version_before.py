@@ -1,4 +1,4 @@
-"""Workers of version 0.1 and of this one on one store: up, rolling, killed in the middle, held up, and back.
+"""Workers of version 0.1 and of this one on one store: moved up, rolling, killed, delayed, and back.
 
 `.ci/run` installs v0.1.0 as a package in an environment of its own; WATCHER_BEFORE names its Python.
 """

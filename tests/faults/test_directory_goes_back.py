@@ -1,4 +1,4 @@
-"""A store that loses the directory, or its last seconds, is given it again by the workers that hold it."""
+"""A store that loses the directory, or its last seconds, gets it back from its workers."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""What a receiver gets that is half well: requests that fail or hang, a rate limit, accounts that fail.
+"""What a partly failing receiver gets: requests that fail or hang, a rate limit, accounts that fail.
 
 The short forms offer a quarter of it, to several receivers at the same time, each with a worker and a server
 of its own. In so short a time a tenth less is enough, and queues that need not wait may take twice as long.

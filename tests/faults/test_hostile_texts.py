@@ -1,4 +1,4 @@
-"""Names at a provider and answers of a subscriber that would steer a terminal: none comes out raw."""
+"""Names at a provider and answers of a subscriber with control characters: none is shown raw."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""T45: whoever reads the log stops reading, or goes away. Deliveries go on; what was lost is counted."""
+"""T45: the reader of the log stops reading, or closes it. Deliveries go on; lost lines are counted."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""One worker makes all polls, and so all commits: it leases what it can deliver, others deliver the rest."""
+"""One worker makes all polls, and so all commits: it leases what it can deliver, others do the rest."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""T55: accounts that the rate limit cannot bear are stale, once each, and `check` has warned."""
+"""T55: accounts beyond the rate limit are stale, reported once each, and `check` has warned."""
 
 import asyncio
 from collections import Counter

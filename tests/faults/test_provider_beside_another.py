@@ -1,4 +1,4 @@
-"""T30: what providers that are down or slow cost the accounts of another one, in the same worker."""
+"""T30: providers that are down or slow do not delay the accounts of another one in the same worker."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""T26: a provider that fails in whatever way makes no event, is hardly asked, and is noticed when it is back.
+"""T26: a failing provider makes no event, is hardly polled, and its recovery is noticed.
 
 Time runs thirty times as fast: an interval of 30 s is one, half an hour is a minute.
 """

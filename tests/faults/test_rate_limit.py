@@ -1,4 +1,4 @@
-"""T31: eight workers share a provider's rate limit: never above it, nobody left behind, nothing wasted."""
+"""T31: eight workers share a provider's rate limit: never above it, no account starved, no turn wasted."""
 
 import asyncio
 import time

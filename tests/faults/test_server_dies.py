@@ -1,4 +1,4 @@
-"""A server that is killed, hangs, cannot be reached, forgets scripts, or whose answers are late or lost."""
+"""A server that is killed, hangs, cannot be reached, forgets scripts, or answers late or never."""
 
 import asyncio
 import time

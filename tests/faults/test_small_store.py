@@ -1,4 +1,4 @@
-"""A dead subscription beside a live one, on a server with little memory: the live one notices nothing."""
+"""A dead subscription beside a live one, on a server with little memory: the live one is not affected."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""State that is wiped or damaged under the feet of running workers."""
+"""State that is wiped or damaged while workers run."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""Clocks that are wrong or set while everything runs, an event loop that is held up."""
+"""Clocks that are wrong or set while everything runs, and an event loop that is blocked."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The judge of the fault tests finds what they are about: a judge that finds nothing proves nothing."""
+"""The judge of the fault tests finds every violation: a judge that finds nothing proves nothing."""
 
 import json
 from typing import Any

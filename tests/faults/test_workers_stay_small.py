@@ -1,4 +1,4 @@
-"""A soak: what workers hold after a while of steady work, some of it failing, they hold for ever.
+"""A soak: workers do not grow during long steady work of which some fails.
 
 The middle of the last third of the time counts against the middle of the first: single moments or a straight
 line through them say little. Blocks of memory tell whether anything is forgotten: in the long form 40,000

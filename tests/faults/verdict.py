@@ -1,4 +1,4 @@
-"""Judges what a receiver got by what was committed and by what is true, as the demonstration is judged.
+"""Judges what a receiver got against what was committed and what is true, as the demo's judge does.
 
 Pure. Refuses to know which fault there was: whatever it was, the same must hold. The caller says what a fault
 excuses: lost state, damaged accounts, wrong clocks.

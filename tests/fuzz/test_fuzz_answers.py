@@ -1,4 +1,4 @@
-"""Whatever bytes come back over a socket: an attempt that is judged, or a poll that is refused."""
+"""Any bytes that come back over a socket become an attempt that is judged, or a rejected poll."""
 
 import asyncio
 import gzip

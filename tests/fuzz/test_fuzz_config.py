@@ -1,4 +1,4 @@
-"""Whatever the file and the environment say: every mistake is told, or all of it can be used."""
+"""Any file and environment: every mistake is reported, or all of it can be used."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Lines that people hand us: logs for `watcher tail`, scripts for `watcher sandbox`, captured webhooks."""
+"""Lines from people: logs for `watcher tail`, scripts for `watcher sandbox`, captured webhooks."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Whatever a provider answers: it is refused, or it can be written down, read back and told."""
+"""Any answer of a provider is rejected, or can be stored, read back and emitted."""
 
 import gzip
 import json

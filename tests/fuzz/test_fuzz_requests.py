@@ -1,4 +1,4 @@
-"""Whatever bytes come in over a socket: a request that is answered, or refused, and the server goes on."""
+"""Any bytes that arrive over a socket are answered or refused, and the server goes on."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Whatever lies in Redis where a value should be: those who look see it, and the neighbours go on.
+"""Any damage in Redis is seen by every reader, and work beside it goes on.
 
 A real server holds two accounts of one shard, with all that a worker keeps of them. Of one account, and of
 what belongs to nobody, something is overwritten; then everything that reads is asked, and the other account

@@ -1,4 +1,4 @@
-"""Whatever is found in Redis, as the pure parts read it: damage, or what can be written down again."""
+"""Any bytes found in Redis, as the pure parts read them: damage, or what can be written again."""
 
 import json
 from contextlib import suppress

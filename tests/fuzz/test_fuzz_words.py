@@ -1,4 +1,4 @@
-"""Single words from outside: URLs, headers, durations, wishes, secrets. Rejected in our words, or bounded."""
+"""Single values from outside: URLs, headers, durations, Retry-After, secrets. Rejected, or bounded."""
 
 import re
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""The lean client against aiohttp's, which reads the same bytes: the same answer, or both refuse."""
+"""The lean client and aiohttp read the same bytes: the same answer, or both refuse."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Claims about connecting: whatever a peer, a name or a caller does meanwhile, on both loops."""
+"""Connecting, whatever a peer, a name or a caller does meanwhile, on both event loops."""
 
 import asyncio
 import collections

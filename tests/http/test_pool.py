@@ -1,4 +1,4 @@
-"""Claims about connections: how many, how long, and that no answer is ever another request's."""
+"""Connections: how many, how long, and that no request gets the answer to another."""
 
 import asyncio
 import contextlib

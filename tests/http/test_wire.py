@@ -1,4 +1,4 @@
-"""Claims about the bytes of a request and of an answer, without a socket."""
+"""The bytes of a request and of an answer, without a socket."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""An audit passes what the program wrote, and passes nothing that was damaged."""
+"""An audit passes what the program wrote, and finds every damage."""
 
 import copy
 from collections.abc import Callable, Sequence

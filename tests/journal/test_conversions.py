@@ -1,4 +1,4 @@
-"""An amount is turned into atoms once a poll, and printed only where no text of it is there yet."""
+"""An amount is parsed once a poll, and printed only if its text is not known yet."""
 
 import asyncio
 

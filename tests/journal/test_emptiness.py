@@ -1,4 +1,4 @@
-"""A full listing that suddenly names nothing: a minute of agreement before any of it counts."""
+"""A full listing that is suddenly empty counts only after a minute of agreement."""
 
 from collections.abc import Sequence
 from itertools import accumulate

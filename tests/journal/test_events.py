@@ -1,4 +1,4 @@
-"""What an event says, and that it says the same whoever computes it."""
+"""What an event contains, and that computing it again gives the same."""
 
 import json
 from base64 import b32encode

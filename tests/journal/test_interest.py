@@ -1,4 +1,4 @@
-"""An index of wishes says the same as a walk over all of them, and follows changes in place."""
+"""The index of subscriptions finds the same as a walk over all of them, and follows changes in place."""
 
 import time
 from fnmatch import fnmatchcase

@@ -1,4 +1,4 @@
-"""What an explanation says besides its changes, and the way from text to integers and back."""
+"""What an explanation has besides its changes, and the way from text to integers and back."""
 
 import pytest
 

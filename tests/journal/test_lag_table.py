@@ -1,4 +1,4 @@
-"""What the table of late halves says, so that it stays true when the rules change."""
+"""The claims of the table of late halves, so that they stay true when the rules change."""
 
 import pytest
 

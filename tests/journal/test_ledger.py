@@ -1,4 +1,4 @@
-"""What a snapshot does to what is known of an account."""
+"""What a snapshot changes in the state of an account."""
 
 import json
 from random import Random

@@ -1,4 +1,4 @@
-"""What is told beside changes, and to whom."""
+"""Events besides changes, and which subscriptions get them."""
 
 import json
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""An account that begins anew on purpose: what was accepted is forgotten, and nothing else is."""
+"""A reset account: its accepted balances are forgotten, and nothing else is."""
 
 from collections.abc import Sequence
 

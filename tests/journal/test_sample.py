@@ -1,4 +1,4 @@
-"""Samples for receivers: one of each type of the catalogue, valid, and never to be taken for money."""
+"""Samples for receivers: one of each type, valid, and never to be taken for real."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A headless Chromium, where one is installed: opens a page, says what it shows and what ran in it."""
+"""A headless Chromium, if one is installed: opens a page, returns what it shows and what ran in it."""
 
 import asyncio
 import base64

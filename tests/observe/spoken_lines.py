@@ -1,4 +1,4 @@
-"""Finds the log lines that source code can write, and compares them with the catalogue."""
+"""Finds the log lines in source code, and compares them with the catalogue."""
 
 import ast
 from collections.abc import Iterator, Mapping

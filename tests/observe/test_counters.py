@@ -1,4 +1,4 @@
-"""Counting is adding up, and each duration is counted where Prometheus looks for it."""
+"""Counters add up, and each duration is counted in the right bucket."""
 
 from bisect import bisect_left
 from collections import Counter

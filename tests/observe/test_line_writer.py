@@ -1,4 +1,4 @@
-"""Log lines get out if somebody reads, and never hold anybody up if nobody does."""
+"""Log lines get out if they are read, and never block the program if they are not."""
 
 import os
 import threading

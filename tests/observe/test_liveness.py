@@ -1,4 +1,4 @@
-"""What a worker knows of its own life: loops that turn, the lag of its event loop, its clock."""
+"""What a worker knows of its own health: turns of its loops, the lag of its event loop, its clock."""
 
 import asyncio
 import time

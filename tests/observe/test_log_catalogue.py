@@ -1,4 +1,4 @@
-"""What the code logs is what the catalogue says, and the other way round."""
+"""The code logs what the catalogue says, and the other way round."""
 
 import re
 from functools import cache

@@ -1,4 +1,4 @@
-"""A log line as machines read it, as people see it, and what is kept out of both."""
+"""A log line as machines read it, as people see it, and what neither may contain."""
 
 import io
 import itertools

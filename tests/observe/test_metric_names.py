@@ -1,4 +1,4 @@
-"""Names, units and labels of the metrics are as Prometheus wants them, and are what is told."""
+"""Names, units and labels of the metrics follow Prometheus, and match what is exported."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""What a worker counts is what happened, and what it tells of the store is how it stands there."""
+"""The counters of a worker match what happened, and its metrics of Redis match what is there."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

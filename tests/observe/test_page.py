@@ -1,4 +1,4 @@
-"""The page over real sockets: what it may do in a browser, who gets it, and that what it tells is so."""
+"""The page over real sockets: what it may do in a browser, who gets it, and that it is true."""
 
 import asyncio
 import json

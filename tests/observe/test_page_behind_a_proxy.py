@@ -1,4 +1,4 @@
-"""The page behind a reverse proxy: under a path that the proxy takes off, by a public name, with a token."""
+"""The page behind a reverse proxy: under a prefix, by a public name, with a token."""
 
 import re
 from collections.abc import AsyncIterator

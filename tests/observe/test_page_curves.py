@@ -1,4 +1,4 @@
-"""The curve of a total goes back from what it is now, by what was told, exactly and no further than known."""
+"""The curve of a total goes back from its current value by its events, exactly and no further than known."""
 
 from hypothesis import given
 from hypothesis import strategies as st

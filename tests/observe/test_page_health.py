@@ -1,4 +1,4 @@
-"""The head of the page and `watcher status` agree on what is as it should be."""
+"""The head of the page and `watcher status` agree on what is healthy."""
 
 from typing import Any
 

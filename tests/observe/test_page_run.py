@@ -1,4 +1,4 @@
-"""`watcher run --http … --page` as a process: who asks gets the page, and it tells of this worker."""
+"""`watcher run --http … --page` as a process: it serves the page, which shows this worker."""
 
 import json
 import signal

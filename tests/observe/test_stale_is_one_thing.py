@@ -1,4 +1,4 @@
-"""What is stale is so everywhere: event, log line, metric, `watcher status` and the page agree."""
+"""Event, log line, metric, `watcher status` and the page agree on what is stale."""
 
 import json
 from collections.abc import AsyncIterator

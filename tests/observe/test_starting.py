@@ -1,4 +1,4 @@
-"""While a worker starts, it says so: it is alive, and not ready."""
+"""While a worker starts, it is live, not ready, and says so."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a subscription is has one word, the same in status, subscriptions, metrics and on the page."""
+"""A subscription's state has one word, the same in status, subscriptions, metrics and on the page."""
 
 import json
 from typing import Any

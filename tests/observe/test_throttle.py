@@ -1,4 +1,4 @@
-"""A trouble that lasts is spoken of when it begins, a while later, and when it ends: not when it strikes."""
+"""A lasting problem is logged when it begins, after a while, and when it ends: not each time it occurs."""
 
 import pytest
 

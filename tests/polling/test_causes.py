@@ -1,4 +1,4 @@
-"""What only a person can fix is one error at once, however many accounts meet it, and a line at its end."""
+"""An error that only a person can fix is logged once for all its accounts, and its end once."""
 
 import asyncio
 from collections.abc import Iterator, MutableMapping

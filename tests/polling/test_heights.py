@@ -1,4 +1,4 @@
-"""Nodes of one provider answer from unequal heights: what is older than what was accepted is no balance."""
+"""Nodes of one provider answer from different heights: an answer below the accepted height is discarded."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a worker keeps of accounts that change: no poll says anything else than if all of it had been read."""
+"""What a worker caches of accounts that change: every poll has the same result as without the cache."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""Whatever is answered in the place of something good: the state and its time stay, nothing is emitted."""
+"""Any odd answer: the state and its time stay, nothing is emitted."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A provider that answers nobody, on a real store: who asks it, and that all are polled once it is back."""
+"""A provider that is down, on a real store: which account probes it, and that all are polled afterwards."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""How often a provider that stays away is asked, and how soon it is noticed that it is back."""
+"""How often a provider that stays down is polled, and how soon its recovery is noticed."""
 
 import heapq
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""One poll of one account, on a real store: what it takes from others, and what it tells them."""
+"""One poll of one account, on a real store: what it reads, commits and logs."""
 
 import secrets
 from collections.abc import AsyncIterator

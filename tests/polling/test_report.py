@@ -1,4 +1,4 @@
-"""What a worker counts and says of its polls, and of which provider."""
+"""What a worker counts and logs of its polls, by provider."""
 
 import time
 from collections.abc import Iterator, MutableMapping

@@ -1,4 +1,4 @@
-"""Accounts that go stale are reported in few lines: which, why, for how long; and again while it lasts."""
+"""Stale accounts are reported in few lines: which, why, for how long; with reminders."""
 
 from collections.abc import Iterator, MutableMapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Claims about polls as the engine runs them: turns at a provider's rate limit, and leases given back."""
+"""Polls as the engine runs them: turns at a provider's rate limit, and leases given back."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""A TLS server's certificate that nobody has signed, for another name than ours."""
+"""A TLS server with an untrusted certificate for another name."""
 
 import ssl
 import tempfile

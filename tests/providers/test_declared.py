@@ -1,4 +1,4 @@
-"""`kind = "http"`: what is declared is asked, and what the answers say is read, exactly or not at all."""
+"""`kind = "http"`: what is declared is requested, and answers are read exactly or not at all."""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""How an EVM chain is asked, and how a node's answers are read: those that Anvil gave, and odd ones."""
+"""Requests to an EVM chain, and how a node's answers are read: those of Anvil, and odd ones."""
 
 import json
 from collections.abc import Callable, Sequence

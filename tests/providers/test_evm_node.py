@@ -1,4 +1,4 @@
-"""A real Ethereum node: what it does becomes the events that it should, and no other."""
+"""A real Ethereum node: its transactions become the right events, and no others."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping

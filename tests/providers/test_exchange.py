@@ -1,4 +1,4 @@
-"""ccxt asks and signs, without ever connecting: what it says is sent, and checked as an exchange would."""
+"""ccxt builds and signs requests without ever connecting; they are checked as an exchange would."""
 
 import asyncio
 import base64

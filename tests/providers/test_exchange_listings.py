@@ -1,4 +1,4 @@
-"""What was reviewed of exchanges is read exactly, or not at all. Needs no ccxt."""
+"""Reviewed exchanges are read exactly, or not at all. Needs no ccxt."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Whatever a provider answers in the place of something good, it is not read as zero, nor as another amount.
+"""No odd answer of a provider is read as zero, nor as another amount.
 
 Over a real socket, for every source there is: each value, member and row of a good answer is spoilt, one at a
 time (`tests/support/odd_answers.py` has the ways). Either the poll is rejected, or it reads what the good

@@ -1,4 +1,4 @@
-"""Every odd answer of data/provider_answers.json, over a real socket, gets the verdict that stands there."""
+"""Every odd answer of data/provider_answers.json, over a real socket, gets its verdict."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What happens on the chains of real nodes is emitted, to the last digit, by the recipes."""
+"""Transactions on the chains of real nodes are emitted exactly, by the recipes."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A poll that asks again after an answer: pages, a height first, whatever a provider needs."""
+"""A poll of several rounds: pages, a height first, whatever a provider needs."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence, Set

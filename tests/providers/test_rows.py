@@ -1,4 +1,4 @@
-"""An answer that is read by the rows that differ from the last one says what the whole of it says."""
+"""Reading only the rows that changed gives the same as reading the whole answer."""
 
 import asyncio
 import json

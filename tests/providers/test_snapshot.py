@@ -1,4 +1,4 @@
-"""The normal form: what is said of one asset, whichever way a provider says it."""
+"""The normal form of one asset, whichever way a provider writes it."""
 
 import pytest
 

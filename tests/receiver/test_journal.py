@@ -1,4 +1,4 @@
-"""However events come, a receiver's journal takes each once, in order, and ends with what the sender has."""
+"""In whatever order events arrive, a receiver's journal takes each once, in order, and reconciles."""
 
 import json
 from collections.abc import Mapping

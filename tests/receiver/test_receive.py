@@ -1,4 +1,4 @@
-"""The verifier for receivers: each way to be wrong has its step, and nothing makes it stumble."""
+"""The verifier for receivers: each way to be invalid names its step, and nothing crashes it."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The receiver for trying things, over real connections."""
+"""The receiver of `watcher listen`, over real connections."""
 
 import asyncio
 import contextlib

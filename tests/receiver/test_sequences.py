@@ -1,4 +1,4 @@
-"""What sequence numbers tell a receiver."""
+"""What a receiver learns from sequence numbers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A receiver of a sender whose store is set back sees no gap where there is none, and books nothing twice."""
+"""After a rollback of the sender's Redis, a receiver sees no false gap, and books nothing twice."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Every recipe asks what it should, and reads its samples to the last digit."""
+"""Every recipe makes the right requests, and reads its samples to the last digit."""
 
 import json
 import re

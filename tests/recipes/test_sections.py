@@ -1,4 +1,4 @@
-"""A section whose kind is a recipe is the recipe, with what the section says laid over it."""
+"""A section whose kind is a recipe is that recipe, with the keys of the section overriding it."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Whatever is spoilt in a good answer, one place at a time, no recipe reads zero or another amount from it.
+"""A valid answer damaged in any one place: no recipe reads zero or another amount from it.
 
 Without sockets: what the client does with an answer that is none is in tests/providers/test_odd_answers.py.
 """

@@ -1,4 +1,4 @@
-"""Secrets planted wherever one can stand, a world in which they are used and repeated, a search for them."""
+"""Secrets planted in every possible place, a world in which they are used, and a search for them."""
 
 import asyncio
 import base64

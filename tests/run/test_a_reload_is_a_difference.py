@@ -1,4 +1,4 @@
-"""What a reload does not change keeps its connections, what is known of its answers, what it has in hand."""
+"""What a reload does not change keeps its connections, its caches and its work in hand."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Workers of one namespace whose configurations differ: which is inactive, for how long, what is said."""
+"""Workers of one namespace with different configurations: which is inactive, for how long, and the log."""
 
 import asyncio
 import zlib

@@ -1,4 +1,4 @@
-"""What a configuration becomes, and what a reload makes of it: without a loop that runs, on a real store."""
+"""What a configuration becomes, and what a reload does with it: without a running loop, on a real store."""
 
 import asyncio
 import time

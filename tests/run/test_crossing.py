@@ -1,4 +1,4 @@
-"""Two deployments in one namespace, as when one is a copy of the other: nothing of one reaches the other."""
+"""Two deployments in one namespace, as after copying one: nothing of one reaches the other."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, MutableMapping

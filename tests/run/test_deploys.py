@@ -1,4 +1,4 @@
-"""A deploy as platforms do it: the new worker starts, the old one is asked to end, and work goes on."""
+"""A rolling deploy: the new worker starts, the old one is stopped, and work goes on."""
 
 import asyncio
 import itertools

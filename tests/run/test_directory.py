@@ -1,4 +1,4 @@
-"""What a worker makes of the directory: without a loop that runs, on a real store."""
+"""What a worker does with the directory: without a running loop, on a real store."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""An edit is checked as a file is, written once, refused where another came between, and audited."""
+"""An edit is checked like a file, written once, refused if another came between, and audited."""
 
 import asyncio
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Who is on the roster while workers with different lists of accounts run side by side, as in a deploy."""
+"""Which accounts are enrolled while workers with different lists run side by side, as in a deploy."""
 
 from collections.abc import Sequence
 

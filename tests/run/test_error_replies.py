@@ -1,4 +1,4 @@
-"""A worker whose server answers with errors, whichever these are: said once, waited for, gone on from."""
+"""A worker whose server answers with errors of any kind: logged once, waited for, recovered from."""
 
 import asyncio
 import time

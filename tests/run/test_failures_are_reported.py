@@ -1,4 +1,4 @@
-"""A failure that lasts is a line in a worker's log when it begins and one when it ends, not one per poll."""
+"""A lasting failure is logged when it begins and when it ends, not at each poll."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping

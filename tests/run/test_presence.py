@@ -1,4 +1,4 @@
-"""A worker can be seen in the store from its start to its end, and works on where that cannot be noted."""
+"""A worker is listed in Redis from its start to its end, and works on if that cannot be written."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Canaries: secrets planted wherever one can stand, through success, failure and a crash. None comes out."""
+"""Secrets planted in every possible place, through success, failure and a crash. None is shown."""
 
 import asyncio
 import re

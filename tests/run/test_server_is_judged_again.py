@@ -1,4 +1,4 @@
-"""A server that is set otherwise, restarted or replaced while a worker runs: it is judged again."""
+"""A server that is changed, restarted or replaced while a worker runs is checked again."""
 
 import asyncio
 from collections.abc import Callable, Iterator, MutableMapping

@@ -1,4 +1,4 @@
-"""A worker beside a store in another layout: it stands by, moves it once it may, and goes on."""
+"""A worker beside a store in another layout stands by, moves it once it may, and goes on."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""A subscription that a client made is pinged until its URL answers, by one worker, and no host too often."""
+"""A subscription made by the API is pinged until its URL answers, by one worker, and no host too often."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

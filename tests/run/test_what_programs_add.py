@@ -1,4 +1,4 @@
-"""What programs add while workers run is polled and delivered, and survives a reload or a loss."""
+"""Entries of the API are polled and delivered while workers run, and survive a reload or a loss."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

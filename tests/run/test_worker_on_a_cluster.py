@@ -1,4 +1,4 @@
-"""A worker on a Redis Cluster: what a node costs that is gone, and a storm whose queues lie on all nodes."""
+"""A worker on a Redis Cluster: a missing node, and a burst whose queues are on all nodes."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`watcher sandbox` serves, prints what watches it, tells what moves, and ends well."""
+"""`watcher sandbox` serves, prints how to watch it, shows movements, and ends cleanly."""
 
 import json
 import os

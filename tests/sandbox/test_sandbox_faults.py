@@ -1,4 +1,4 @@
-"""Any bytes and any fault can be fed through the simulators, once or for ever, over real sockets."""
+"""The simulators can return any bytes and any fault, once or permanently, over real sockets."""
 
 import asyncio
 import base64

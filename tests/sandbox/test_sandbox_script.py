@@ -1,4 +1,4 @@
-"""A script is read strictly, rehearsed, and played by an injected clock."""
+"""A script is read strictly, tried out, and played by an injected clock."""
 
 from collections.abc import Awaitable, Callable
 from itertools import islice

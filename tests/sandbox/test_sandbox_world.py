@@ -1,4 +1,4 @@
-"""The world's movements are exact, refuse what is not there, and split where they are told to."""
+"""The world's movements are exact, refuse what is impossible, and split as configured."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""A reload says what it changed: how much of each section, a few names, and no value."""
+"""A reload logs what it changed: how much of each section, a few names, and no value."""
 
 from ipaddress import ip_network
 from typing import Any

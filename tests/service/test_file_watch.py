@@ -1,4 +1,4 @@
-"""Edits of files are noticed when they are over, each once."""
+"""Edits of files are noticed when they are complete, each once."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A worker that is given bad configurations goes on by the last good one, and says so in a line each."""
+"""A worker with a bad new configuration keeps the last valid one, and logs each refusal in a line."""
 
 import asyncio
 import json

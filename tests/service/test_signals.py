@@ -1,4 +1,4 @@
-"""Signals reach a process from its first instruction to its last one, and mean what their sender expects."""
+"""Signals reach a process from its first instruction to its last, and mean what their sender expects."""
 
 import asyncio
 import os

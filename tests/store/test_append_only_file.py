@@ -1,4 +1,4 @@
-"""An append-only file that a power loss left with a bad end: cut off, or said what to do about."""
+"""An append-only file with a bad end after a power loss: cut off, or reported with what to do."""
 
 from pathlib import Path
 

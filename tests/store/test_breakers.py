@@ -1,4 +1,4 @@
-"""Breakers as all workers share them: one change at a time; what is counted, probes and turns."""
+"""Breakers as all workers share them: atomic changes, counts, probes and turns."""
 
 import asyncio
 from collections.abc import Sequence

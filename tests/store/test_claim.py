@@ -1,4 +1,4 @@
-"""Claims and leases: who may work on a member of a schedule, from when, until when."""
+"""Claims and leases: which worker may work on a member of a schedule, from when, until when."""
 
 import asyncio
 

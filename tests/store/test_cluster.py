@@ -1,4 +1,4 @@
-"""A Redis Cluster: what is asked finds its keys wherever they are, moves with them, and waits for them."""
+"""A Redis Cluster: calls find their keys on any node, follow them when they move, and wait for them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -1,4 +1,4 @@
-"""The commit: state, log, queues and the next poll move as one step, once, or not at all."""
+"""The commit: state, log, queues and the next poll change in one step, once, or not at all."""
 
 import asyncio
 from typing import Any

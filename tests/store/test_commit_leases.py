@@ -1,4 +1,4 @@
-"""A commit leases the queues that it fills to its worker: empty ones alone, for a moment, and none twice."""
+"""A commit leases the queues that it fills to its worker: empty ones only, briefly, and none twice."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The client and its address: what is accepted, what is refused and in which words, what never shows."""
+"""The client and its address: what is accepted, what is refused with which message, what is never shown."""
 
 import asyncio
 import re

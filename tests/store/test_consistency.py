@@ -1,4 +1,4 @@
-"""What the store's own audit finds: nothing after whatever the program does, and each kind of damage."""
+"""What `audit --store` finds: nothing after anything that the program does, and each kind of damage."""
 
 import asyncio
 import inspect

@@ -1,4 +1,4 @@
-"""First contact: what is wrong is found out where the server does not say so, and blamed on what is wrong."""
+"""First contact with a server: a wrong one is recognised and named, even if it does not say what it is."""
 
 import asyncio
 import ssl

@@ -1,4 +1,4 @@
-"""The index of what is due: it names whatever a schedule says is due, sooner rather than later."""
+"""The index of due work: it has whatever a schedule says is due, rather too early than too late."""
 
 from random import Random
 from typing import Any

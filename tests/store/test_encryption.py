@@ -1,4 +1,4 @@
-"""What a record holds besides its name and filters opens with a key, in its own place, and nowhere else."""
+"""The encrypted part of a record decrypts with its key, under its own name, and nowhere else."""
 
 import base64
 import sys

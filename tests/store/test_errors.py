@@ -1,4 +1,4 @@
-"""Whatever Redis, or what stands before it, may answer: whose fault it is, and in which words."""
+"""Any error reply of Redis or a proxy: what is at fault, and the message."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A receiver that pulls gets every event, in the order of each account, or is told that some are gone."""
+"""A receiver that pulls gets every event, in the order of each account, or learns that some are gone."""
 
 from collections.abc import Sequence
 

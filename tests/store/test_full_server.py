@@ -1,4 +1,4 @@
-"""A server whose memory is full: polling stops with nothing half written, what waits is still delivered."""
+"""A server whose memory is full: polling stops with nothing half written, queues are still delivered."""
 
 import asyncio
 from collections.abc import AsyncIterator

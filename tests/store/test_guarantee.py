@@ -1,4 +1,4 @@
-"""What a server promises: read from real servers, judged from what they may say."""
+"""What a server guarantees: read from real servers, judged from what they may answer."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The height of the last accepted snapshot: it rises with a commit or a touch, and no worker sets it back."""
+"""The height of the last accepted snapshot rises with a commit or a touch, and no worker lowers it."""
 
 import pytest
 from redis.asyncio import Redis

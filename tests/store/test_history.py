@@ -1,4 +1,4 @@
-"""The event log is read in the order in which it was written, over all of its parts."""
+"""The event log is read in the order in which it was written, over all of its shards."""
 
 from collections.abc import AsyncIterator
 from itertools import pairwise

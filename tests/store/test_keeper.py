@@ -1,4 +1,4 @@
-"""More than `max_backlog` deliveries do not wait: the longest queues give up their oldest first."""
+"""No more than `max_backlog` deliveries wait: the longest queues give up their oldest first."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The catalogue of keys: whatever lies in Redis is spelled by it, as it says, where a Cluster wants it."""
+"""The catalogue of keys: every key in Redis is in it, as it says, on the right node of a Cluster."""
 
 import inspect
 import itertools

@@ -1,4 +1,4 @@
-"""The numbers of a store: where it rests, where it is moved, what is wanted, and who is in the way."""
+"""The layout of a store: which one it is in, moved from, asked for, and which workers block a move."""
 
 import pytest
 from redis.asyncio import Redis

@@ -1,4 +1,4 @@
-"""The scripts as they are written: each documented, loaded by name, free of what servers forbid."""
+"""The scripts as text: each documented, loaded by name, without what servers forbid."""
 
 import re
 from importlib.resources import files

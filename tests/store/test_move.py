@@ -1,4 +1,4 @@
-"""A store is moved from layout 1 to 2 and back: what it holds is then where the other layout has it."""
+"""A store is moved from layout 1 to 2 and back, and all its data with it."""
 
 import asyncio
 import os

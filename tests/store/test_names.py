@@ -1,4 +1,4 @@
-"""What assets are called, once per provider: noted before a state relies on it, kept, healed where lost."""
+"""Names of assets, once per provider: written before a state relies on them, kept, restored if lost."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The pipe: few round trips, no answer mixed up, and no harm by whoever is cancelled meanwhile."""
+"""The pipe: few round trips, no replies mixed up, and no harm by cancelled callers."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a delivery says of the one before it: `previous_sequence` tells a gap from a filter."""
+"""What `previous_sequence` of a delivery says: it distinguishes a gap from a filter."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What the store holds is read in bulk, as it was at one moment, whatever is damaged in it."""
+"""Data of the store are read in bulk, as of one moment, whatever is damaged."""
 
 import pytest
 from redis.asyncio import Redis

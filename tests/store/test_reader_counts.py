@@ -1,4 +1,4 @@
-"""What waits is counted at a glance, however much it is and however many wait."""
+"""Backlogs are counted quickly, however large and however many they are."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""An account is reset beside workers: what they have in hand goes on from there, what waits stays."""
+"""An account is reset beside workers: work in hand goes on from there, and the backlog stays."""
 
 import pytest
 from redis.asyncio import Redis

@@ -1,4 +1,4 @@
-"""The roster: an edited list of accounts becomes schedules, and forgets what is no longer on it."""
+"""The roster: an edited list of accounts becomes schedules, and removed accounts are forgotten."""
 
 import pytest
 from redis.asyncio import Redis

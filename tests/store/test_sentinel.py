@@ -1,4 +1,4 @@
-"""A primary that Sentinels watch: found by their word, found again after a failover, named in messages."""
+"""A primary watched by Sentinels: found through them, found again after a failover, named in messages."""
 
 import asyncio
 import re

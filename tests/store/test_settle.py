@@ -1,4 +1,4 @@
-"""Settling: what becomes of a queue's head after an attempt, exactly once, by whoever holds the queue."""
+"""Settling: what becomes of a queue's head after an attempt, exactly once, by the holder of its lease."""
 
 from collections.abc import Awaitable, Callable
 

@@ -1,4 +1,4 @@
-"""Settling what was delivered in one message: all of it or nothing, and nothing else than one by one."""
+"""Settling the deliveries of one message: all of them or none, with the same result as one by one."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""How a state is written down: in few bytes, read back exactly, and anything else is refused by name."""
+"""How a state is stored: in few bytes, read back exactly; anything else is refused with its place."""
 
 import json
 import re

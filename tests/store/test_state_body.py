@@ -1,4 +1,4 @@
-"""How layout 1 wrote states down: a store is moved from there, and back."""
+"""How layout 1 stored states: a store is moved from there, and back."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Steps that share a call of a script: each is answered as if it were alone, none suffers from another."""
+"""Steps that share a call of a script: each is answered by itself, and none affects another."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a worker says of a server in trouble: when it begins, when it ends, a reminder in between."""
+"""What a worker logs of a failing server: its beginning, its end, reminders in between."""
 
 import asyncio
 import inspect

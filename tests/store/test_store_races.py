@@ -1,4 +1,4 @@
-"""Two workers at once: nobody claims what another holds, nothing is skipped, whatever the leases do."""
+"""Two workers at once: nothing is claimed twice or skipped, whatever the leases do."""
 
 import asyncio
 from collections import Counter

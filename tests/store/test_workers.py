@@ -1,4 +1,4 @@
-"""Workers can be seen: each notes that it lives, and who does so no more is forgotten in time."""
+"""Workers are listed: each registers itself regularly, and is removed some time after it stops."""
 
 import pytest
 from redis.asyncio import Redis

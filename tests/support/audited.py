@@ -1,4 +1,4 @@
-"""What the store's own audit finds at the end of a test: whatever was done to workers, servers or network,
+"""The store's own audit at the end of a test: whatever was done to workers, servers or network,
 all that lies in Redis must agree.
 """
 
