@@ -99,7 +99,7 @@ def pytest_collection(session: pytest.Session) -> None:
     ]
     first = len(names) * int(own["workerid"].removeprefix("gw")) // own["workercount"]
     for name in names[first:] + names[:first]:
-        with suppress(Exception, pytest.skip.Exception):  # what is wrong with it, its collection tells
+        with suppress(Exception, pytest.skip.Exception):  # its collection reports what is wrong with it
             import_module(name)
 
 

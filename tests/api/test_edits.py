@@ -383,7 +383,7 @@ async def test_an_edit_that_outlives_its_request_is_logged(rig: Rig, monkeypatch
         monkeypatch.setattr(server, "REQUEST_S", 0.2)
         monkeypatch.setattr(Directory, "put_all", slow)
         with capture_logs() as lines:
-            with suppress(ClientError):  # it is told that it took too long, or cut off
+            with suppress(ClientError):  # the answer says that it took too long, or the connection is cut
                 line = json.dumps({**BOB, "name": "bob"}).encode()
                 await api.ask("POST", "/accounts:batch", data=line, headers={"content-type": LINES[0]})
             await until(lambda: [line for line in lines if line["event"] == "directory.changed"])

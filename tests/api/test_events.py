@@ -100,7 +100,7 @@ def some(rig: Rig) -> tuple[SubscriptionSettings, ...]:
 
 
 async def live(rig: Rig, worker: Worker) -> None:
-    """Some events of both accounts, one after the other."""
+    """Some events of both accounts, in order."""
     world, before = rig.sandbox.world, worker.counters.changes
     for number in range(1, 5):
         world.credit(TREASURY, "ETH" if number % 2 else "LRC", number)

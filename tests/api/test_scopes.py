@@ -43,7 +43,7 @@ async def until(claim: Callable[[], Any]) -> None:
 
 
 async def some_history(rig: Rig, worker: Worker, api: Api) -> None:
-    """Two subscriptions made by programs, and events of each that the other must not see."""
+    """Two subscriptions made by the API, and events of each that the other must not see."""
     await until(lambda: worker.counters.by_poll["loopring", "committed"])
     await until(lambda: worker.counters.by_poll["shop", "committed"])
     assert worker.opened
@@ -133,7 +133,7 @@ async def test_no_filter_cursor_or_sequence_shows_an_event_of_another_subscripti
 
 
 async def raw(api: Api, target: str, *lines: str, method: str = "GET", token: str | None = OWN) -> Said:
-    """Ask byte for byte: no client tidies up the target."""
+    """Send a request byte for byte: no client normalizes its target."""
     reader, writer = await asyncio.open_connection(api.address.host, api.address.port)
     shown = [] if token is None else [f"authorization: Bearer {token}"]
     head = [f"{method} {target} HTTP/1.1", f"host: {api.address}", "connection: close", *shown, *lines]

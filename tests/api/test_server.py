@@ -174,7 +174,7 @@ async def test_idle_connections_are_bounded_and_keep_no_probe_out(port: int) -> 
     held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
     assert (await get(port, "/livez")).status == 200
     async with asyncio.timeout(5):
-        for reader, _ in held[:40]:  # the first ones made room
+        for reader, _ in held[:40]:  # the oldest ones were closed
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
     for _, writer in held:

@@ -82,7 +82,7 @@ class Said(NamedTuple):
 
 
 class Api:
-    """A client of the listener; `request` shows the operator's token unless told otherwise."""
+    """A client of the listener; `request` sends the operator's token by default."""
 
     def __init__(self, listener: Listener, session: ClientSession, counted: Counter[str]) -> None:
         self.listener = listener

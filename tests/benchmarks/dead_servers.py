@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.dead_servers     # prints where everything is, as JSON; ends with its stdin
 
-`hang` accepts and says nothing, `refuse` is a port where nobody listens, `tls` shows a certificate that
+`hang` accepts and says nothing, `refuse` is a port without a listener, `tls` shows a certificate that
 nobody trusts, and `dns` answers for live.example.com alone: whoever asks for another name waits. `back` is
 a receiver that has come back: it takes everything, and says under GET how many came to it at a time.
 """

@@ -38,7 +38,7 @@ _ELSEWHERE = ("sandbox", "receiver", "captured", "demo", "commands")
 
 @dataclass
 class Source:
-    """What the source says of itself."""
+    """What the source contains."""
 
     text_by_module: Mapping[str, str]
 

@@ -45,7 +45,7 @@ MORE_MS = 100
 DEATHS = ("hang", "refuse", "dns", "tls")
 BACK = "back"
 MOST_IN_FLIGHT = 32
-"""As `max_in_flight` is where nobody set it."""
+"""The default of `max_in_flight`."""
 
 _AT_ONCE = 100
 
@@ -113,7 +113,7 @@ class Found(NamedTuple):
                 yield f"{phase.name}: only {len(phase.latency_ms)} live events"
             if phase.percentile(plan.percentile) > self.quiet.percentile(plan.percentile) + MORE_MS:
                 yield f"{phase.name}: the live p{plan.percentile} is over {MORE_MS} ms above the quiet one"
-        if self.dead.others < plan.dead / 2:  # half of them hang, and that may not be over yet
+        if self.dead.others < plan.dead / 2:  # half of them hang, perhaps still
             yield "the dead ones were not all tried"
         if not self.treated.alone:
             yield "the one that came back was not asked by one attempt first"
@@ -148,7 +148,7 @@ async def measure(plan: Plan) -> Found:
 
 
 class _Watch:
-    """Looks at a worker that runs, and owes deliveries to its subscriptions."""
+    """Observes a running worker, and queues deliveries for its subscriptions."""
 
     def __init__(self, stage: Stage, settings: Settings, counters: Counters, polls: TimedPolls) -> None:
         keys = Keys(settings.redis.namespace)
@@ -196,7 +196,7 @@ class _Watch:
             await asyncio.gather(*(self._queues.enqueue(*queue, [next(self._bodies)]) for queue in some))
 
     async def leave_alone(self, name: str, for_s: float) -> None:
-        """Let a subscription have failed until now: its retries fall due together when its rest ends."""
+        """Let a subscription have failed until now: its retries are due when the breaker half-opens."""
         wish_ms = int(1000 * for_s)
         await fail(self._breakers, name, "status 503", open_ms=wish_ms)
 
@@ -227,7 +227,7 @@ async def _living(stage: Stage, live: str, others: Sequence[SubscriptionSettings
     polls = TimedPolls(stage.schedule, Keys(settings.redis.namespace))
     async with running(stage, settings, counters, polls) as task:
         yield _Watch(stage, settings, counters, polls)
-        task.cancel()  # whoever hangs is not waited for
+        task.cancel()  # those that hang are not waited for
 
 
 def _dead(ports: DeadServers, number: int) -> SubscriptionSettings:
@@ -242,7 +242,7 @@ def _dead(ports: DeadServers, number: int) -> SubscriptionSettings:
 
 
 def _subscription(name: str, url: str) -> SubscriptionSettings:
-    """It matches no account that is polled here: what it is owed is written by `owe`."""
+    """It matches no account that is polled here: its deliveries are queued by `owe`."""
     return SubscriptionSettings(
         name=name, url=SecretStr(url), secrets=(SecretStr(SECRET),), accounts=("nobody",)
     )

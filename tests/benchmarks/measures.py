@@ -41,7 +41,7 @@ class Measured(NamedTuple):
 
 
 def present(stage: Stage) -> Present:
-    """A worker that nobody sees: it never notes itself while it is measured."""
+    """A worker that is not listed: it does not register itself while it is measured."""
     workers = Workers(stage.schedule.pipe, Keys(some_settings(stage.url, 1).redis.namespace))
     return Present("bench", workers, Counters(), since_ms=0)
 

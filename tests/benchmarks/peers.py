@@ -112,7 +112,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where all of them play."""
+    """What all of them share."""
 
     directory: Path
     redis_url: str
@@ -220,7 +220,7 @@ def faults(runs: Mapping[str, Sequence[Run]]) -> Iterator[str]:
 
 
 async def measure(plan: Plan, names: Sequence[str], folder: Path) -> dict[str, list[Run]]:
-    """Let each of `names` and the worker deliver, round by round; who cannot is named on stderr."""
+    """Let each of `names` and the worker deliver, round by round; one that cannot is named on stderr."""
     commands = {}
     for name in names:
         say(f"install {name}")

@@ -48,7 +48,7 @@ def test_every_broad_except_is_found() -> None:
 
 
 ASKED_BY_A_COMMIT = {"delivery.queue", "delivery.breakers", "engine.breaker"}
-"""How much room there is for what it leases: the way of the delivery begins there."""
+"""How many queues it may lease: the way of the delivery begins there."""
 
 
 def of_the_house(modules: Iterable[str]) -> set[str]:

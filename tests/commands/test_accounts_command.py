@@ -42,7 +42,7 @@ async def waits_ms(books: Books) -> float:
 
 
 def answered(answer: str | None, _: str) -> str:
-    """What a person types, or that there is no one who could."""
+    """What a person types; or that there is no terminal."""
     if answer is None:
         raise EOFError
     return answer

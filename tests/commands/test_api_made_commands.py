@@ -246,7 +246,7 @@ def test_a_record_that_cannot_be_decrypted_is_left_out_with_a_warning(place: Pla
 
 
 def lose_the_store(place: Place) -> None:
-    """Lose what the API made, as a store does that is lost and used by a worker again."""
+    """Lose the entries of the API, as after a loss of Redis that a worker then uses."""
 
     async def lost(books: Books) -> None:
         for shard in range(16):
@@ -258,7 +258,7 @@ def lose_the_store(place: Place) -> None:
 
 
 def settled(records: dict[tuple[str, str], tuple[Any, Content]]) -> Any:
-    """What records say that lasts: without who wrote them, and what has ended."""
+    """The lasting part of records: without their author, and what has expired."""
     for _, content in records.values():
         content.pop("audit", None)
         if "secrets" in content:

@@ -268,7 +268,7 @@ def test_on_a_terminal_progress_is_shown_beside_the_answer(tmp_path: Path) -> No
 
 
 async def told(path: Path, **values: str) -> dict[str, tuple[str, str]]:
-    """What fails, and what to do about it, by kind; the exit code is 1, and each is told once."""
+    """What fails, and what to do about it, by kind; the exit code is 1, and each is shown once."""
     port = a_free_port()
     nobody = {"provider": f"http://127.0.0.1:{port}", "subscriber": f"http://127.0.0.1:{port}/"}
     code, tried, _ = await check(path, **{**nobody, "namespace": "watcher", **values})
@@ -314,7 +314,7 @@ async def test_a_server_that_evicts_keys_fails_with_the_setting(tmp_path: Path) 
 
 @asynccontextmanager
 async def a_clock_that_is_off(url: str, by: timedelta) -> AsyncIterator[str]:
-    """Stand before a provider and pass its answers on, with a `Date` of another time."""
+    """A proxy of a provider that passes its answers on with another `Date`."""
 
     async def pass_on(request: web.Request) -> web.Response:
         async with session.get(f"{url}{request.rel_url}", headers={"X-API-KEY": "sandbox"}) as answer:

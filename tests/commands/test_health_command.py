@@ -71,7 +71,7 @@ def test_the_environment_may_name_the_file_and_a_url_wins_over_it(tmp_path: Path
 
 
 class _Worker(BaseHTTPRequestHandler):
-    """Answers as it is told by the server's `status`, and to those with the token alone if there is one."""
+    """Answers with the server's `status`; if there is a token, only to clients that send it."""
 
     def do_GET(self) -> None:
         status, body, token = self.server.answer  # type: ignore[attr-defined]

@@ -61,7 +61,7 @@ def called(example: str) -> Iterator[list[str]]:
 
 
 def hints() -> Iterator[str]:
-    """Find every command that `next:` names, with a name in the place of what is not known yet."""
+    """Find every command that `next:` names, with a name in the place of a placeholder."""
     for path in Path(watcher.commands.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             is_hint = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "say_next"

@@ -909,7 +909,7 @@ def test_an_embedded_server_is_found_whether_or_not_a_worker_runs(
     alone = ended(capsys, "audit", "--config", config)
     assert alone.code == 0
     assert "beginning with its baseline" in alone.out
-    assert not (tmp_path / "data" / "server.sock").exists()  # whoever started it alone has stopped it
+    assert not (tmp_path / "data" / "server.sock").exists()  # the only command that used it has stopped it
 
 
 @pytest.mark.parametrize("name", LOOK)

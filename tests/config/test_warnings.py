@@ -41,7 +41,7 @@ Doubts = Callable[..., list[str]]
 
 @pytest.fixture
 def doubts(tmp_path: Path) -> Doubts:
-    """What is doubtful about a configuration, by key."""
+    """The warnings about a configuration, by key."""
 
     def doubts(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
         path = tmp_path / "watcher.toml"

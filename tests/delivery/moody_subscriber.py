@@ -88,13 +88,13 @@ class MoodySubscriber:
 
     async def until(self, claim: Callable[[], bool], *, within_s: float = 10) -> None:
         async with asyncio.timeout(within_s):
-            while not claim():  # noqa: ASYNC110 - whoever is waited for is the program, which has no signal
+            while not claim():  # noqa: ASYNC110 - the program has no signal for it
                 await asyncio.sleep(0.005)
 
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """What a namespace owes to its subscriptions, to be added to and looked at."""
+    """The backlogs of a namespace's subscriptions, to be filled and read."""
 
     settings: Settings
     queues: Queues
@@ -108,7 +108,7 @@ class Owed:
             await self.queues.enqueue(to, account, [a_sample(account, number, to) for number in numbers])
 
     async def until_left_alone(self) -> None:
-        """Wait until no worker looks for anything to deliver: all know that it is not the time."""
+        """Wait until every worker knows that nothing is due for delivery."""
         async with asyncio.timeout(10):
             while any([await self.queues.due_subscriptions(shard) for shard in range(SHARDS)]):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)  # the schedule has no signal
@@ -205,5 +205,5 @@ class CommandLine:
 
 
 def inactive(monkeypatch: pytest.MonkeyPatch, *rests_ms: int) -> None:
-    """Let breakers rest for so long."""
+    """Open breakers for so long."""
     monkeypatch.setattr(breaker, "BACKOFF_MS", rests_ms)

@@ -74,7 +74,7 @@ DELIVERIES = [a_delivery(number, b'{"text":"%d"' % number) for number in (1, 2, 
 
 @dataclass
 class Stage:
-    """A queue of three deliveries to the chat, worked off when a test says so."""
+    """A queue of three deliveries to the chat, delivered when a test says so."""
 
     store: Store
     chat: Chat = field(default_factory=Chat)

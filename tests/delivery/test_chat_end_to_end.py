@@ -31,7 +31,7 @@ async def test_a_moved_group_gets_its_backlog_once_its_new_id_is_configured(
         await one.queues.enqueue("ops", "treasury", [a_change()])
         async with workers(settings, "w") as (worker,), asyncio.timeout(10):
             while "ops" not in (breakers := await one.breakers.read()):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)  # Redis tells nobody
+                await asyncio.sleep(0.01)  # Redis sends no signal
             assert breakers["ops"].reason.endswith("write the new id of the group: chat = -1002")
             telegram.mood = lambda _: None
             there = a_chat(telegram, "ops", chat="-1002", requests_per_second=1000)

@@ -175,7 +175,7 @@ async def test_an_outage_of_a_service_loses_no_event_and_ends_without_a_burst(
 async def test_a_worker_that_is_killed_before_it_has_the_answer_has_the_whole_message_repeated(
     redis_client: Redis, redis_server_url: str, namespace: str, tmp_path: Path
 ) -> None:
-    """What a service took and nobody wrote down comes again, all of it; then what is behind, in its order."""
+    """A message that was taken and not settled is repeated whole; then the rest follows, in order."""
     async with ChatService("slack", is_stuck=True) as slack:
         one = to(slack, redis_client, redis_server_url, namespace)
         (tmp_path / "watcher.toml").write_text(

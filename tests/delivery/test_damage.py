@@ -38,7 +38,7 @@ def both(
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left alone while it is damaged, or leased, is so for a moment."""
+    """Back off from damaged or leased keys for a moment only."""
     monkeypatch.setattr(queue, "_LEAST_MS", 500)
     monkeypatch.setattr(queue, "LEASE_MS", 1000)
     monkeypatch.setattr(queue, "CLAIM_MS", 1000)

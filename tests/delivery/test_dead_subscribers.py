@@ -50,7 +50,7 @@ async def latencies_ms(sink: WebhookSink, target: WebhookTarget, count: int) -> 
 
 @contextlib.asynccontextmanager
 async def dead_endpoints() -> AsyncIterator[tuple[dict[str, list[str]], Subscriber]]:
-    """URLs by the way in which they are dead, and who hangs: at many addresses, one for each of its URLs."""
+    """URLs by the way in which they are dead, and the servers that hang, one address for each URL."""
     refusing = socket.create_server(("127.0.0.1", 0))
     refused = refusing.getsockname()[1]
     refusing.close()
@@ -111,7 +111,7 @@ async def test_a_thousand_dead_endpoints_do_not_delay_a_live_one() -> None:
 
 
 async def test_running_out_of_descriptors_only_fails_attempts() -> None:
-    listener = socket.create_server(("127.0.0.1", 0), backlog=100)  # the kernel connects, nobody accepts
+    listener = socket.create_server(("127.0.0.1", 0), backlog=100)  # the kernel connects, no program accepts
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with subscribing(answering(OK)) as subscriber, a_sink(deadline_s=0.5) as sink:
         assert (await sink.send(a_target(subscriber), [a_delivery()], 1)).status == 200

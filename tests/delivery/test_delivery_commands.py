@@ -47,7 +47,7 @@ REFUSED = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Workers that run in this process say nothing where a command's output is looked at."""
+    """Workers in this process log nothing into a command's output."""
     with structlog.testing.capture_logs():
         yield
 
@@ -100,7 +100,7 @@ async def a_letter_in(one: Owed, shard: int, delivery: Delivery, account: str, *
 
 @pytest.fixture
 def alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], subscriber: MoodySubscriber) -> CommandLine:
-    """The command line of somebody whose Redis is nowhere."""
+    """A command line without any Redis."""
     settings = some_settings("redis://127.0.0.1:1", "nowhere", {"ops": {"url": subscriber.url}})
     return CommandLine(settings, tmp_path / "alone.toml", capsys)
 

@@ -32,7 +32,7 @@ Message = list[int]
 
 
 class RoomTarget:
-    """A chat room, whose messages hold so many lines and characters."""
+    """A chat channel, whose messages hold so many lines and characters."""
 
     def __init__(self, settings: SubscriptionSettings, most_together: int = 20, size: int = 10_000) -> None:
         self.name, self.settings, self.most_together, self._size = (
@@ -82,7 +82,7 @@ class Room:
 
 @dataclass
 class Stage:
-    """A queue to the room, worked off when a test says so."""
+    """A queue to the channel, delivered when a test says so."""
 
     store: Store
     room: Room = field(default_factory=Room)

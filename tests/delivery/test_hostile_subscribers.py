@@ -121,7 +121,7 @@ def outcome_of(attempt: Attempt) -> int | str | None:
 
 
 async def outcome_when(script: Script, sink: WebhookSink) -> int | str | None:
-    """Post once, and once more, as whoever fooled us once will try again; the same must come of it."""
+    """Post twice with the same result: a hostile answer must not affect the next attempt."""
     async with subscribing(script) as subscriber:
         target = a_target(subscriber)
         attempts = [await sink.send(target, [a_delivery()], number) for number in (1, 2)]
@@ -190,7 +190,7 @@ async def test_any_bytes_that_come_back_make_an_attempt() -> None:
     assert len({outcome_of(attempt) for attempt in attempts}) > 5
 
 
-# Answers that have no end, or none yet
+# Answers that do not end, or not in time
 
 
 def pouring(first: bytes, piece: bytes) -> Script:

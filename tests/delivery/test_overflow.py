@@ -83,7 +83,7 @@ async def test_a_receiver_sees_the_gap_after_its_backlog_overflowed(
         await receiver.__aenter__()
         await rig.events(6)
     lost, kept = missed[:7], missed[7:]
-    assert sum(line["deliveries"] for line in overflows()) == 7, "what was not said yet is said at the end"
+    assert sum(line["deliveries"] for line in overflows()) == 7, "the rest is logged at the end"
     assert {(line["log_level"], line["subscription"], line["reason"]) for line in overflows()} == {
         ("warning", "ops", "more than max_backlog wait (5)")
     }

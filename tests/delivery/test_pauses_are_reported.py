@@ -38,7 +38,7 @@ def both(
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let the server be away when it is asked for this, so many times; what it did before it is done."""
+    """Let Redis fail after this call, so many times: what the call did is done."""
 
     def away(of: type, name: str, times: int = 1, *, is_done: bool = False) -> None:
         """`name` is a method, or what is decided in a change of a breaker."""
@@ -100,7 +100,7 @@ async def test_redis_may_fail_at_any_step_of_a_pause_without_losing_it_or_its_al
         async with asyncio.timeout(10):
             while (await both.breakers.read())["ops"].report_from_ms:  # noqa: ASYNC110 - a store has no signal
                 await asyncio.sleep(0.05)
-    assert len({arrival.body for arrival in pager.arrivals}) == 1, "told again, it is the same event"
+    assert len({arrival.body for arrival in pager.arrivals}) == 1, "sent again, it is the same event"
     assert pager.taken[0]["data"]["paused"] == "ops"
 
 

@@ -11,7 +11,7 @@ from watcher.delivery.formats.services import SERVICES
 
 
 class Pinging:
-    """The command line of somebody who has nothing but one chat."""
+    """A command line whose configuration has one chat only."""
 
     def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self._path, self._capsys = path, capsys

@@ -178,7 +178,7 @@ CLOSING = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
 def dying_after(answers: int, *, by_reset: bool = False, after_s: float = 0) -> Script:
-    """Answer so many requests on the first connection, hear one more, and hang up; answer all others."""
+    """Answer so many requests on the first connection, read one more, and hang up; answer all others."""
 
     async def script(peer: Peer) -> None:
         if peer.number > 1:

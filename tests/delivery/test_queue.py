@@ -48,7 +48,7 @@ class Target:
 
 
 class Sent:
-    """A sink that notes what it is to send, and does meanwhile what a test wants to happen."""
+    """A sink that records what it is to send, and calls the test's `meanwhile`."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, int]] = []
@@ -65,7 +65,7 @@ class Sent:
 
 
 class Troubled(Queues):
-    """Redis as a test wants it: away for so many answers. It counts the queues that were read."""
+    """Redis that fails so many calls. It counts the queues that were read."""
 
     away = 0
     reads = 0
@@ -320,7 +320,7 @@ async def test_failed_attempts_are_counted_by_what_becomes_of_their_delivery(ben
 
 
 async def test_an_unknown_subscription_is_not_claimed_for_two_seconds(bench: Bench) -> None:
-    """It may have been added just now: in the index, which all workers share, it is held back no longer."""
+    """It may have been added just now: the shared index holds it back no longer."""
     assert bench.work.takes("unknown")
     assert await bench.work.capacity("unknown", 0, 0) == Capacity(0, 2.0)
 
@@ -565,7 +565,7 @@ async def test_a_commit_may_lease_as_many_queues_as_the_capacity_allows(bench: B
         return bench.work.spare(OPS, in_flight, in_flight_of_all)
 
     assert [spare(0, 0), spare(1, 1), spare(2, 2)] == [2, 1, 0]
-    assert spare(0, 1000) == 0, "the worker has all that it can bear"
+    assert spare(0, 1000) == 0, "the worker is at its capacity"
     assert bench.work.spare("unknown", 0, 0) == 0
     bench.configure(requests_per_second=1)
     assert [spare(0, 0), spare(1, 1)] == [1, 0], "as many as have a turn soon"

@@ -103,7 +103,7 @@ async def test_a_url_changed_during_an_attempt_gets_no_more_and_the_new_one_gets
                 await new.until(lambda new: len(new.requests) == 4)
         assert sequences(new.requests) == [1, 2, 3, 4]
         assert len(old.requests) == 1
-        assert await one.breakers.read() == {}, "what the old one said is not held against the new one"
+        assert await one.breakers.read() == {}, "errors of the old URL do not count for the new one"
 
 
 async def gone_for_good(peer: Peer) -> None:
@@ -113,7 +113,7 @@ async def gone_for_good(peer: Peer) -> None:
 
 async def until_paused(one: Owed) -> None:
     async with asyncio.timeout(5):
-        while "ops" not in await one.breakers.read():  # noqa: ASYNC110 - Redis tells nobody
+        while "ops" not in await one.breakers.read():  # noqa: ASYNC110 - Redis sends no signal
             await asyncio.sleep(0.01)
 
 

@@ -34,7 +34,7 @@ STORY = (
 
 
 class Life:
-    """An account that is polled once a minute, and what all its subscriptions are told meanwhile."""
+    """An account that is polled once a minute, and the events that all its subscriptions get meanwhile."""
 
     def __init__(self, *subscriptions: SubscriptionSettings, account: str = "treasury") -> None:
         self.interest = Interest({each.name: each for each in subscriptions})

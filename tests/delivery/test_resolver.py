@@ -33,7 +33,7 @@ def resolv_conf(tmp_path: Path) -> Path:
 def following(path: Path) -> CurrentResolver:
     """A resolver that follows `path`, and in place of /etc/hosts what lies beside it.
 
-    c-ares cannot be told of a path (pycares 5 frees the name before it is read), so its lines are.
+    c-ares cannot be given a path (pycares 5 frees the name before it is read), so it is given the lines.
     """
 
     def make() -> AsyncResolver:
@@ -233,7 +233,7 @@ def with_names(rig: Rig, **hosts: str) -> Settings:
 
 async def until(is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not is_so():  # noqa: ASYNC110 - a counters tells nobody
+        while not is_so():  # noqa: ASYNC110 - a counter sends no signal
             await asyncio.sleep(0.01)
 
 

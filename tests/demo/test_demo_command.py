@@ -78,7 +78,7 @@ def line_with(process: subprocess.Popen[str], text: str) -> str:
 
 
 def leftovers(here: Path) -> list[str]:
-    """What is left in the temporary directory, and who still lives there."""
+    """Files left in the temporary directory, and processes that still use it."""
     lives = []
     for process in Path("/proc").glob("[0-9]*/cwd"):
         try:
@@ -116,7 +116,7 @@ def test_signals_end_it_in_the_middle_and_nothing_is_left(here: Path) -> None:
             line_with(process, "deposit.pending")
             assert leftovers(here)
             process.send_signal(number)
-            process.send_signal(number)  # who presses it twice loses nothing
+            process.send_signal(number)  # pressing it twice loses nothing
         for number, process in processes.items():
             code, out, err = ended(process)
             assert (code, err) == (code_by_signal[number], "")

@@ -17,7 +17,7 @@ PANELS = DASHBOARD["panels"]
 SHOWING = [panel for panel in PANELS if panel["type"] != "row"]
 EXPRESSIONS = [target["expr"] for panel in SHOWING for target in panel["targets"]]
 OF_THE_PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
-"""What prometheus-client tells of any process."""
+"""The metrics that prometheus-client exports for any process."""
 
 
 def metrics_in(expression: str) -> set[str]:

@@ -63,7 +63,7 @@ def loaded(text: str, folder: Path) -> Loaded:
     a_certificate_file(folder).rename(folder / "ca.pem")
     environ = dict.fromkeys(re.findall(r"\$\{([A-Z_]+)\}", EXAMPLE), "k")
     environ |= {"OPS_SECRET": SECRET, "WATCHER_SECRET_KEY": new_key(), "PAGERDUTY_KEY": 32 * "0"}
-    del environ["NAME"]  # it only tells how variables are written
+    del environ["NAME"]  # it only says how variables are written
     return load(path, environ)
 
 

@@ -56,7 +56,7 @@ def test_every_dependency_is_pinned_within_its_range(path: Path) -> None:
 
 
 def needed_by(name: str) -> set[str]:
-    """What a pinned package needs here; skips where no package of just this version is at hand to say so."""
+    """What a pinned package needs here; skips if this version is not installed."""
     pin = locked(RUNTIME)[name]
     if pin["marker"] and not Marker(pin["marker"]).evaluate():
         pytest.skip(f"{name} is not for this machine: {pin['marker']}")
@@ -96,7 +96,7 @@ def test_release_tools_and_build_tools_can_be_installed_together() -> None:
 
 
 def test_compiled_packages_have_hashes_for_many_machines() -> None:
-    # Two Pythons, two libcs, two processors: whoever was resolved for this machine alone has one wheel.
+    # Two Pythons, two libcs, two processors: a package resolved for this machine alone has one wheel.
     for name in ("aiohttp", "hiredis", "orjson", "pydantic-core", "uvloop", "pycares", "yarl"):
         assert locked(RUNTIME)[name]["hashes"].count("sha256") > 20
 

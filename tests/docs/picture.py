@@ -66,7 +66,7 @@ def _read(terminal: int) -> bytes:
 
 
 def drawn(lines: list[Line]) -> str:
-    """An SVG of them, which shows each when it came; at once where motion is not wanted."""
+    """An SVG of them, which shows each when it came; at once if reduced motion is asked for."""
     lines = [Line(0, f"$ \x1b[1m{COMMAND}\x1b[0m"), *lines]
     width = round(max(len(plain(line.text)) for line in lines) * _CHARACTER_WIDTH) + 2 * _MARGIN
     height = len(lines) * _LINE_HEIGHT + 2 * _MARGIN

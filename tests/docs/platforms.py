@@ -44,7 +44,7 @@ def assert_a_platform_takes_it(text: str) -> None:
     for words in commands(text):
         assert words[0] in WHY_NOT_RUN, f"neither run nor known: {words}"
         for path in paths(words):
-            assert is_known(path), f"no such file, and nobody makes it: {path}"
+            assert is_known(path), f"no such file, and nothing makes it: {path}"
         _assert_its_own_help_knows(words)
 
 

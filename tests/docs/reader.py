@@ -98,7 +98,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def wait_for(said: Path, words: str, process: "subprocess.Popen[bytes] | None" = None) -> None:
-    """Wait until words stand in a file; fails at once where whoever writes it has ended."""
+    """Wait until a file contains words; fails at once if the process that writes it has ended."""
     give_up_at = time.monotonic() + _PATIENCE_S
     while words not in said.read_text():
         has_ended = process is not None and process.poll() is not None

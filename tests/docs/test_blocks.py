@@ -290,7 +290,7 @@ def completes(block: Block, folder: Path) -> None:
     assert reader.run(f"{block.text.splitlines()[0]}\n{offered}", shell="bash").stdout == "ops\n"
 
 
-# What is read on the receiver's side, and by whoever adds a provider
+# For receivers, and for people who add a provider
 
 
 def is_an_event(block: Block, _: Path) -> None:
@@ -359,7 +359,7 @@ def makes_the_secrets(block: Block, folder: Path) -> None:
 
 
 def runs_by_hand(block: Block, folder: Path) -> None:
-    """And so does the command of somebody who looks at it at night, without `sudo -u watcher`."""
+    """And so does a command on call, without `sudo -u watcher`."""
     reader = Reader(folder)
     etc = folder / "etc"
     (etc / "credentials").mkdir(parents=True)

@@ -97,7 +97,7 @@ def test_of_work_woken_one_by_one_one_more_than_known_is_claimed() -> None:
     assert served(dispatch, OPS, Capacity(20), NOW) == [Claim(3, 2)], "it is counted anew"
     dispatch.wake(OPS, 3, NOW, is_one=True)
     dispatch.take(NOW)
-    assert dispatch.plan(OPS, Capacity(1), NOW) == [Claim(3, 1)], "and never more than there is room for"
+    assert dispatch.plan(OPS, Capacity(1), NOW) == [Claim(3, 1)], "and never more than the capacity"
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_it_is_idle_when_nothing_is_in_hand_and_nothing_may_be_claimed() -> None
 
 
 class World:
-    """Schedules of a few keys beside a dispatch that is to empty them, whatever room there is."""
+    """Schedules of a few keys beside a dispatch that is to empty them, at any capacity."""
 
     def __init__(self, chance: Random) -> None:
         self.chance = chance

@@ -117,7 +117,7 @@ class World:
                 self.loop.stop()
 
     async def until(self, is_so: Callable[[], object]) -> None:
-        while not is_so():  # noqa: ASYNC110 - the loop tells nobody
+        while not is_so():  # noqa: ASYNC110 - the loop sends no signal
             await asyncio.sleep(0.001)
 
     async def looked(self, times: int) -> None:
@@ -395,7 +395,7 @@ async def test_reserved_places_are_within_capacity_and_count_as_work_in_hand(wor
             assert world.loop.in_flight == 2
         assert world.loop.in_flight == 0
         with Places(world.loop, [OPS, Key("delivery", "audit")]) as places:
-            assert len(places.kept) == 2, "each name has room of its own"
+            assert len(places.kept) == 2, "each name has a capacity of its own"
 
 
 async def test_a_thousand_keys_reserve_no_more_places_than_a_claim_would_take(world: World) -> None:

@@ -74,7 +74,7 @@ class FailingProvider:
         self.is_failing = True
         await self._open.aclose()
         if self.kind == "tls":
-            await self._listen(a_certificate(NAME)[0], self.port)  # which nobody trusts
+            await self._listen(a_certificate(NAME)[0], self.port)  # which is not trusted
         elif self.kind != "refused":
             await self._listen(self._good, self.port)
         if self.kind == "dns":

@@ -26,7 +26,7 @@ _ON_ITS_WAY_S = 0.005
 def main() -> NoReturn:
     faults = json.loads(os.environ.get("FAULTS", "{}"))
     if steps_s := faults.get("clock_steps_s"):
-        _set_clock(steps_s, faults["clock_step_every_s"])  # first: whoever imports `time.time` gets this one
+        _set_clock(steps_s, faults["clock_step_every_s"])  # first: any import of `time.time` gets this one
     if lease_s := faults.get("lease_s"):
         _shorten_leases(lease_s)
     if descriptors := faults.get("descriptors"):
@@ -89,13 +89,13 @@ def _narrow_the_log(lines: int) -> None:
 
 
 def _replace(module: ModuleType, name: str, value: object) -> None:
-    """Set what is there: an attribute that was renamed must not be missed in silence."""
+    """Set an existing attribute: one that was renamed must not go unnoticed."""
     assert hasattr(module, name), f"{module.__name__} has no {name}"
     setattr(module, name, value)
 
 
 def _arm(point: str, strike: Callable[[], None]) -> None:
-    """Be struck at a step, each time that it is reached."""
+    """Apply a fault at a step, each time that it is reached."""
     from watcher.delivery.webhook import WebhookSink
     from watcher.providers.http import ProviderClient
     from watcher.store.polls import Polls
@@ -120,7 +120,7 @@ def _arm(point: str, strike: Callable[[], None]) -> None:
 
 
 def _strike_once_sent(script: str, strike: Callable[[], None]) -> None:
-    """Strike when a script is on its way to the server, which will execute it: nobody reads its answer."""
+    """Strike when a script is on its way to the server, which will execute it: its answer is not read."""
     from redis.asyncio.connection import AbstractConnection
 
     from watcher.store.pipe import load_script
@@ -139,7 +139,7 @@ def _strike_once_sent(script: str, strike: Callable[[], None]) -> None:
 
 
 def _signal_after(times: int, number: signal.Signals) -> Callable[[], None]:
-    """Make what sends this process a signal when it is called for the so-manieth time, and never again."""
+    """Make what sends this process a signal at its n-th call, and never again."""
     left = times
 
     def count() -> None:
@@ -152,7 +152,7 @@ def _signal_after(times: int, number: signal.Signals) -> Callable[[], None]:
 
 
 def _block(block_s: float, every: int) -> None:
-    """Keep the event loop for so long in every so-manieth poll."""
+    """Block the event loop for so long in every n-th poll."""
     from watcher.polling.poll import Poller
 
     poll: Method = Poller.poll
@@ -186,7 +186,7 @@ def _tell_tasks(file: Path) -> None:
     def note_lag_and_tasks(liveness: Liveness, lag_s: float) -> None:
         beside = file.with_suffix(".new")
         beside.write_text(f"{len(asyncio.all_tasks())} {sys.getallocatedblocks()}")
-        beside.replace(file)  # whoever reads it finds all of it
+        beside.replace(file)  # a reader finds it complete
         note_lag(liveness, lag_s)
 
     Liveness.note_lag = note_lag_and_tasks  # type: ignore[assignment,method-assign]

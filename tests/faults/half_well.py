@@ -27,7 +27,7 @@ CAUGHT_UP_S = 5.0
 """A queue that had to wait has caught up after so long."""
 
 NOTICED_S = 1.0
-"""After so long every worker knows that a receiver asked for silence."""
+"""After so long every worker knows of a receiver's Retry-After."""
 
 _WARM_UP_S = 2.0
 
@@ -168,7 +168,7 @@ def judge(
 ) -> Found:
     """Say what was offered between two times (Unix seconds), and what of it was taken until the second.
 
-    To be called when all is told. Of the others, what came too late has waited until the second time at
+    To be called when all is delivered. Of the others, what came too late has waited until the second time at
     least. `kept` are the problems that the verdict of the scene found.
     """
     taken_at: dict[str, float] = {}
@@ -244,7 +244,7 @@ def _broken(found: Found) -> Iterator[str]:
 
 
 def _too_early(receiver: RecordingReceiver, *, until: float) -> Iterator[str]:
-    """Name what was asked although the receiver had asked for silence: of one queue, or with 429 of all. From
+    """Name requests within a Retry-After of the receiver: for one queue, or with 429 for all. From
     `until` on that may be: the subscription was resumed."""
     arrivals = sorted(receiver.arrivals, key=lambda arrival: arrival.at)
     times = [arrival.at for arrival in arrivals]
@@ -261,7 +261,7 @@ def _too_early(receiver: RecordingReceiver, *, until: float) -> Iterator[str]:
 
 
 async def run(row: Row, *, seconds: float | None = None, after_s: float = 0, workers: int = 1) -> Found:
-    """Let workers deliver to such a receiver for so long, then let it be well, and judge what it got.
+    """Let workers deliver to such a receiver for so long, then let it recover, and judge what it got.
 
     `after_s` it began: a short form leaves out how the receiver's limit is found.
     """

@@ -51,7 +51,7 @@ class Answered(NamedTuple):
 
 @dataclass(eq=False)
 class RecordingReceiver:
-    """Listens while it is entered (`async with`). `notice` hears of an attempt before it is answered;
+    """Listens while it is entered (`async with`). `notice` is called for an attempt before it is answered;
     `respond` says how to answer one that verifies."""
 
     delay_s: float = 0

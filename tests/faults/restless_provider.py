@@ -24,7 +24,7 @@ _TICK_S = 0.02
 
 
 class Slot(NamedTuple):
-    """One token of one account: what moves, and what a subscriber is told about."""
+    """One token of one account: what moves, and what events are about."""
 
     account: int
     token: int
@@ -87,7 +87,7 @@ class RestlessProvider:
         await self._runner.cleanup()
 
     def run(self, changes_per_second: float) -> None:
-        """Move on and on: one slot after the other, so that none is moved twice before all others were."""
+        """Move continuously: one slot after the other, none twice before all others were."""
         self._running = asyncio.create_task(self._run(changes_per_second), name="changes")
 
     async def rest(self) -> None:

@@ -164,7 +164,7 @@ class Scene:
         return time.monotonic() - started
 
     async def layout(self, *arguments: str) -> dict[str, Any]:
-        """Ask `watcher store layout`, which must do what it is told; returns what it says at the end."""
+        """Ask `watcher store layout`, which must do it; returns what it prints at the end."""
         code, said, errors = await self.command("store", "layout", "--json", *arguments)
         assert code == 0, errors
         found: dict[str, Any] = json.loads(said)
@@ -187,7 +187,7 @@ class Scene:
         wrong_clocks: Collection[str] = (),
         may_say: Collection[str] = (),
     ) -> Verdict:
-        """Move every asset once more, wait until all is told, end the workers in order, and judge.
+        """Move every asset once more, wait until all is delivered, drain the workers, and judge.
 
         `spared` accounts may be behind; `may_say` names log lines that are expected for once.
         """

@@ -49,7 +49,7 @@ async def test_whatever_the_end_of_the_file_no_event_is_missed_and_the_journal_r
                     rig.sandbox.world.credit(TREASURY, "ETH", "1")
                     rig.sandbox.world.credit(ALICE, MK, "2")
                     for account, expected in (("treasury", number), ("alice", 2 * number)):
-                        while moved(rig, account) != expected:  # noqa: ASYNC110 - a list tells nobody
+                        while moved(rig, account) != expected:  # noqa: ASYNC110 - a list sends no signal
                             await asyncio.sleep(0.01)
             said = [line["event"] for line in lines]
             assert not {"bug", "state.lost", "account.baseline"} & {*said}

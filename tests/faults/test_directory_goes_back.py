@@ -62,7 +62,7 @@ async def a_holder(server: RealServer, namespace: str) -> AsyncIterator[Followed
 
 
 class Client:
-    """A program that adds, edits and deletes at random, and remembers what it was told to be done."""
+    """A program that adds, edits and deletes at random, and remembers which writes were acknowledged."""
 
     def __init__(self, store: Store, namespace: str, random: Random, asked: Followed) -> None:
         self.directory = Directory(store.pipe, store.keys)
@@ -153,7 +153,7 @@ async def test_workers_write_again_what_the_store_lost_and_delete_nothing(
                 shutil.rmtree(earlier, ignore_errors=True)
                 await store.roster.enroll({"loopring": []}, now_ms=1, remove=False)
                 await programs.write(random.choice([0, 5, 40]), is_followed=False)
-                for _ in range(4):  # one may undo what another one knows better, and is told so
+                for _ in range(4):  # one may undo what another one knows better, and gets an error
                     await asyncio.gather(asked.follow(), other.follow())
                 found = [one async for one in programs.directory.read_all()]
                 there = {(one.kind, one.name): seen(one) for part in found for one in part.records}

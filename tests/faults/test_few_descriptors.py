@@ -57,7 +57,7 @@ def tried(worker: WorkerProcess) -> set[str]:
 
 
 def subscribe(scene: Scene, urls: list[str]) -> None:
-    """Let each of the others hear of one account."""
+    """Give each of the others one account."""
     with (scene.directory / "watcher.toml").open("a") as file:
         for number in range(OTHERS):
             url, account = urls[number % len(urls)], account_name(1 + number % ACCOUNTS)
@@ -69,7 +69,7 @@ def subscribe(scene: Scene, urls: list[str]) -> None:
 
 @asynccontextmanager
 async def others() -> AsyncIterator[list[str]]:
-    """A third each: nobody answers, nobody listens, and many who answer and keep the connection."""
+    """A third each: no answer, no listener, and an answer with the connection kept."""
     async with AsyncExitStack() as stack:
         serve = asyncio.get_running_loop().create_server
         hanging = await serve(asyncio.Protocol, "127.0.0.1", 0, backlog=1024)

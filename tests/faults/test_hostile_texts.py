@@ -90,7 +90,7 @@ async def test_no_output_contains_control_characters_from_outside(tmp_path: Path
     said = all_said(tmp_path)
     for provider, command in product(("loopring", "metakeep"), ("balances --wide", "events --wide --local")):
         shown = said[f"{command}.out"].decode().splitlines()
-        assert [line for line in shown if ACCOUNTS[provider] in line and "owned" in line], "told, in its way"
+        assert [line for line in shown if ACCOUNTS[provider] in line and "owned" in line], "is sent"
     assert b"owned" in said["deliveries --attempts.out"]
     assert b"owned" in said["explain coins.json more.json.out"]
     assert {name: obeyed(text) for name, text in said.items() if obeyed(text)} == {}

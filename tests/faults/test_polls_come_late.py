@@ -59,7 +59,7 @@ async def test_polls_that_cannot_keep_up_make_one_event_per_account_and_one_log_
                 await rig.events(ACCOUNTS, within_s=20)
                 polls = worker.counters.polls
                 async with asyncio.timeout(20):
-                    while not told(lines, "account.stale"):  # noqa: ASYNC110 - a list tells nobody
+                    while not told(lines, "account.stale"):  # noqa: ASYNC110 - a list sends no signal
                         await asyncio.sleep(0.1)
                 (line,) = told(lines, "account.stale")
                 assert worker.counters.polls > polls

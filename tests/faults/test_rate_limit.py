@@ -25,7 +25,7 @@ WORKERS = 8
 PER_SECOND = 20
 ACCOUNTS = 100
 ROUND_S = ACCOUNTS * 1.05 / PER_SECOND
-"""Until everybody had a turn, if none is missed; workers keep 5 % below the limit."""
+"""Until every account had a turn, if none is missed; workers keep 5 % below the limit."""
 
 ROUNDS = 4
 SCALE = 4
@@ -114,5 +114,5 @@ async def test_eight_workers_keep_within_the_limit_and_starve_no_account(
     assert len(sent.at) == ACCOUNTS
     assert sent.most_in_a_second() <= PER_SECOND
     assert pace > PER_SECOND / 2
-    # By count, not by the clock: a turn that a busy machine misses makes all wait, and favours nobody.
+    # By count, not by the clock: a turn that a busy machine misses delays all accounts alike.
     assert sent.most_between() <= 1.2 * ACCOUNTS

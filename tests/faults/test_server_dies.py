@@ -45,7 +45,7 @@ async def test_a_killed_server_loses_nothing_and_no_worker_ends(
     is_rolled_back: bool,
 ) -> None:
     """With `everysec` a server answers before it has written while its disk is slow, as under a test suite:
-    what a kill takes back is told again. With the others it has always written before, which is what counts
+    what a kill takes back is sent again. With the others it has always written before, which is what counts
     here: no kill cuts the power."""
     async with a_scene(leases=leases, engine=engine, flags=("--appendfsync", fsync)) as scene:
         workers = await scene.start_workers(2)
@@ -193,7 +193,7 @@ class _Watch:
 
 
 async def _watch(workers: list[WorkerProcess], for_s: float) -> _Watch:
-    await asyncio.sleep(1)  # what the server had answered before is still being told
+    await asyncio.sleep(1)  # answers from before the fault are still being delivered
     watch = _Watch(workers)
     await asyncio.sleep(for_s - 1)
     watch.end()
@@ -202,7 +202,7 @@ async def _watch(workers: list[WorkerProcess], for_s: float) -> _Watch:
 
 @pytest.mark.parametrize("engine", ["valkey", *(pytest.param(other, marks=LONG) for other in OTHER_ENGINES)])
 async def test_a_failover_is_healed_and_no_sequence_is_used_twice(engine: str) -> None:
-    """Replication is asynchronous: what the replica had not yet is told again, under a higher sequence."""
+    """Replication is asynchronous: what the replica did not have is sent again, under a higher sequence."""
     port = a_free_port()
     async with a_scene(engine=engine, flags=on_port(port)) as scene:
         with watched(scene.server, port) as url:

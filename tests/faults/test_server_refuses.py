@@ -102,7 +102,7 @@ async def test_a_server_that_evicts_is_refused_at_the_start() -> None:
 
 
 async def test_a_server_that_takes_rights_away_for_a_while_is_waited_for() -> None:
-    """Nobody ends who polls or posts at that moment, and nobody posts again what was answered."""
+    """No worker ends that polls or posts at that moment, and no answered POST is repeated."""
     async with a_scene(leases=AS_IT_COMES) as scene:
         scene.receiver.delay_s = scene.provider.delay_s = 0.1  # so that something is in hand
         await scene.start_workers(WORKERS)
@@ -121,7 +121,7 @@ async def test_a_server_that_takes_rights_away_for_a_while_is_waited_for() -> No
 
 
 async def _refuse(scene: Scene, refusal: AbstractAsyncContextManager[None], for_s: float) -> None:
-    """Let the server refuse for a while: nothing is told that is not committed, and nobody ends."""
+    """Let the server refuse for a while: nothing uncommitted is sent, and no worker ends."""
     async with refusal:
         await asyncio.sleep(1)
         told = scene.receiver.taken

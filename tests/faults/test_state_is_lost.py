@@ -50,7 +50,7 @@ async def test_a_wiped_server_means_new_baselines_and_no_false_changes() -> None
         lost = [line["accounts"] for worker in workers for line in worker.lines("state.lost")]
         news = scene.receiver.arrivals[told:]
     assert verdict.problems == []
-    assert lost == [ACCOUNTS], "whoever has enrolled all accounts again says so, and nobody else"
+    assert lost == [ACCOUNTS], "one worker logs that it enrolled all accounts again"
     first_by_account: dict[str, Event] = {}
     for arrival in news:
         first_by_account.setdefault(arrival.account, arrival.event)

@@ -99,7 +99,7 @@ async def test_after_the_last_worker_was_killed_the_next_one_goes_on_from_there(
     leases: Mapping[str, Any], wait_s: float
 ) -> None:
     async with a_scene(leases=leases) as scene:
-        scene.receiver.delay_s = 0.2  # so that deliveries are waiting when everybody dies
+        scene.receiver.delay_s = 0.2  # so that deliveries are waiting when all workers die
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=300)
         await scene.until_told(200, within_s=20)
@@ -174,7 +174,7 @@ async def test_a_worker_that_is_stopped_while_it_starts_ends_cleanly() -> None:
 
 
 async def _crash(scene: Scene, step: str) -> None:
-    """Start a worker that crashes when it reaches a step for the so-manieth time, and wait until it has."""
+    """Start a worker that crashes when it reaches a step for the n-th time, and wait until it has."""
     times = scene.random.randint(1, 20)
     if step == "POST sent":  # no place in the program is behind the last byte: its receiver ends it
         worker = await scene.start_worker()
@@ -186,7 +186,7 @@ async def _crash(scene: Scene, step: str) -> None:
 
 
 async def _freeze(scene: Scene, step: str) -> WorkerProcess:
-    """Start a worker that is stopped when it reaches a step for the so-manieth time, and wait until it is."""
+    """Start a worker that is stopped when it reaches a step for the n-th time, and wait until it is."""
     times = scene.random.randint(1, 20)
     if step == "POST sent":
         worker = await scene.start_worker()

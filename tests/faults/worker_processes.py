@@ -46,7 +46,7 @@ class WorkerProcess:
     """One `watcher run`, its log in a file, where `output` is no other place for it.
 
     With `faults` it is run by `faulty_watcher`. `python` is that of another version's environment. With an
-    `api_port` it serves the API there, to whoever shows TOKEN.
+    `api_port` it serves the API there, to clients with TOKEN.
     """
 
     directory: Path
@@ -138,7 +138,7 @@ class WorkerProcess:
         await self.process.wait()
 
     async def terminate(self, within_s: float = 30) -> int:
-        """Ask it to end, once it can hear that; returns its exit code."""
+        """Ask it to end, once it handles that signal; returns its exit code."""
         await self._until_it_hears(signal.SIGTERM)
         self.send(signal.SIGTERM)
         async with asyncio.timeout(within_s):

@@ -57,7 +57,7 @@ ANSWERS = damaged_bytes(REFUSAL) | damaged_bytes(GOOD) | st.binary()
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A server that answers what it is told, and those who ask it."""
+    """A server with a given answer, and its clients."""
 
     runner: asyncio.Runner
     stage: Stage
@@ -65,7 +65,7 @@ class Place:
     target: WebhookTarget
     client: ProviderClient
     stumbled: list[Any]
-    """What was raised where nobody catches it: between the socket and the reader."""
+    """Uncaught errors between the socket and the reader."""
 
     def _repr_pretty_(self, printer: Any, _is_cycle: bool) -> None:
         printer.text("place")

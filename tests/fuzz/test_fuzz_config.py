@@ -143,7 +143,7 @@ def test_any_reference_is_replaced_or_reported_as_unset(text: str, environ: dict
 
 
 def look_with(path: Path, environ: Mapping[str, str]) -> None:
-    """Claim that what no worker takes can be looked with, or that it is refused for its store."""
+    """Claim that read commands work with what no worker accepts, unless its Redis is missing."""
     try:
         look = read_to_look(path, environ, {})
     except ConfigRefused as refused:

@@ -38,7 +38,7 @@ class Place:
     runner: asyncio.Runner
     port: int
     stumbled: list[Any]
-    """What was raised where nobody catches it."""
+    """Uncaught errors."""
 
     def _repr_pretty_(self, printer: Any, _is_cycle: bool) -> None:
         printer.text("place")

@@ -155,7 +155,7 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
 
 
 def _damage(random: Random) -> Damage:
-    """One command that overwrites something of ACCOUNT's, or puts in what belongs to nobody."""
+    """One command that overwrites something of ACCOUNT's, or adds what belongs to no account."""
     member = random.choice((ACCOUNT.encode(), garbage(random)))
     sub = random.choice((OPS.encode(), garbage(random)))
     score = random.choice(SCORES)
@@ -301,7 +301,7 @@ async def _look(place: Place, damage: Damage) -> None:
 
 async def _go_on(place: Place, damage: Damage) -> None:
     store = await place.damaged(damage)
-    # So little room that all that was written before is trimmed, whatever it is.
+    # So small a bound that all that was written before is trimmed, whatever it is.
     polls, queues = Polls(store.schedule, KEYS, NARROW), Queues(store.schedule, KEYS, NARROW)
     store = replace(store, polls=polls, queues=queues)
     await store.roster.enroll({PROVIDER: [ACCOUNT, NEIGHBOUR]}, now_ms=1)

@@ -161,7 +161,7 @@ def test_any_dead_letter_can_be_shown(said: dict[str, str], stored: bytes) -> No
 
 
 def lives_on(text: bytes) -> None:
-    """Claim that this is damage, or a state that another poll, and a silence, move on from."""
+    """Claim that this is damage, or a state that another poll, or going stale, can advance."""
     try:
         state = load_state(text, {})
     except BadState as damage:

@@ -165,7 +165,7 @@ def agree(answer: bytes, ours: Read | None, theirs: Read | None) -> bool:
     """Say whether the two read the same, or one refuses what it may.
 
     Where more comes than one answer, it depends on how it comes in pieces. With a Transfer-Encoding that is
-    none, or ends in a tab, it is anybody's guess where the body ends: the lean client makes none. So it is
+    none, or ends in a tab, the end of the body is undefined: the lean client finds none. So it is
     whether a status below 100, which is none either, has a body.
     """
     if ours == theirs:

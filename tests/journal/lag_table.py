@@ -78,7 +78,7 @@ MOVEMENTS = (
 
 
 class Share(NamedTuple):
-    """Of all trials: told whole under the right type; told, in part at least, under the wrong one."""
+    """Of all trials: emitted whole under the right type; emitted, at least in part, under the wrong one."""
 
     recognised: float
     mistaken: float

@@ -115,7 +115,7 @@ def test_any_changed_amount_shows(part: str, field: str) -> None:
 
 
 def test_amounts_changed_consistently_show_too() -> None:
-    """The sums are right and so is the chain, but the id is a digest of what was told."""
+    """The sums are right and so is the chain, but the id is a digest of the content."""
 
     def add_one(content: dict[str, Any]) -> None:
         data = content["data"]

@@ -209,7 +209,7 @@ def lasting(polls: Sequence[tuple[int, Snapshot]]) -> list[bool]:
 
 
 class Seen(NamedTuple):
-    """A poll: whether the account held anything until then, what is suspect after it, and its events."""
+    """A poll: whether the account had any balance before, what is suspect after it, and its events."""
 
     held: bool
     is_suspect: bool

@@ -120,7 +120,7 @@ def test_the_journal_reconciles_after_every_successful_poll_whatever_polls_faile
 def test_each_change_starts_where_the_last_one_ended_and_none_overshoots_the_reading(
     snapshots: list[Vector], terms: Terms
 ) -> None:
-    """So what is told is negative only where that was read, and nothing is there for the next to correct."""
+    """So an amount is negative only if it was read so, and no event corrects another."""
     state = snapshots[0]
     for explanation, seen in zip(explained(snapshots, terms), snapshots[1:], strict=True):
         for change in explanation.changes:

@@ -21,7 +21,7 @@ def told(result: Advance) -> list[tuple[str, str]]:
 
 
 def followed(state: AccountState | None, *snapshots: Snapshot) -> list[list[tuple[str, str]]]:
-    """What a series of snapshots tells, one after the other."""
+    """The events of a series of snapshots, one after the other."""
     heard = []
     for snapshot in snapshots:
         result = step(state, snapshot)

@@ -76,7 +76,7 @@ class Browser:
     async def until(self, expression: str) -> Any:
         """Wait until an expression is true of the page."""
         async with asyncio.timeout(_ANSWER_S):
-            while not (value := await self.value(expression)):  # noqa: ASYNC110 - a page tells nobody
+            while not (value := await self.value(expression)):  # noqa: ASYNC110 - a page sends no signal
                 await asyncio.sleep(0.05)
         return value
 

@@ -61,7 +61,7 @@ LIVELY = ("hot-wallet", "payouts", "market-maker", "fees")
 LAST_TOTALS = {**BACKING_OFF["treasury"], "ETH": "1522.503318745120448337"}
 
 Story = Iterator[tuple[str, int, Snapshot]]
-"""What an account held at a time (Unix ms), in the order of time."""
+"""The balances of an account at a time (Unix ms), in the order of time."""
 
 
 def held(totals: Totals, **of_the_first: str) -> Snapshot:
@@ -112,7 +112,7 @@ async def a_days_page(
     last: tuple[str, Snapshot] | None = LAST,
 ) -> AsyncIterator[tuple[int, Worker]]:
     """The port of a page of accounts with a past, and the worker that the page is of: a running one has
-    delivered their events to two receivers, of which one has trouble with the `last`."""
+    delivered their events to two receivers, of which one fails the `last`."""
     async with Receiver(secrets=[SECRET]) as ops, Receiver(secrets=[SECRET]) as accounting:
         with real_server() as server:
             accounting.fail = Fail(503, 1)
@@ -136,7 +136,7 @@ async def a_days_page(
                     await past.read_again(name, now_ms - 1_000 * (place % 17))
                 async with workers(settings.model_copy(update={"account_by_name": {}}), "w1") as (delivers,):
                     async with asyncio.timeout(60):
-                        while delivers.counters.deliveries < past.queued:  # noqa: ASYNC110 - nobody is told
+                        while delivers.counters.deliveries < past.queued:  # noqa: ASYNC110 - there is no signal
                             await asyncio.sleep(0.05)
                         if last:
                             accounting.fail, retried = Fail(503, 9), delivers.counters.retried
@@ -177,7 +177,7 @@ class Past:
 
 
 async def put_back(books: Books) -> None:
-    """Give the records of the log the time of what they tell: they were all written just now."""
+    """Give the records of the log the times of their events: they were all written just now."""
     for shard in range(SHARDS):
         key = books.keys.log(shard)
         timed = []

@@ -22,7 +22,7 @@ def test_a_value_counts_for_all_bounds_that_it_does_not_exceed(value: float, cou
 @pytest.mark.parametrize("bounds", [POLL_BOUNDS_S, LAG_BOUNDS_S])
 def test_bounds_rise(bounds: tuple[float, ...]) -> None:
     assert sorted(set(bounds)) == [*bounds]
-    assert all(isinstance(bound, float) for bound in bounds)  # they are told as 1.0, not 1
+    assert all(isinstance(bound, float) for bound in bounds)  # they are exported as 1.0, not 1
 
 
 def test_the_heartbeat_reports_what_was_added_since_the_last_copy() -> None:

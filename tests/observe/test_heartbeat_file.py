@@ -22,7 +22,7 @@ def is_fresh(path: Path) -> bool:
 
 async def until_touched(path: Path) -> None:
     async with asyncio.timeout(5):
-        while not is_fresh(path):  # noqa: ASYNC110 - a file tells nobody
+        while not is_fresh(path):  # noqa: ASYNC110 - a file sends no signal
             await asyncio.sleep(0.005)
 
 

@@ -47,7 +47,7 @@ async def test_a_blocked_event_loop_is_measured_and_logged(monkeypatch: pytest.M
         await asyncio.sleep(0)
         time.sleep(0.4)  # noqa: ASYNC251  # as code does that forgets where it runs
         async with asyncio.timeout(5):
-            while not liveness.lag_s:  # noqa: ASYNC110 - a number tells nobody
+            while not liveness.lag_s:  # noqa: ASYNC110 - a number sends no signal
                 await asyncio.sleep(0.01)
         measuring.cancel()
     assert 0.3 < liveness.lag_s < 5

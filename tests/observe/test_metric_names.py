@@ -76,7 +76,7 @@ SEEN = Overview(
 
 
 async def told(seen: Overview | None = None) -> str:
-    """What a worker tells that has done nothing yet, and sees this in its store."""
+    """The metrics of a worker that has done nothing, and reads this from Redis."""
 
     async def look() -> Overview | None:
         return seen

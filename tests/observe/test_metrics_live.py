@@ -43,9 +43,9 @@ def _always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until(read: Callable[[], Awaitable[Scrape]], is_so: Callable[[Scrape], bool]) -> Scrape:
-    """Scrape until what is told is as expected."""
+    """Scrape until the metrics are as expected."""
     async with asyncio.timeout(10):
-        while not is_so(seen := await read()):  # noqa: ASYNC110 - a worker tells nobody of its own accord
+        while not is_so(seen := await read()):  # noqa: ASYNC110 - a worker sends no signal
             await asyncio.sleep(0.02)
     return seen
 
@@ -86,7 +86,7 @@ async def test_the_counts_of_a_worker_under_load_match_what_happened(rig: Rig) -
     assert told.value("watcher_delivery_lag_seconds_count") == changes
     assert told.value("watcher_delivery_lag_seconds_bucket", le="30.0") == changes
     assert told.value("watcher_requests_in_flight") == 0
-    assert told.value("watcher_store_up") == 0  # it is closed: what is told is what the worker counted
+    assert told.value("watcher_store_up") == 0  # it is closed: the metrics are what the worker counted
 
 
 async def test_rejected_polls_are_counted_by_error_class(rig: Rig) -> None:

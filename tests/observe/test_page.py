@@ -126,7 +126,7 @@ async def test_the_content_security_policy_allows_only_the_scripts_of_the_file(r
     assert answer.headers["cache-control"] == "no-store"
 
 
-# who gets it
+# access
 
 
 @pytest.mark.parametrize("path", ["/", "/page.json"])
@@ -141,7 +141,7 @@ async def test_a_request_by_rebinding_or_without_the_token_gets_nothing(rig: Rig
     assert (nobody.status, person.status) == (401, 200)
 
 
-# what it tells
+# content
 
 
 async def test_the_page_shows_balances_with_their_past_pending_changes_and_the_result_of_events(
@@ -185,7 +185,7 @@ async def test_the_page_shows_failed_attempts_and_the_one_that_delivered(rig: Ri
     rig.receiver.fail = Fail(500, 2)
     async with rig.worker() as worker:
         async with asyncio.timeout(20):
-            while "loopring" not in {provider for provider, _ in worker.counters.by_poll}:  # noqa: ASYNC110 - nobody is told of its baseline
+            while "loopring" not in {provider for provider, _ in worker.counters.by_poll}:  # noqa: ASYNC110 - no subscription gets its baseline
                 await asyncio.sleep(0.01)
         rig.sandbox.world.credit(10110, "ETH", 3)
         await rig.events(1, within_s=20)

@@ -65,7 +65,7 @@ def a_poller(gone: Gone, probe_account: str) -> Poller:
 
 
 async def an_hour_without(accounts: int, workers: int) -> Gone:
-    """Let workers poll for an hour, whoever is due next, as their waits say."""
+    """Let workers poll for an hour, each account when its wait is over."""
     gone, chance = Gone(), Random(1)
     pollers = [a_poller(gone, "a000") for _ in range(workers)]
     due = [(chance.uniform(0, 30), f"a{number:03}", 0) for number in range(accounts)]

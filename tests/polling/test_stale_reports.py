@@ -30,7 +30,7 @@ class Told:
         return [line["reason"] for line in self._lines]
 
     def after(self, wait_s: float) -> list[tuple[Any, ...]]:
-        """What is told in so many seconds, looked at as often as a loop turns."""
+        """What is logged in so many seconds, checked at each turn of a loop."""
         before, until = len(self._lines), self.now + wait_s
         while self.now < until:
             self.now += 0.5

@@ -417,7 +417,7 @@ def test_whatever_is_answered_only_rejected_is_raised(kind: str, data: st.DataOb
 async def staged(
     kind: str, *, host: str = "127.0.0.1", timeout_s: float = 5
 ) -> AsyncIterator[tuple[Stage, ProviderClient]]:
-    """A client whose provider gives the documented answer, unless told otherwise."""
+    """A client whose provider gives the documented answer by default."""
     example = EXAMPLE_BY_KIND[kind]
     async with Stage() as stage:
         stage.reply = answer(example.answer)

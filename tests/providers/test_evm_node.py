@@ -140,7 +140,7 @@ async def test_transfers_make_events_and_a_reorganisation_moves_no_total(
             chain.send(EMPTY, 123_456_789_012_345_678_901)
             chain.transfer(token, EMPTY, 7 * 10**18 + 1)
             await until_polled(worker, 4)
-            assert not rig.receiver.events, "what is in no block yet is nobody's"
+            assert not rig.receiver.events, "a transfer outside of any block changes no balance"
             chain.mine()
             await rig.events(2)
             chain.mine(6)
@@ -188,7 +188,7 @@ async def test_answers_of_a_lagging_node_are_discarded_until_it_has_caught_up(
             await rig.events(1)
             chain.node.call("evm_revert", behind)
             await until_polled(worker, 8)
-            assert len(rig.receiver.events) == 1, "a deposit that a node does not know yet is not dropped"
+            assert len(rig.receiver.events) == 1, "a deposit that a lagging node does not know is not dropped"
             chain.mine(3)
             events = await rig.events(2)
     assert told(events) == [("deposit.pending", "ETH", "5"), ("deposit.dropped", "ETH", "5")]

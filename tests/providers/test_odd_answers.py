@@ -56,8 +56,8 @@ METAKEEP_ROWS = (
 @dataclass(frozen=True)
 class Source:
     """What is asked, and the good answers to the requests of one poll, in their order. `is_meant` says of an
-    odd answer that reads as something else, or blames somebody, that this is what it says. Where requests
-    are signed, none is ever sent twice as it is, and each is told by its path.
+    odd answer that reads as something else, or names another account, that this is what it says. Where
+    requests are signed, none is ever sent twice as it is, and each is known by its path.
     """
 
     settings: Callable[[str], ProviderSettings]

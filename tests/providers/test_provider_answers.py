@@ -148,7 +148,7 @@ def components(provider: str, row: Row) -> dict[str, str | None]:
 
 
 def moved(provider: str, snapshot: Snapshot) -> list[str]:
-    """What differs from the last state; a lock that is absent moved nothing yet (it is doubtful)."""
+    """What differs from the last state; an absent lock moved nothing yet (it is suspect)."""
     last_state = CONTEXT[provider]["last_state"]
     return [
         f"{asset}.{name}"

@@ -119,7 +119,7 @@ async def test_an_impossible_host_is_rejected_like_any_other(host: str) -> None:
 
 
 def endless(head: bytes, block: bytes) -> Reply:
-    """10 GB if somebody lets it."""
+    """10 GB if all of it is read."""
 
     async def reply(writer: asyncio.StreamWriter) -> None:
         writer.write(head)

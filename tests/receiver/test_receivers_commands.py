@@ -323,7 +323,7 @@ def test_listen_fails_and_delays_as_asked_and_forwards_the_rest_unchanged() -> N
             statuses = [listening.post(each) for each in posts]
             took_s = time.monotonic() - started
             _, lines, _ = behind.end(signal.SIGTERM)
-            statuses.append(listening.post(fresh()))  # nobody is there any more
+            statuses.append(listening.post(fresh()))  # the listener has ended
             _, told, summary = listening.end(signal.SIGTERM)
     assert statuses == [503, 503, 200, 400, 200, 502]
     assert took_s >= 5 * 0.2

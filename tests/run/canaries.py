@@ -176,7 +176,7 @@ MISTAKES: Mapping[str, str] = {
     'retries = ["0s", "0s", "1s"]': 'retries = "${SECRET}"\npassword = "${PASSWORD}"',
     'retries = ["0s", "0s"]': 'events = ["${SECRET}", "${WATCHER_HTTP_TOKEN}"]',
 }
-"""Secrets of another type, in the place of something else, and under a key that nobody knows."""
+"""Secrets of another type, in the place of something else, and under an unknown key."""
 
 
 def with_mistakes(text: str) -> str:
@@ -227,7 +227,7 @@ async def a_parrot() -> AsyncIterator[str]:
 
 
 def canaries_in(seen: bytes) -> list[str]:
-    """Those that came out. The e-mail address is no secret, but nobody's business: only --show shows it."""
+    """Those that came out. The e-mail address is no secret, but private: only --show shows it."""
     secrets = (API_KEY, WRONG_KEY, SHOP_KEY, WRONG_SHOP_KEY, URL_TOKEN, HEADER, PASSWORD, HTTP_TOKEN)
     sent = [form for text in DECLARED.values() for form in (text, quote(text, safe=""))]
     sent.append(base64.b64encode(f"user:{DECLARED['BASIC']}".encode()).decode())

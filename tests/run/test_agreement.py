@@ -49,7 +49,7 @@ class Fleet:
         del self.configuration_by_worker[worker]
 
     async def later(self, wait_s: float, *agreements: Agreement) -> None:
-        """Let time pass; who is there looks around meanwhile."""
+        """Let time pass; running workers compare configurations meanwhile."""
         until = self.now_s + wait_s
         while self.now_s < until:
             self.now_s = min(until, self.now_s + 5)
@@ -252,7 +252,7 @@ async def test_a_new_url_takes_the_backlog_at_a_restart_and_at_a_reload(fleet: F
     await again.begin(some(OLD_URL))
     assert is_ours(again, "ops")
     await again.begin(some(NEW_URL, base_url="https://other.example.com"))
-    assert is_ours(again, "ops"), "its own configuration of before is nobody else's"
+    assert is_ours(again, "ops"), "its own earlier configuration is no other deployment's"
 
 
 async def test_a_new_url_takes_the_backlog_when_the_last_worker_was_reloaded(fleet: Fleet) -> None:
@@ -471,7 +471,7 @@ async def test_an_account_configured_differently_stays_with_the_source_of_its_st
     assert "treasury" in production.neighbours.contested
     assert production.neighbours.may_poll("treasury", theirs, theirs)
     assert not staging.neighbours.may_poll("treasury", ours, theirs)
-    assert staging.neighbours.may_poll("treasury", ours, None), "whoever commits first"
+    assert staging.neighbours.may_poll("treasury", ours, None), "the worker that commits first"
     assert "prod" not in production.neighbours.contested
 
 

@@ -58,7 +58,7 @@ def copied(settings: Settings, sandbox: Sandbox, receiver: Receiver) -> Settings
 
 async def until(is_so: Any, within_s: float = 20) -> None:
     async with asyncio.timeout(within_s):
-        while not is_so():  # noqa: ASYNC110 - a list tells nobody
+        while not is_so():  # noqa: ASYNC110 - a list sends no signal
             await asyncio.sleep(0.01)
 
 
@@ -129,6 +129,6 @@ def baselines(lines: list[MutableMapping[str, Any]]) -> list[str]:
 
 
 def amounts(rig: Rig) -> list[str]:
-    """What moved in the account that both have, as it was told."""
+    """The movements of the account that both have, as they were sent."""
     told = (event["data"] for event in rig.receiver.events)
     return [data["amount"] for data in told if data["account"]["name"] == "treasury"]

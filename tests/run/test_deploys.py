@@ -116,7 +116,7 @@ async def ended(worker: asyncio.subprocess.Process) -> None:
 
 
 def told(receiver: Receiver) -> Counter[str]:
-    """How much of each asset was told to have come."""
+    """How much of each asset arrived, by the events."""
     found = Counter[str]()
     for event in receiver.events:
         found[event["data"]["asset"]["symbol"]] += int(event["data"]["amount"])

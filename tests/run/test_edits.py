@@ -139,7 +139,7 @@ async def test_given_secrets_are_used_and_never_shown(place: Place) -> None:
     made = await place.put(secrets=[SECRET])
     assert (made.secrets, bool(made.token)) == ((), True)
     assert (await place.put(secrets=[SECRET])).change == "unchanged"
-    assert (await place.put()).change == "unchanged", "whoever leaves them out keeps them"
+    assert (await place.put()).change == "unchanged", "a client that leaves them out keeps them"
     other = new_secret()
     assert (await place.put(secrets=[other, SECRET])).change == "changed"
     assert [one["secret"] for one in (await place.content())["secrets"]] == [other, SECRET]
@@ -179,7 +179,7 @@ async def test_the_old_secret_keeps_signing_for_a_day_beside_the_new_one(place: 
     first = await place.put()
     second = await place.editor.renew_secret("ops", by="operator")
     assert second.change == "secret"
-    assert (await place.record()).edited == first.version, "whoever has its ETag may go on editing"
+    assert (await place.record()).edited == first.version, "a client with its ETag may go on editing"
     (new, old) = (await place.content())["secrets"]
     assert new == {"secret": second.secrets[0], "until_ms": None}
     assert old == {"secret": first.secrets[0], "until_ms": 1_000_000 + OVERLAP_MS}

@@ -39,7 +39,7 @@ def told(lines: Lines, event: str, account: str, *, level: str | None = None) ->
 
 async def until(is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not is_so():  # noqa: ASYNC110 - a list tells nobody
+        while not is_so():  # noqa: ASYNC110 - a list sends no signal
             await asyncio.sleep(0.01)
 
 

@@ -47,7 +47,7 @@ async def state(tmp_path: Path) -> AsyncIterator[Path]:
     state = tmp_path / "state"
     yield state
     async with Embedded(state):
-        pass  # who leaves last stops it
+        pass  # the last process stops it
 
 
 each_form = pytest.mark.parametrize(
@@ -132,7 +132,7 @@ async def test_neither_terminal_nor_files_of_the_embedded_server_contain_a_secre
 
 
 async def live(told: Path, sandbox: Sandbox, receiver: Receiver) -> None:
-    """Wait until the worker has read, refused, told, tried again and given up."""
+    """Wait until the worker has polled, rejected, sent, retried and given up."""
     await until_said(told, "account.baseline")
     sandbox.world.credit(10110, "ETH", "1")
     async with asyncio.timeout(20):
@@ -164,7 +164,7 @@ async def say(
 
 
 async def asked(port: str, path: str) -> Seen:
-    """What the worker's listener answers to whoever has the token."""
+    """What the worker's listener answers to a client with the token."""
     answer = await get(int(port), path, f"Authorization: Bearer {HTTP_TOKEN}")
     assert answer.status == 200, path
     return answer

@@ -118,7 +118,7 @@ async def test_a_subscriber_that_fails_gets_its_events_later_in_order(rig: Rig) 
 async def test_a_restarted_worker_goes_on_where_the_last_one_stopped(rig: Rig) -> None:
     async with rig.worker():
         await baselines(rig)
-    rig.sandbox.world.credit(TREASURY, "ETH", "1")  # while nobody looks
+    rig.sandbox.world.credit(TREASURY, "ETH", "1")  # while no worker runs
     async with rig.worker():
         events = await rig.events(1)
     assert types(events) == ["total.increased"]

@@ -227,7 +227,7 @@ async def test_a_bug_in_one_reload_does_not_prevent_later_ones(
                 monkeypatch.setattr(serve, "load", load_)
                 signal.raise_signal(signal.SIGHUP)
                 async with asyncio.timeout(10):
-                    while said[-1:] == [] or said[-1]["event"] != event:  # noqa: ASYNC110 - a list tells nobody
+                    while said[-1:] == [] or said[-1]["event"] != event:  # noqa: ASYNC110 - a list sends no signal
                         await asyncio.sleep(0.01)
                 assert worker.liveness.is_reload_refused is is_refused
     finally:

@@ -31,7 +31,7 @@ MOMENTS_S = (0.1, 0.25, 0.4, 0.6, 0.9, 1.3, 2.0)
 
 
 async def until_it_hears(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """Wait for its first instruction: what comes before that, Python itself does not hear."""
+    """Wait for its first instruction: before that, Python itself handles no signal."""
     async with asyncio.timeout(20):
         while process.returncode is None and not _hears(process.pid, number):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -84,7 +84,7 @@ async def test_a_sighup_at_the_first_instruction_is_a_reload(place: Path) -> Non
 async def test_a_sigterm_at_the_first_instruction_is_an_orderly_end(place: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         async with a_process(place, "run") as worker:
-            await until_it_hears(worker, signal.SIGHUP)  # SIGINT is heard by Python itself
+            await until_it_hears(worker, signal.SIGHUP)  # SIGINT is handled by Python itself
             worker.send_signal(number)
             assert await asyncio.wait_for(worker.wait(), 20) == 0
     assert (place / "errors").read_text() == ""
@@ -154,7 +154,7 @@ async def test_a_second_ctrl_c_ends_at_once(place: Path, sandbox: Sandbox, recei
         await an_attempt(receiver)
         worker.send_signal(signal.SIGINT)
         await until_logged(place, "worker.draining")
-        await asyncio.sleep(0.05)  # as fast as anybody can press it
+        await asyncio.sleep(0.05)  # as fast as a person can press it
         worker.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(worker.wait(), 5) == 128 + signal.SIGINT
 

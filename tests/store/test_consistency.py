@@ -80,7 +80,7 @@ class World:
             notes=[b'{"type":"baseline"}'] if baseline else [],
             deliveries=deliveries,
         )
-        if not subscriptions:  # what nobody wants is logged all the same
+        if not subscriptions:  # events without a subscription are logged too
             told = tuple(Event(f"evt_{one}", type_, account, None, "0", one, b"{}", None) for one in numbers)
             commit = commit._replace(step=commit.step._replace(events=told))
         reply, _ = await self.store.polls.commit(commit)

@@ -42,7 +42,7 @@ REDIS_7 = "redis" in ENGINES and find_engine(os.environ.get("PATH"), "no_such_pa
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A directory that does not exist yet; whatever server still runs on it afterwards is killed."""
+    """A directory that does not exist yet; a server that still runs on it afterwards is killed."""
     with tempfile.TemporaryDirectory(prefix="watcher-") as directory:
         path = Path(directory) / "state"
         yield path
@@ -65,7 +65,7 @@ def mode(path: Path) -> int:
 
 
 def a_directory_with(data_dir: Path, name: str, content: bytes = b"") -> Path:
-    """The directory, open to all, as somebody else left it."""
+    """The directory, open to all, as another program left it."""
     data_dir.mkdir()
     data_dir.chmod(0o755)
     (data_dir / name).write_bytes(content)
@@ -268,7 +268,7 @@ async def test_the_printed_command_cuts_off_damage_in_the_middle(data_dir: Path)
     with pytest.raises(StoreUnreachable, match="before its end, and not all of them are lost") as raised:
         await Embedded(data_dir).__aenter__()
     command = str(raised.value).partition("again): ")[2]
-    done = subprocess.run(  # noqa: ASYNC221 - as a person would, who waits for nothing else
+    done = subprocess.run(  # noqa: ASYNC221 - as a person would run it
         ("sh", "-c", command), input=b"y\n", capture_output=True, check=False, timeout=30
     )
     assert done.returncode == 0, done.stderr

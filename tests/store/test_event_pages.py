@@ -164,13 +164,13 @@ async def test_every_cursor_leads_to_all_events_after_it_or_is_refused(
         for cursor, behind in cursors:
             is_whole = await is_answered(history, cursor, written[behind:])
             assert is_whole <= (behind >= kept), "some that are gone were left out"
-            # Between the last that is gone and the first that is held may lie what is no event.
+            # Between the last that was trimmed and the first that is left may be records without an event.
             assert is_whole or behind <= kept, "all that it leads to is there"
         cursors.append((await history.end(), len(written)))
         assert await is_answered(history, cursors[-1][0], [])
     assert 5 < kept < len(written)
     page = await history.page(Cursor(), limit=1000)
-    assert [event.event_id for event in page.events] == written[kept:], "what is held, from its oldest on"
+    assert [event.event_id for event in page.events] == written[kept:], "what is left, from its oldest on"
 
 
 async def free(books: Books, records: int) -> None:
@@ -277,7 +277,7 @@ async def test_a_page_without_a_match_is_empty_and_its_cursor_advances(
         if page.is_end:
             break
         assert page.cursor != cursor
-        assert page.events or page.in_vain > 0, "which is told, as it takes time"
+        assert page.events or page.in_vain > 0, "which is counted, as it takes time"
         cursor = page.cursor
     assert [event.account for event in found] == [ACCOUNT] * 3
     assert looks > 5

@@ -131,7 +131,7 @@ async def test_a_full_server_still_drains_its_queues(store: Store) -> None:
     assert await Breakers(store.pipe, store.keys).take_turn(OPS, spacing_ms=200, within_ms=1000) == 0
     await store.queues.hold(SHARD, {OPS: MINUTE_MS})
     assert await store.queues.due_subscriptions(SHARD) == []
-    assert await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(4)]) == 1, "an alert, or a letter sent again"
+    assert await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(4)]) == 1, "an alert, or a resend"
     assert await store.queue() == [a_delivery(number).entry for number in (3, 4)]
 
 
@@ -149,7 +149,7 @@ async def test_breakers_are_still_written_on_a_full_server(store: Store) -> None
 
 
 async def test_a_worker_with_the_same_accounts_starts_on_a_full_server(store: Store) -> None:
-    """Else nobody would drain the queues of a full server whose workers were all started again."""
+    """Else no worker would drain the queues of a full server after all were restarted."""
     accounts = {PROVIDER: [ACCOUNT]}
     for is_first in (True, False):
         await store.roster.check_layout()

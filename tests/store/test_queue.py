@@ -212,7 +212,7 @@ async def test_waiting_deliveries_are_made_due_and_found_at_once(redis_client: R
     queues, index = store.keys.queues(SHARD, OPS), store.keys.due_subscriptions(SHARD)
     for due_in_ms, made_due in ((-5, 0), (MINUTE_MS // 2, 0), (10 * MINUTE_MS, 1)):
         await store.due(queues, **{ACCOUNT: due_in_ms})
-        await store.due(index, **{OPS: 60 * MINUTE_MS})  # as of a subscription that was left alone
+        await store.due(index, **{OPS: 60 * MINUTE_MS})  # as of a subscription that backs off
         assert await store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS) == made_due
         assert (await store.scores(index))[OPS] <= await store.now_ms() + 1
     assert (await store.scores(queues))[ACCOUNT] <= await store.now_ms() + 1

@@ -113,7 +113,7 @@ async def test_the_backlog_is_measured_per_subscription(survey: Reader, books: B
     }
     assert await survey.backlogs([]) == {
         "ops": backlogs["ops"]
-    }  # owed to one that is not configured any more
+    }  # for a subscription that is not configured any more
 
 
 async def test_dead_letters_and_retrying_queues_are_counted(survey: Reader, books: Books) -> None:

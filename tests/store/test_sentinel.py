@@ -52,7 +52,7 @@ async def test_a_server_that_is_no_sentinel_is_named_unless_another_sentinel_ans
 
 
 async def _answer(pipe: Pipe, *command: str) -> object:
-    """Ask until somebody answers: how a worker waits for a failover."""
+    """Ask until there is an answer: how a worker waits for a failover."""
     async with asyncio.timeout(20):
         while True:
             try:

@@ -403,7 +403,7 @@ async def test_a_repeated_settle_removes_nothing_twice(
     store, lease = await a_queue(redis_client, namespace, *deliveries)
     assert await settle(store, lease, ONE) is Reply.DONE
     before = await store.contents()
-    # Within the same millisecond it is taken for a repeat after a lost answer, and hears what was lost.
+    # Within the same millisecond it is taken for a repeat after a lost answer, and gets the lost one.
     assert await settle(store, lease, ONE) in (Reply.DONE, Reply.LEASE_LOST)
     assert await store.contents() == before
 

@@ -109,7 +109,7 @@ async def test_waits_grow_and_restart_after_a_recovery(lines: list[MutableMappin
     waits = []
     for _ in range(7):
         waits.append(await health.failed(GONE))
-        assert await health.failed(GONE) == waits[-1], "who fails beside it makes nobody wait for longer"
+        assert await health.failed(GONE) == waits[-1], "a failure beside it makes no caller wait for longer"
         clock.now += waits[-1]
     assert waits == [0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 2.0]
     health.answered()

@@ -76,7 +76,7 @@ class Race:
             notes=[b"%d" % (version + 1)],
             deliveries={OPS: [a_delivery(version + 1)]},
         )
-        self.held.discard(lease.member)  # from here on the server may hand it on before we hear of it
+        self.held.discard(lease.member)  # from here on another worker may get it before we know
         reply, _ = await store.polls.commit(step)
         self.replies[reply] += 1
         self.commits[lease.member] += reply is Reply.DONE

@@ -299,7 +299,7 @@ class Workers:
         return (await self.store.scores(self.store.keys.polls(SHARD, PROVIDER)))[ACCOUNT]
 
     async def assert_kept(self) -> None:
-        """What is owed is due within a second, waits for a retry, or follows the poll in hand."""
+        """A poll after a wake is due within a second, waits for a retry, or follows the poll in hand."""
         score = await self.score()
         assert await due_in_ms(self.store) <= SECOND_MS or score % 1 in (0.5, 0.375) or not self.is_owed
 

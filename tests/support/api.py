@@ -22,7 +22,7 @@ class Said(NamedTuple):
 
 
 class Api:
-    """Asks as the operator unless told otherwise. `said` has the bodies of all answers."""
+    """Sends requests as the operator by default. `said` has the bodies of all answers."""
 
     def __init__(self, address: Address, session: ClientSession) -> None:
         self.address = address

@@ -28,7 +28,7 @@ _FLAGS = (
 
 @dataclass
 class Node:
-    """One primary. `ask` is for whoever sets the scene: no test waits long for it."""
+    """One primary. `ask` is for the setup of a test, which waits long for it."""
 
     server: RealServer
     port: int

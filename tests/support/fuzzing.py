@@ -58,7 +58,7 @@ _HERE = Path(__file__).parents[1] / "fuzz"
 _LONG_S = 1800
 _MANY = 3000
 _AT_LENGTH = pytest.mark.filterwarnings("ignore:Generating overly large repr")
-"""Else hypothesis' complaint of a long example is told in the place of what that example has found."""
+"""Else hypothesis reports that an example is long in the place of what it has found."""
 
 
 def fuzz(*strategies: Any, **named: Any) -> Callable[[Test], Test]:

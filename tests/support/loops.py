@@ -11,7 +11,7 @@ from watcher.store.schedule import Lease
 
 
 class StillLoop(Loop):
-    """Has room for as much as a test says, and notes what is begun and what it is woken for."""
+    """Has the capacity that a test says, and records what is begun and what it is woken for."""
 
     def __init__(self) -> None:
         super().__init__(cast(Any, None), StoreHealth(), {}, list)

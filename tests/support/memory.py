@@ -14,7 +14,7 @@ def growing_at_most(mib: float) -> Iterator[None]:
 
 
 def held_mib() -> float:
-    """Say how much is held now; the peak is from now on."""
+    """Return how much memory is used now; the peak counts from now on."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -23,7 +23,7 @@ def held_mib() -> float:
 
 
 def peak_mib(process: int | str = "self") -> float:
-    """Say how much a process held at most, by its pid; 0 where that is not known."""
+    """Return how much memory a process used at most, by its pid; 0 if that is not known."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:

@@ -112,7 +112,7 @@ def oddities(good: bytes) -> Iterator[Odd]:
 
 def complaint(odd: Odd, said: Snapshot | Rejected, good: Snapshot) -> str | None:
     """Say what is wrong with what was made of a spoilt answer: an amount that it does not say, a zero above
-    all; a rejection that blames somebody else. None: it was rejected, or what it says is what was read."""
+    all; a rejection with a wrong error class. None: it was rejected, or what it says is what was read."""
     if isinstance(said, Rejected):
         return None if said.error_class == "malformed" else f"rejected as {said.error_class}: {said.reason}"
     missing = good.row_by_asset.keys() - said.row_by_asset.keys()

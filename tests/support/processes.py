@@ -113,7 +113,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def place(tmp_path: Path, sandbox: Sandbox, receiver: Receiver) -> AsyncIterator[Path]:
-    """A directory with a configuration. At the end its embedded server is stopped, whoever was killed."""
+    """A directory with a configuration. Its embedded server is stopped at the end."""
     text = TEMPLATE.format(
         directory=tmp_path,
         loopring=sandbox.loopring_url,
@@ -131,11 +131,11 @@ async def stop_server(place: Path) -> None:
     state = place / "state"
     if state.exists():
         async with Embedded(state):
-            pass  # who leaves last stops it
+            pass  # the last process stops it
 
 
 async def assert_reconciled(place: Path) -> None:
-    """`watcher audit` finds nothing, whoever was killed meanwhile, nor does it in the store."""
+    """`watcher audit` finds nothing, in the journal and in the store, even if workers were killed."""
     for more in ((), ("--store",)):
         async with a_process(place, "audit", *more) as audit:
             assert await asyncio.wait_for(audit.wait(), 20) == 0

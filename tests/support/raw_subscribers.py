@@ -27,7 +27,7 @@ LOOPBACK = Policy((ip_network("127.0.0.0/8"),), allow_http=True)
 DEADLINE_S = 5.0
 """Far beyond what anything takes that is not to wait for it."""
 SHORT_S = 0.2
-"""For those who are to wait for it."""
+"""For code that waits for it."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 CONTENT = b'{"id": "evt_1", "type": "deposit.cleared", "data": {"amount": "12.5"}'
 TAIL = b',"subscription":{"name":"ops","previous_sequence":null}}'
@@ -189,7 +189,7 @@ async def not_speaking_tls(peer: Peer) -> None:
 
 
 class FakeDns(AbstractResolver):
-    """Knows what it is told about a name: addresses, or an error. It is silent about all others."""
+    """Knows the given addresses, or an error, of a name. It never answers about any other."""
 
     def __init__(self, known: Mapping[str, Sequence[str] | Exception]) -> None:
         self._known = known

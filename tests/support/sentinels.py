@@ -33,7 +33,7 @@ def on_port(port: int) -> tuple[str, ...]:
 def watched(primary: RealServer, port: int) -> Iterator[str]:
     """Inside the block, a replica and a Sentinel stand by for a server that was started `on_port`.
 
-    Yields the URL under which whoever is the primary is found.
+    Yields the URL that leads to the current primary.
     """
     with tempfile.TemporaryDirectory(prefix="watcher-") as place, contextlib.ExitStack() as stack:
         follow = ("--replicaof", f"{_HOST} {port}")

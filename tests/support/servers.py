@@ -42,8 +42,8 @@ ENGINES: Mapping[str, Path] = _engines()
 """The server programs of this machine: `valkey` as it comes with the package, and `redis` from PATH."""
 
 LIMITED: Mapping[str, str] = {f"{engine}-acl": engine for engine in ENGINES}
-"""The same with the users of deploy/users.acl: asked by its user `watcher`, as one should. Who may do all
-that the store does with these rights may do it with more."""
+"""The same with the users of deploy/users.acl: asked by its user `watcher`, as one should. What works
+with these rights works with more."""
 
 EVERY_ENGINE = (pytest.param(FAKE, marks=pytest.mark.slow), *LIMITED)
 """The fake one answers as the real ones do, and costs more: it is with the slow tests."""
@@ -170,9 +170,9 @@ def answers(path: Path) -> bool:
 
 
 def a_free_port(*also: int) -> int:
-    """A port of this machine at which nobody listens, nor at the ports that are so far above it.
+    """A port of this machine without a listener, nor at the ports that are so far above it.
 
-    It is none of those that the system gives away by itself, and stays free for whoever starts there again.
+    It is none of those that the system gives away by itself, and stays free for a server started there again.
     """
     while True:
         port = SystemRandom().randrange(20_000, 32_000)

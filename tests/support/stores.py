@@ -79,11 +79,11 @@ class Store:
         return {name.decode(): float(await self.pipe.command("ZSCORE", key, name)) for name in answer}
 
     async def lease(self, account: str = ACCOUNT, provider: str = PROVIDER) -> Lease:
-        """Take the poll of an account for a minute, whoever has it now."""
+        """Take the poll of an account for a minute, even from another worker."""
         return await self._lease(self.keys.polls(shard_of(account), provider), account)
 
     async def lease_queue(self, account: str = ACCOUNT, subscription: str = OPS) -> Lease:
-        """Take a queue for a minute, whoever has it now."""
+        """Take a queue for a minute, even from another worker."""
         return await self._lease(self.keys.queues(shard_of(account), subscription), account)
 
     async def _lease(self, key: str, member: str) -> Lease:
@@ -221,7 +221,7 @@ def a_commit(
     deliveries: Mapping[str, Sequence[Delivery]] | None = None,
     **balances: Balance | str,
 ) -> Commit:
-    """A step of whoever holds `lease`; the next poll is due `due_in_ms` after the lease ends."""
+    """A step of the holder of `lease`; the next poll is due `due_in_ms` after the lease ends."""
     by_reference: dict[str, Event] = {}
     for one in (one for queued in (deliveries or {}).values() for one in queued):
         event = Event(one.event_id, one.type, lease.member, None, "0", one.sequence, one.content + b"}", None)

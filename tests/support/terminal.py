@@ -40,5 +40,5 @@ def _copy(ours: int, file: Path) -> None:
         while True:
             try:
                 out.write(os.read(ours, 65536))
-            except OSError:  # what Linux says when nobody has the other side any more
+            except OSError:  # what Linux says when the other side is closed
                 return
