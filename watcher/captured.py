@@ -20,7 +20,7 @@ _SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 
 
 class Captured(NamedTuple):
-    """One request. `headers` are in their order; `received_at` is None where the file does not say."""
+    """One request. `headers` are in their order; `received_at` is None if the file does not say."""
 
     method: str
     target: str
@@ -52,7 +52,7 @@ def save(captured: Captured, folder: Path) -> Path:
 
 
 def read(data: bytes) -> Captured | None:
-    """Read what `save` wrote, or any request in the same form; None where it is none."""
+    """Read what `save` wrote, or any request in the same form; None if it is no request."""
     end = _END.search(data)
     if not _FIRST.match(data) or not end:
         return None

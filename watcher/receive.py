@@ -87,7 +87,7 @@ _Key = tuple[str, Callable[[bytes, str], bool]]  # version, and whether content 
 
 
 class Step(StrEnum):
-    """What `verify` checks, in this order, named for how it fails."""
+    """The checks of `verify`, in this order, named by how they fail."""
 
     MISSING_HEADER = "missing header"
     MALFORMED_ID = "malformed id"
@@ -101,7 +101,7 @@ class Step(StrEnum):
 
 
 class InvalidWebhook(Exception):
-    """A request that you must not act upon. `step` says why; the message adds detail and holds nothing from
+    """A request that you must not act upon. `step` says why; the message adds detail and quotes nothing from
     outside. `event` is that of a DUPLICATE, which is genuine: give it to `follow`."""
 
     def __init__(self, step: Step, detail: str, event: Event | None = None) -> None:
@@ -118,7 +118,7 @@ class InvalidWebhook(Exception):
 
 
 class UnusableSecret(ValueError):
-    """The receiver's own secret is wrong: no request can be verified. The message never holds it."""
+    """The receiver's own secret is wrong: no request can be verified. The message never shows it."""
 
 
 def verify(
@@ -176,7 +176,7 @@ def queue_of(event: Event) -> tuple[str, str] | None:
 
 
 def follow(event: Event, last: int | None, *, is_repeat: bool = False) -> tuple[int | None, Order | None]:
-    """Return which sequence to remember for the event's queue (`queue_of`), and what is odd about the event.
+    """Return the sequence to remember for the event's queue (`queue_of`), and what is odd about the event.
 
     `last` is what was remembered there before, None at first. Call this with every event that you take, and
     with those whose id you knew (`is_repeat`): they may have a new sequence, and the next event refers to it.
@@ -203,7 +203,7 @@ Balance = dict[str, str | None]
 
 @dataclass(slots=True)
 class Account:
-    """What a receiver knows of one account.
+    """A receiver's knowledge of one account.
 
     `sequence`: up to there nothing is missing; None: nothing is known yet. `balances` by the asset's id;
     `is_whole` says that they are all of its assets. `waiting`, by sequence: events that came before one that
@@ -260,7 +260,7 @@ class Journal:
         self._asked: dict[str, int] | None = None
 
     def take(self, event: Event) -> list[Taken]:
-        """Take an event that came. Returns what is to be acted upon now, in order: nothing if an earlier
+        """Take an event that arrived. Returns the events to act upon now, in order: none if an earlier
         event is missing, or if it was taken before."""
         queue, sequence = queue_of(event), _number(event, "data", "sequence")
         if queue is None or sequence is None:

@@ -1,4 +1,4 @@
-"""A receiver for trials: takes webhooks over HTTP, verifies them, and notices repeats and gaps."""
+"""A receiver to try things with: takes webhooks over HTTP, verifies them, and notices repeats and gaps."""
 
 import asyncio
 import time
@@ -126,7 +126,7 @@ class Receiver:
         self._news = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
-        """Start listening; `url` says where. Raises OSError where the port is taken."""
+        """Start listening; `url` says where. Raises OSError if the port is taken."""
         app = web.Application()
         app.router.add_post("/{path:.*}", self._receive)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)

@@ -62,7 +62,7 @@ class Received(Generic[T]):
 
 @dataclass(slots=True)
 class Walk(Generic[T]):
-    """What arrived, by what it is. A repeat is the first arrival of an event and a later one."""
+    """Arrivals by kind. A repeat is a pair: the first arrival of an event and a later one."""
 
     received: list[Received[T]] = field(default_factory=list)
     repeats: list[tuple[Received[T], T]] = field(default_factory=list)
@@ -77,7 +77,7 @@ def walk(
 ) -> Walk[T]:
     """Follow each queue, in the order of arrival. `event_of` gives the event of a webhook that is genuine.
 
-    Arrivals of one event are repeats. After a loss of the worker's state, or where that was set back, a queue
+    Arrivals of one event are repeats. After a loss or a rollback of the worker's state, a queue
     begins anew, or goes back: so many `losses` are no gap, in each queue, and an event that comes under
     another sequence is received again.
     """
@@ -186,7 +186,7 @@ class Arrival(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How it went. `verified` counts different events; `broken` says every promise that was not kept.
+    """The result of a run. `verified` counts different events; `broken` lists every broken promise.
 
     `latencies_ms` has one entry for each change that was reported: from the change to its webhook.
     """

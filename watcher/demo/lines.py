@@ -31,7 +31,7 @@ _NEXT_IF_NOT = (("watcher demo --verbose", "the same, with the worker's log"),)
 
 
 def opening_lines(interval: timedelta) -> Iterator[str]:
-    """Say what there is to see."""
+    """Say what the demonstration will show."""
     yield "Three simulated providers, a worker with its own server, a receiver that verifies every signature."
     yield (
         f"Accounts are polled every {interval // timedelta(milliseconds=1)} ms. "
@@ -42,7 +42,7 @@ def opening_lines(interval: timedelta) -> Iterator[str]:
 
 
 def scene_lines(scene: Scene, made: Made | None, arrival: Arrival | None) -> Iterator[str]:
-    """Show a scene that is over: the change, and what became of it."""
+    """Show a finished scene: the change, and its event."""
     if scene.heading:
         yield click.style(f"  {scene.heading}", dim=True)
     if made is None:
@@ -60,7 +60,7 @@ def scene_lines(scene: Scene, made: Made | None, arrival: Arrival | None) -> Ite
 
 
 def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
-    """Say how it went, in how much time, and what to do next."""
+    """Say the verdict, how long it took, and what to do next."""
     yield ""
     counts = f"{many(verdict.made, 'change')} made, {many(verdict.verified, 'event')} verified"
     if verdict.is_good:
@@ -82,7 +82,7 @@ def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
 
 
 def place_lines(stage: Stage, page: str) -> Iterator[str]:
-    """Say where everything is, for a user to ask them directly."""
+    """Say the addresses of all parts, for a user to call them directly."""
     loopring, metakeep = stage.sandbox.loopring_url + BALANCES, stage.sandbox.metakeep_url + BALANCE
     acme = stage.sandbox.bank_url + bank.BALANCES.format(account=ACME)
     asked = {"of": {"email": ALICE}, "coins": {"currencies": [METAKEEP_ASSETS[0].id]}}
@@ -106,7 +106,7 @@ def move_line(move: Move) -> str:
 
 
 def step_lines(step: Step) -> Iterator[str]:
-    """Show what a step does to a provider's answers; what it moves shows by itself."""
+    """Show how a step changes a provider's answers; movements show by themselves."""
     if step.do == "fault":
         answers = step.options.get("answers", 1)
         yield f"  {step.options['provider']:<8}  {step.options['fault']}, {answers}x"

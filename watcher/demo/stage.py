@@ -1,7 +1,7 @@
 """The demonstration: its story, everything that it needs on one machine, and how it is played.
 
-Each change is made only after the one before was reported. Refuses to wait for ever: what is not reported in
-time ends the story, and the verdict says so.
+Each change is made only after the one before was reported. Refuses to wait for ever: a change that is not
+reported in time ends the story, and the verdict says so.
 """
 
 import asyncio
@@ -130,7 +130,7 @@ class Stage:
     arrivals: list[Arrival] = field(default_factory=list)
 
     def balances(self) -> Balances:
-        """Say what the providers say now."""
+        """Return the current balances at the providers."""
         world = self.sandbox.world
         return {
             (NAME_BY_ACCOUNT[account.key], asset_id(name)): _vector(world.asset(account.provider, name), held)
@@ -139,7 +139,7 @@ class Stage:
         }
 
     def make(self, scene: Scene) -> Made:
-        """Make a scene's change, and say what it does in the end."""
+        """Make a scene's change, and return its final effect."""
         step, world = scene.step, self.sandbox.world
         assert step.account is not None
         assert scene.event is not None
@@ -159,7 +159,7 @@ class Stage:
         return [one for one in self.arrivals[so_far:] if not one.receipt.is_repeat]
 
     async def fail(self, step: Step) -> None:
-        """Spoil an answer, and wait until the worker has met it."""
+        """Damage an answer, and wait until the worker has rejected it."""
         before = self.worker.counters.rejected
         step.make(self.sandbox.world, self.sandbox.knobs)
         await _until(lambda: self.worker.counters.rejected > before)
@@ -312,6 +312,6 @@ def _vector(listed: ListedAsset, holding: Holding) -> Vector:
 
 
 async def _until(is_so: Callable[[], bool]) -> None:
-    """Look again and again: neither the simulators nor the counters notify. The caller sets the limit."""
+    """Check repeatedly: neither the simulators nor the counters notify. The caller sets the time limit."""
     while not is_so():  # noqa: ASYNC110
         await asyncio.sleep(_LOOK_S)

@@ -52,14 +52,14 @@ class Line(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def abort(self) -> None:
-        """Close at once: a peer may take for ever to receive the rest, or to say goodbye over TLS."""
+        """Close at once: a peer may never receive the rest, nor answer the end of TLS."""
         transport, self.transport = self.transport, None
         if transport:
             transport.abort()
 
 
 class NoConnection(NoAnswer):
-    """No connection came about; its cause is what the system or OpenSSL says."""
+    """No connection was made; its cause is the error of the system or of OpenSSL."""
 
 
 class Unresolved(NoConnection):
@@ -67,11 +67,11 @@ class Unresolved(NoConnection):
 
 
 class NoHostName(NoConnection):
-    """The name is none that could be looked up."""
+    """The name cannot be looked up: it is no host name."""
 
 
 class EgressRefused(NoConnection, OSError):
-    """The judge forbids this address. No byte was sent; it stays so until the policy or DNS changes."""
+    """The judge denies this address. No byte was sent; this lasts until the policy or DNS changes."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.EACCES, f"the egress policy forbids it: {reason}")
@@ -100,7 +100,7 @@ def tls_trusting(certificates: str) -> ssl.SSLContext:
 
 
 class Dialer:
-    """Connects to places. `judge` is asked about every address: none means that all may be dialled.
+    """Connects to places. `judge` is asked about every address; without one, every address is allowed.
 
     The caller closes a `resolver` that it gives; without one it has its own. Needs a running loop.
     """
@@ -161,7 +161,7 @@ class Dialer:
     async def look_up(self, host: str, port: int) -> Sequence[str]:
         """Return the addresses of a host, the next one first each time.
 
-        Raises EgressRefused where any of them is forbidden: keeping the good ones instead would let a
+        Raises EgressRefused if any of them is denied: keeping the allowed ones instead would let a
         subscriber probe inside with every second attempt. Raises Unresolved and NoHostName.
         """
         with suppress(ValueError):
@@ -187,7 +187,7 @@ class Dialer:
         return tuple(addresses)
 
     async def close(self) -> None:
-        """End all look-ups: Unresolved for whatever waits for one."""
+        """End all lookups: callers that wait for one get Unresolved."""
         self._is_closed = True
         asked = [*self._asked.values()]
         for task in asked:

@@ -1,7 +1,6 @@
 """Sends requests and keeps connections: one request at a time on each, none beyond its deadline.
 
-Refuses to follow, to remember and to guess: no redirect, no cookie, no proxy, no pipelining; a connection on
-which anything was odd is closed.
+Refuses redirects, cookies, proxies and pipelining; a connection on which anything was odd is closed.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Deadlines(Generic[K]):
-    """Deadlines of which hardly one is ever reached, all by one timer: one of the loop for each request costs
+    """Deadlines that are rarely reached, all by one timer: one of the loop for each request costs
     more than all else about its deadline. `reached(key)` is called at its deadline, in the loop's time.
     """
 
@@ -88,7 +87,7 @@ class Pool:
         """Send a request, and once more if an idle connection turned out to be closed. Raises NoAnswer.
 
         `deadline` is one of the loop's clock. Once the status is known, the rest of the answer is awaited for
-        `rest_s` at most; what then lacks is said by `cut`.
+        `rest_s` at most; `cut` says why the rest is missing.
         """
         if self.limit:
             return self._send_in_turn(place, request, limits, deadline, rest_s)
@@ -241,7 +240,7 @@ class Connection(Line):
         super().abort()
 
     def time_out(self) -> None:
-        """End what is under way: its deadline is there."""
+        """End the request under way: its deadline is reached."""
         self._finish(TimedOut(is_connected=True))
 
     # What asyncio calls
@@ -293,7 +292,7 @@ class Connection(Line):
         self._reader.may_go_on = False
 
     def _finish(self, cut: NoAnswer | None = None) -> None:
-        """Give the answer as far as it came, or the error where there is none."""
+        """Give the caller the answer as far as it came, or the error if there is none."""
         waiting, self._answer = self._answer, None
         self._pool.deadlines.drop(self)
         if cut is not None:

@@ -1,7 +1,7 @@
 """HTTP/1.1 as bytes: a request is written, an answer is read within limits. Knows no socket.
 
-httptools (llhttp, as in Node.js) reads; what is here bounds what it is given and what is kept of it. What is
-odd about an answer is never guessed at: the status stands, and the connection is not used again.
+httptools (llhttp, as in Node.js) parses; this module bounds what it is given and what is kept of an answer.
+If an answer is odd, nothing is guessed: the status stands, and the connection is not used again.
 """
 
 import re
@@ -37,7 +37,7 @@ _UNSENDABLE = re.compile("[\r\n\0]")
 
 
 class Place(NamedTuple):
-    """Where a connection leads: what two URLs have in common that may share one. `trusted` are the
+    """Where a connection leads: equal for URLs that may share one. `trusted` are the
     certificates, as PEM, that count instead of those that the system trusts.
     """
 
@@ -54,7 +54,7 @@ def place_of(url: URL, trusted: str | None = None) -> Place:
 
 
 class NoAnswer(Exception):
-    """A request that has no answer, not even a status: why, by its class."""
+    """A request without an answer, not even a status; the class says why."""
 
 
 class Disconnected(NoAnswer):
@@ -62,11 +62,11 @@ class Disconnected(NoAnswer):
 
 
 class Reset(Disconnected):
-    """The connection broke; its cause is what the system says."""
+    """The connection broke; its cause is the error of the system."""
 
 
 class NotHttp(NoAnswer):
-    """What came is no answer. `is_tls`: it is TLS, which was not spoken."""
+    """The peer's bytes are no HTTP answer. `is_tls`: they are TLS, which was not asked for."""
 
     def __init__(self, *, is_tls: bool = False) -> None:
         self.is_tls = is_tls
@@ -74,7 +74,7 @@ class NotHttp(NoAnswer):
 
 
 class TooLong(NoAnswer):
-    """What came has no end within the limits."""
+    """The answer does not end within the limits."""
 
 
 class TimedOut(NoAnswer):
@@ -93,8 +93,8 @@ class Limits(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer as far as it came: `cut` is why its rest did not. The body is as it was sent, packed or not,
-    and no longer than the limit.
+    """An answer as far as it came; `cut` says why the rest is missing. The body is as it was sent,
+    compressed or not, and no longer than the limit.
     """
 
     status: int
@@ -169,14 +169,14 @@ class Reader:
         self._is_chunked = False
 
     def close(self) -> None:
-        """Let go of what was read, and of the parser: the two hold each other."""
+        """Drop the answer and the parser: they refer to each other."""
         self.begin(Limits(0, 0))
         del self._parser
 
     def feed(self, data: bytes) -> bool:
-        """Take in what came; returns whether the answer is whole. Raises NotHttp and TooLong.
+        """Read some bytes; returns whether the answer is complete. Raises NotHttp and TooLong.
 
-        What comes of one after the limit is left out; a status that is known then stays known.
+        What goes beyond the limit is left out; a status that was read stays known.
         """
         while len(data) > _PIECE and not self._is_whole:
             self._feed(data[:_PIECE])
@@ -216,8 +216,8 @@ class Reader:
             self._forgive()
 
     def _forgive(self) -> None:
-        """Read all again as aiohttp does, for old servers: bare line feeds, folded headers, spaces behind the
-        size of a chunk. The connection is not used again: others may see other ends in that.
+        """Read everything again as aiohttp does, for old servers: bare line feeds, folded headers, spaces
+        behind the size of a chunk. The connection is not used again: other programs may see other ends there.
         """
         self._is_forgiven = True
         self._forget()
@@ -231,12 +231,12 @@ class Reader:
         self._parse(b"".join(self._came))
 
     def end(self) -> bool:
-        """Say whether the answer is whole if the connection ends now."""
+        """Return whether the answer is complete if the connection ends now."""
         return self._status is not None and not any(map(_frames, self._headers))
 
     @property
     def has_status(self) -> bool:
-        """Whether the head of the answer is whole."""
+        """Whether the head of the answer is complete."""
         return self._status is not None
 
     def answer(self, cut: NoAnswer | None = None) -> Answer | None:

@@ -1,4 +1,4 @@
-"""What a simulator answers, down to the bytes on the socket, and the ways in which an answer goes wrong."""
+"""Answers of a simulator, down to the bytes on the socket, and the ways in which an answer goes wrong."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ class Answer:
 
 
 class Reply(NamedTuple):
-    """An honest answer; `polled` is the account whose balances it holds, None where it holds none."""
+    """A true answer; `polled` is the account whose balances it has, or None."""
 
     answer: Answer
     polled: AccountKey | None = None
@@ -74,12 +74,12 @@ def short_body(answer: Answer) -> Answer:
 
 
 def slow_body(answer: Answer) -> Answer:
-    """Send a good answer a byte a second, so that only a timeout on the whole request ends it."""
+    """Send a valid answer a byte a second, so that only a timeout on the whole request ends it."""
     return replace(answer, transport_fault="slow_body")
 
 
 def slow(delay_s: float) -> Fault:
-    """Send a good answer late."""
+    """Send a valid answer late."""
     return lambda answer: replace(answer, delay_s=delay_s)
 
 
@@ -159,7 +159,7 @@ async def send(request: web.Request, answer: Answer) -> web.StreamResponse:
 
 
 async def drop_default_type(_: web.Request, response: web.StreamResponse) -> None:
-    """Take back the Content-Type that aiohttp adds where an answer asked for none."""
+    """Remove the Content-Type that aiohttp adds if an answer asked for none."""
     if response.headers.get(hdrs.CONTENT_TYPE) == "application/octet-stream":
         del response.headers[hdrs.CONTENT_TYPE]
 

@@ -1,4 +1,4 @@
-"""A bank's simulator: nobody's API, but like many: balances by currency, in pages, and errors in words.
+"""A bank's simulator: no real API, but like many: balances by currency, in pages, and errors as text.
 
 `kind = "http"` asks it, as `section` says. Refuses to touch a socket: `server` carries requests in and
 answers out.
@@ -21,7 +21,7 @@ _AMOUNT = re.compile(rb'"(-?[0-9]+(?:\.[0-9]+)?)"')
 
 
 def section(url: str) -> str:
-    """Write what a configuration needs to ask it, as TOML."""
+    """Write the section of a configuration that polls it, as TOML."""
     return f"""\
 [providers.bank]
 kind = "http"
@@ -67,8 +67,8 @@ class Bank:
         return by_scope[self.knobs.rate_scope]
 
     def balances(self, call: Call) -> Reply:
-        """GET /v1/accounts/{account}/balances?limit=&cursor=: what is booked, of which some is held, and what
-        is on its way in and out, each currency once. `next_cursor` is null on the last page."""
+        """GET /v1/accounts/{account}/balances?limit=&cursor=: booked totals, the part of them on hold, and
+        amounts on their way in and out, each currency once. `next_cursor` is null on the last page."""
         knobs = self.knobs
         scheme, _, key = call.headers.get("Authorization", "").partition(" ")
         if scheme != "Bearer" or key not in knobs.api_keys:

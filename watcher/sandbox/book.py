@@ -1,4 +1,4 @@
-"""All that is true of one account: its holdings, and the halves of movements that do not show yet."""
+"""The true state of one account: its holdings, and the halves of movements that do not show yet."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ _WHOLE_UNITS = re.compile(r"(0|[1-9][0-9]{0,77})(?:\.([0-9]{1,78}))?\Z", re.ASCI
 
 
 class Impossible(ValueError):
-    """The world cannot do that: ask for something that it holds. The message says what is missing."""
+    """The world cannot make this movement. The message says what is missing."""
 
 
 class Holding(NamedTuple):
@@ -55,7 +55,7 @@ class ListedAsset:
         return asset_id(text) == asset_id(self.id)
 
     def units(self, amount: Amount) -> int:
-        """Count smallest units. Raises Impossible for what is no exact amount of this asset."""
+        """Count smallest units. Raises Impossible if it is no exact amount of this asset."""
         if isinstance(amount, int):
             if amount < 0:
                 raise Impossible("an amount is never negative: the movement's name says the direction")
@@ -132,7 +132,7 @@ class Book:
         return self._holding_by_asset.get(asset.id, NOTHING)
 
     def holding_at_last(self, asset: ListedAsset) -> Holding:
-        """Read the holding of one asset once every half has shown."""
+        """Read the holding of one asset as it will be once every half has shown."""
         return self.holding(asset).plus(*(late.effect for late in self._late if late.asset.id == asset.id))
 
     def make(
@@ -168,15 +168,15 @@ class Book:
             self._show(late.do, late.asset, late.effect)
 
     def lock_of_requests(self, asset: ListedAsset, units: int) -> int:
-        """Say how much of `units` earlier withdrawal requests have locked and still hold."""
+        """Return how much of `units` earlier withdrawal requests have locked and not released."""
         return min(units, self.holding(asset).locked, self._requested_by_asset.get(asset.id, 0))
 
     def remember_request(self, asset: ListedAsset, locked: int) -> None:
-        """Note that a withdrawal request locked so much more (or, negative, let go of it)."""
+        """Record that a withdrawal request locked so much more (or, negative, released it)."""
         self._requested_by_asset[asset.id] = self._requested_by_asset.get(asset.id, 0) + locked
 
     def _lacking(self, after: Holding) -> str | None:
-        """Name what may not fall below zero, and would. A bank lets its customers overdraw their total."""
+        """Name a field that would fall below zero and may not. At the bank, the total may."""
         may_fall = ("total",) if self.account.provider == "bank" else ()
         return next(
             (name for name, units in after._asdict().items() if units < 0 and name not in may_fall), None

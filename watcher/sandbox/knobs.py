@@ -1,4 +1,4 @@
-"""What can be turned on a simulator while it runs, and what came to it: faults, limits, requests."""
+"""Settings of a simulator that can change while it runs, and the requests that it got: faults, limits."""
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Mapping
@@ -40,7 +40,7 @@ class Traffic:
         return self._count_by_path.total() if path is None else self._count_by_path[path]
 
     def times(self, path: str) -> list[float]:
-        """List when requests came, earliest first."""
+        """List the times of requests, earliest first."""
         return list(self._times_by_path[path])
 
     def statuses(self, path: str) -> Counter[int]:
@@ -62,7 +62,7 @@ class Traffic:
 
 
 class RateLimit:
-    """A sliding window of one second. Only requests that are let in count."""
+    """A sliding window of one second. Only accepted requests count."""
 
     def __init__(self) -> None:
         self._admitted_by_scope: dict[Hashable, deque[float]] = defaultdict(deque)
@@ -134,7 +134,7 @@ class Knobs:
 
 @dataclass(kw_only=True)
 class LoopringKnobs(Knobs):
-    """What can be turned on Loopring's simulator."""
+    """Settings of Loopring's simulator."""
 
     requests_per_second: int | None = 5
     """A5: "5 every second" on every page."""
@@ -194,7 +194,7 @@ class LoopringKnobs(Knobs):
 
 @dataclass(kw_only=True)
 class MetakeepKnobs(Knobs):
-    """What can be turned on MetaKeep's simulator."""
+    """Settings of MetaKeep's simulator."""
 
     requests_per_second: int | None = 100
     """B4: the default limit of an app."""
@@ -253,7 +253,7 @@ class MetakeepKnobs(Knobs):
 
 @dataclass(kw_only=True)
 class BankKnobs(Knobs):
-    """What can be turned on the bank's simulator."""
+    """Settings of the bank's simulator."""
 
     requests_per_second: int | None = 20
 
@@ -298,7 +298,7 @@ class Replicas:
         return self._polls_by_account[account]
 
     def polled(self, account: AccountKey) -> None:
-        """Note that a poll was answered, and let the world go on."""
+        """Record that a poll was answered, and let the world go on."""
         past, state = self._past_by_account[account], self._world.holdings(account)
         # Equal states share one copy: a sandbox of many quiet accounts stays small.
         past.append(past[-1] if past and past[-1] == state else state)

@@ -37,7 +37,7 @@ MESSAGES = {
 
 
 class Loopring:
-    """Answers as the relayer did. Keys, faults and everything uncertain are knobs."""
+    """Answers as the relayer did. Keys, faults and everything undocumented are knobs."""
 
     def __init__(
         self, world: World, knobs: LoopringKnobs, *, random: Random, now_ms: Callable[[], int]
@@ -144,7 +144,7 @@ class Loopring:
         return Reply(Answer.json({"timestamp": self._now_ms()}))
 
     def _account(self, account_id: str, address: str) -> Account:
-        """Find the account that is meant; empty values are no values, and two that disagree an error (A2)."""
+        """Find the requested account; empty values count as absent, two that disagree are an error (A2)."""
         meant = []
         if account_id:
             if not (account_id.isascii() and account_id.isdecimal() and len(account_id) <= 20):

@@ -30,7 +30,7 @@ SKEW_MS = 60_000
 
 
 class Metakeep:
-    """Answers as the documentation says. Keys, faults and everything uncertain are knobs."""
+    """Answers as the documentation says. Keys, faults and everything undocumented are knobs."""
 
     def __init__(
         self, world: World, knobs: MetakeepKnobs, *, random: Random, now_ms: Callable[[], int]
@@ -84,7 +84,7 @@ class Metakeep:
         return reply
 
     def _asked(self, body: bytes) -> tuple[Mapping[str, str], list[str], bool]:
-        """Read whose balances are asked for, of which currencies, and whether in the old singular body."""
+        """Read the account and currencies of a request, and whether it has the old form for one of them."""
         asked = _parsed(body)
         of = asked.get("of")
         if not isinstance(of, dict) or not all(isinstance(name, str) and name for name in of.values()):
@@ -194,7 +194,7 @@ def is_signed(call: Call, *, now_ms: int) -> bool:
 
 
 def digest(call: Call) -> bytes:
-    """Hash what is signed; it is hashed once more when it is signed, as the provider's sample does."""
+    """Hash the signed text; signing hashes it once more, as the provider's sample does."""
     lines = [call.host, call.method, call.path]
     if "Idempotency-Key" in call.headers:
         lines.append(f"Idempotency-Key:{call.headers['Idempotency-Key']}")

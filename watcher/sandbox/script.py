@@ -1,4 +1,4 @@
-"""A script of changes: read and checked whole before anything moves, then played; or changes by chance.
+"""A script of changes: read and checked completely before anything moves, then played; or random changes.
 
 A script has one JSON object per line. Refuses to guess: what is not exactly a step is a mistake, reported
 with its line and what was probably meant.
@@ -184,7 +184,7 @@ def read_script(text: str, world: World, *, source: str = "script") -> Script:
 
 
 def _said(line: str) -> dict[str, Any]:
-    """Read one line: an object with a `do` that is known, the keys that this needs, and no others."""
+    """Read one line: an object with a known `do`, the keys that it needs, and no others."""
     try:
         said = json.loads(line, object_pairs_hook=once_each)
     except GivenTwice as error:
@@ -208,7 +208,7 @@ def _said(line: str) -> dict[str, Any]:
 
 
 def _step(said: dict[str, Any], number: int, world: World, last: Step | None) -> Step:
-    """Check every value, against the step before it and the world too. Raises Impossible as well."""
+    """Check every value, also against the step before it and the world. Raises Impossible, too."""
     at, do = said["at"], said["do"]
     if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < 1e9:
         raise _Mistake("at: seconds since the start, a number that is not negative")
@@ -255,7 +255,7 @@ async def play(
     made: Callable[[Step], None] = lambda step: None,
     source: str = "script",
 ) -> None:
-    """Make each change when its time has come, and call `made` with it.
+    """Make each change when it is due, and call `made` with it.
 
     Raises ScriptError for a change that the world cannot make.
     """
@@ -275,7 +275,7 @@ async def play(
 
 
 def wander(world: World, random: Random, *, every_s: float = 2) -> Iterator[Step]:
-    """Give a possible step every so many seconds, each chosen when it is asked for."""
+    """Yield a possible step every so many seconds, each chosen when it is due."""
     at = 0.0
     while True:
         at += every_s

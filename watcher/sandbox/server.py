@@ -31,8 +31,8 @@ CUT_OFF_S = 0.05
 class Sandbox:
     """All providers, served while the context lasts. See `default_world` for what the accounts hold.
 
-    `world` is the truth, `loopring`, `metakeep` and `bank` are the knobs, `traffic` is what came. Port 0 is
-    any free port; it stays the same when a provider is taken down and brought back.
+    `world` is the truth; `loopring`, `metakeep` and `bank` are the knobs; `traffic` has the requests. Port 0
+    is any free port; it stays the same when a provider is taken down and brought back.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class _Site:
             await runner.cleanup()
 
     async def _answer(self, endpoint: Callable[[Call], Reply], request: web.Request) -> web.StreamResponse:
-        """Put outage before limit before fault before honesty, and note the poll if it was honest."""
+        """Answer by outage, limit or fault, in this order, else truly; then the poll is recorded."""
         at, simulator = self._clock(), self._simulator
         call = await call_of(request)
         self._traffic.arrived(call, at)

@@ -1,4 +1,4 @@
-"""The truth behind the simulators: what each account holds, exactly, and the movements that change it.
+"""The truth behind the simulators: the exact balances of each account, and the movements that change them.
 
 Refuses I/O, clocks and chance: the caller that makes a movement decides when. It only counts polls, because
 a movement may show its second half some polls after its first.
@@ -54,7 +54,7 @@ class World:
     left `total`; "inside", it has not. `on_move` is called with every move as it shows.
 
     Assets are named by id or symbol, accounts by id, email or address. A movement raises
-    Impossible where it would take what is not there, and then nothing has moved. `split=2` shows its
+    Impossible if it would overdraw a balance, and then nothing has moved. `split=2` shows its
     second half after two more polls were answered; `first` says which half shows at once.
     """
 
@@ -71,7 +71,7 @@ class World:
         self._assets: dict[ProviderName, list[ListedAsset]] = {name: [] for name in get_args(ProviderName)}
 
     def list_asset(self, provider: ProviderName, asset: ListedAsset) -> ListedAsset:
-        """Let a provider know an asset. Loopring's ids are whole numbers, MetaKeep's contract addresses."""
+        """List an asset at a provider. Loopring's ids are whole numbers, MetaKeep's contract addresses."""
         if provider == "loopring" and not asset.id.isdecimal():
             raise Impossible("Loopring's asset ids are whole numbers")
         if self.asset_of(provider, asset.id):
@@ -228,17 +228,17 @@ class World:
         book.make("unlock", listed, Holding(locked=-x))
 
     def credit(self, account: AccountKey, asset: str, amount: Amount) -> None:
-        """Add to total, with no word of where it came from."""
+        """Add to total, without a deposit."""
         book, listed, x = self._stake(account, asset, amount)
         book.make("credit", listed, Holding(total=x))
 
     def debit(self, account: AccountKey, asset: str, amount: Amount) -> None:
-        """Take from total, with no word of where it went."""
+        """Take from total, without a withdrawal."""
         book, listed, x = self._stake(account, asset, amount)
         book.make("debit", listed, Holding(total=-x))
 
     def set(self, account: AccountKey, asset: str, **amounts: Amount) -> None:
-        """Set total, locked, pending_deposit or pending_withdrawal, even to what makes no sense."""
+        """Set total, locked, pending_deposit or pending_withdrawal, even to an impossible value."""
         unknown = ", ".join(sorted(set(amounts) - set(Holding._fields)))
         if unknown:
             raise Impossible(f"set knows {', '.join(Holding._fields)}; not {unknown}")

@@ -1,4 +1,4 @@
-"""How a worker shows that it lives: over HTTP, by a file, to the service manager."""
+"""How a worker shows its health: over HTTP, by a file, and to the service manager."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ def notify_ready() -> None:
 
 
 def notify_reloading() -> None:
-    """The worker reads its configuration again; `notify_ready` follows, whatever comes of it."""
+    """The worker reads its configuration again; `notify_ready` follows in any case."""
     _notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
@@ -52,7 +52,7 @@ _Stamp = tuple[int, int, int] | None
 
 
 class FileWatch:
-    """Files as they were when they were last read. Look once a second."""
+    """Files as they were when they were last read. Call `look` once a second."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.files = tuple(files)
@@ -60,7 +60,7 @@ class FileWatch:
         self._reading_ns = sys.maxsize
 
     def follow(self, files: Iterable[Path]) -> None:
-        """Look at these files from now on. One that is new, and was written since the others were read, may
+        """Watch these files from now on. One that is new, and was written since the others were read, may
         have been missing then: it counts as changed."""
         known, self.files = self._read, tuple(files)
         read = dict(self._stamps())
@@ -95,7 +95,7 @@ class FileWatch:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What was asked for: an address for HTTP, with a token that clients must show; a heartbeat file.
+    """How to expose a worker: an address for HTTP, with a token that clients must send; a heartbeat file.
 
     `has_page`: people find a page there. `has_api`: programs find /v1 there; that takes a token.
     """

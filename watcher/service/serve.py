@@ -39,7 +39,7 @@ NOT_RELOADED = ("redis", "log")
 
 
 class Change(NamedTuple):
-    """What differs in one section, and the first names: `+new`, `-gone`, `treasury: interval`."""
+    """The differences of one section, and the first names: `+new`, `-gone`, `treasury: interval`."""
 
     section: str
     added: int
@@ -126,7 +126,7 @@ def serve(
 
 
 def worker_name() -> str:
-    """Name this process, differently each time. Containers that share their host's network share its name,
+    """Name this process uniquely. Containers that share their host's network share its name,
     and each is process 1: two workers of one name would not see each other, and take each other's accounts
     off the roster."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
@@ -164,12 +164,12 @@ async def serve_worker(
 
 
 def is_haste(number: int, since_first_s: float) -> bool:
-    """Say whether one more signal, so long after the first one, asks to end at once."""
+    """Return whether another signal, so long after the first one, asks to end at once."""
     return since_first_s >= _HASTE_AFTER_S[signal.Signals(number)]
 
 
 class _Signals:
-    """What the signals of a process mean to its worker. `last` is the number of the last one that counted."""
+    """Applies the signals of a process to its worker. `last` is the number of the last one that counted."""
 
     def __init__(self, worker: Worker, path: Path | None, files: FileWatch) -> None:
         self.last = 0
@@ -195,7 +195,7 @@ class _Signals:
                 self._task.cancel()
 
     async def watch(self) -> None:
-        """Take every edit of the configuration's files for a SIGHUP."""
+        """Treat every edit of the configuration's files like a SIGHUP."""
         while True:
             await asyncio.sleep(_FILE_LOOK_S)
             with survived("watch"):  # it must not end all looks to come
@@ -203,7 +203,7 @@ class _Signals:
                     self._wanted.set()
 
     async def reload(self) -> None:
-        """At each SIGHUP: validate whole, then swap, or keep the old configuration and say why."""
+        """At each SIGHUP, validate the configuration and switch to it, or keep the old one and log why."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -218,7 +218,7 @@ class _Signals:
                 notify_ready()
 
     async def _reload(self) -> bool:
-        """Read the files, and run their configuration or log why not; says which."""
+        """Read the files, and run their configuration or log why not; returns which."""
         self._files.reading()
         try:
             # In a thread: 100,000 accounts take seconds, and leases do not wait.
@@ -259,7 +259,7 @@ def _log_loaded(loaded: Loaded) -> None:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where there is one: it saves a tenth of the time of every request."""
+    """uvloop if it is installed: it saves a tenth of the time of every request."""
     # Reads allocate 256 KiB each, which glibc serves by mmap until it has seen a larger block freed once.
     block = bytearray(4 << 20)
     del block
