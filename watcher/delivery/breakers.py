@@ -160,7 +160,8 @@ class SubscriptionBreakers:
 
     def is_backing_off(self, name: str) -> bool:
         """Say whether a subscription may be sent nothing now, as far as this worker knows."""
-        return decide.backs_off_until_ms(self._known.get(name)) > self._now_ms()
+        known = self._known.get(name)
+        return known is not None and decide.backs_off_until_ms(known) > self._now_ms()
 
     def backoff_ms(self, name: str) -> int:
         """Return for how many ms a subscription may be sent nothing, as far as this worker knows."""

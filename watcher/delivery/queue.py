@@ -88,7 +88,7 @@ class Hold:
 
     async def during(self, attempt: Awaitable[T]) -> T:
         """Await an attempt. When it is over, however it ends, `lease` is the one in force."""
-        self._slow.set(self, asyncio.get_running_loop().time() + QUICK_S)
+        self._slow.set(self, self._slow.loop.time() + QUICK_S)
         try:
             return await attempt
         finally:
@@ -240,9 +240,11 @@ class DeliveryWork(Generic[T_target]):
                 if delivery:
                     tries = begun.tries if entry == begun.tried else 0
                     together: Sequence[Delivery] = [delivery]
+                    heads: Sequence[bytes] = [entry]
                     if target.most_together > 1 and not tries and self._is_late(delivery):
                         together = gathered(target, islice(begun.deliveries, place, None))
-                    taken, deadline = await self._deliver(target, hold, together, tries)
+                        heads = [each for each, _ in begun.deliveries[place : place + len(together)]]
+                    taken, deadline = await self._deliver(target, hold, together, heads, tries)
                 else:
                     deadline = await self._bury(target, hold.lease, entry)
                 if not deadline:
@@ -319,10 +321,16 @@ class DeliveryWork(Generic[T_target]):
         return deadline
 
     async def _deliver(
-        self, target: T_target, hold: Hold, together: Sequence[Delivery], failed_before: int
+        self,
+        target: T_target,
+        hold: Hold,
+        together: Sequence[Delivery],
+        heads: Sequence[bytes],
+        failed_before: int,
     ) -> tuple[int, int]:
-        """Attempt the head of a queue, together with what fits into the same message. Returns how many
-        deliveries left the queue, and the lease's new deadline, 0 if it ended.
+        """Attempt the head of a queue, together with what fits into the same message; `heads` are the entries
+        of these deliveries. Returns how many of them left the queue, and the lease's new deadline, 0 if it
+        ended.
 
         A failure counts for the head only, which is then tried alone: if a message of several is refused, the
         others use up nothing of their schedules.
@@ -343,16 +351,17 @@ class DeliveryWork(Generic[T_target]):
             is_closed=was_closed and self._breakers.is_closed(name),
             is_alone=self._breakers.is_probed_alone(name, account),
         )
-        one = Tried(lease.member, together, failed_before + 1, attempt, verdict)
+        one = Tried(lease.member, together, heads, failed_before + 1, attempt, verdict)
+        is_delivered = one.is_delivered
         reply, deadline = await self._settle(target, lease, one)
         self._report(target, one)
         # A worker that was away for longer than a lease missed the answer, if there was one.
         if reply is not Reply.LEASE_LOST and self.targets.get(name) is target:
-            if one.is_delivered and not self._breakers.is_probe(name, account):
+            if is_delivered and not self._breakers.is_probe(name, account):
                 self._breakers.note_delivered(target.settings)
             else:
                 await self._ask(lease, lambda: self._breakers.note(target.settings, account, attempt))
-        return len(together) if one.is_delivered else 1, deadline
+        return len(together) if is_delivered else 1, deadline
 
     async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
         """Settle an attempt. Returns the reply and the deadline, as `_deliver` does."""
@@ -360,10 +369,9 @@ class DeliveryWork(Generic[T_target]):
         record = b"" if one.is_smooth else one.record(self._now_ms())
         until, attempt = queues.until(lease, LEASE_MS), one.attempt
         if one.is_delivered:
-            heads = [each.entry for each in one.deliveries]
-            done = partial(queues.delivered, name, lease, *heads, until=until, record=record)
+            done = partial(queues.delivered, name, lease, *one.heads, until=until, record=record)
             return await self._write(target, lease, done)
-        head, result = one.head.entry, RESULTS.get(attempt.answer, "")
+        head, result = one.heads[0], RESULTS.get(attempt.answer, "")
         if verdict.outcome is Outcome.REFUSED:
             reason = attempt.reason
             dead = partial(queues.dead, name, lease, head, until=until, reason=reason, record=record)
@@ -402,7 +410,12 @@ class DeliveryWork(Generic[T_target]):
 
     def _report(self, target: T_target, one: "Tried") -> None:
         """Count an attempt, and log it."""
-        name, attempt, verdict, head, now_ms = target.name, one.attempt, one.verdict, one.head, self._now_ms()
+        name, attempt, verdict, now_ms = target.name, one.attempt, one.verdict, self._now_ms()
+        outcome, counters = verdict.outcome, self._counters
+        attempted = Attempted(now_ms, one.number, outcome, attempt.status, attempt.duration_ms)
+        counters.attempted[name] = attempted
+        counters.by_attempt[name, outcome] += 1
+        head, many = one.deliveries[0], len(one.deliveries)
         fields: dict[str, Any] = {
             "subscription": name,
             "account": one.account,
@@ -413,31 +426,20 @@ class DeliveryWork(Generic[T_target]):
             "status": attempt.status,
             "duration_ms": attempt.duration_ms,
         }
-        together: dict[str, Any] = {}
-        if len(one.deliveries) > 1:
-            together = {"deliveries": len(one.deliveries), "last_event_id": one.deliveries[-1].event_id}
-        outcome, counters = verdict.outcome, self._counters
-        attempted = Attempted(now_ms, one.number, outcome, attempt.status, attempt.duration_ms)
-        counters.attempted[name] = attempted
-        counters.by_attempt[name, outcome] += 1
-        if one.is_delivered:
+        if many > 1 and outcome is not Outcome.REFUSED:
+            fields |= {"deliveries": many, "last_event_id": one.deliveries[-1].event_id}
+        if outcome is Outcome.DELIVERED:
             for each in one.deliveries:
                 counters.deliver(name, each.event_id, attempted, max(0, now_ms - each.sequence) / 1000)
-            log.info("delivery.delivered", **fields, **together, lag_ms=max(0, now_ms - head.sequence))
+            log.info("delivery.delivered", **fields, lag_ms=max(0, now_ms - head.sequence))
             return
         excerpt = attempt.excerpt or None  # a line shows no more than 200 characters of it
-        if verdict.outcome is Outcome.REFUSED:
+        if outcome is Outcome.REFUSED:
             log.warning("delivery.dead", **fields, reason=attempt.reason, answer=excerpt)
         else:
             counters.retried += 1
-            log.info(
-                "delivery.retried",
-                **fields,
-                **together,
-                reason=attempt.reason,
-                next_ms=verdict.wait_ms,
-                answer=excerpt,
-            )
+            why = attempt.reason
+            log.info("delivery.retried", **fields, reason=why, next_ms=verdict.wait_ms, answer=excerpt)
 
 
 def gathered(target: Target, waiting: Iterable[tuple[bytes, Delivery | None]]) -> Sequence[Delivery]:
@@ -448,10 +450,12 @@ def gathered(target: Target, waiting: Iterable[tuple[bytes, Delivery | None]]) -
 
 
 class Tried(NamedTuple):
-    """An attempt of a queue's head and of what went with it, and its verdict. `number` counts from 1."""
+    """An attempt of a queue's head and of what went with it, and its verdict. `heads` are the entries of
+    these; `number` counts from 1."""
 
     account: str
     deliveries: Sequence[Delivery]
+    heads: Sequence[bytes]
     number: int
     attempt: Attempt
     verdict: Verdict

@@ -4,7 +4,6 @@ Refuses to follow redirects, to keep cookies and to use a proxy. Of the answer o
 more than 64 KiB of it are read.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -159,7 +158,6 @@ class WebhookSink:
         self._unix_time = unix_time
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()  # to ask for it each time is a system call
         self._pool = Pool(Dialer(self._resolver, self._policy.judge), keep=self._keep)
         return self
 
@@ -170,7 +168,7 @@ class WebhookSink:
         """POST once; a second time at once if an idle connection turned out to be closed."""
         started = time.monotonic()
         request = target.request(deliveries, attempt, int(self._unix_time()))
-        deadline = self._loop.time() + self._deadline_s
+        deadline = self._pool.time() + self._deadline_s
         try:
             response = await self._pool.send(
                 target.place, request, _LIMITS, deadline=deadline, rest_s=_BODY_S

@@ -7,6 +7,7 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Hashable
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from watcher.http.dial import Dialer, Line
@@ -32,6 +33,11 @@ class Deadlines(Generic[K]):
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = math.inf
 
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of the first use, and of all others: to ask for it each time is a system call."""
+        return asyncio.get_running_loop()
+
     def set(self, key: K, at: float) -> None:
         """Set a key's one deadline."""
         self._at[key] = at
@@ -46,10 +52,10 @@ class Deadlines(Generic[K]):
         if self._timer:
             self._timer.cancel()
         self._rings_at = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._ring)
+        self._timer = self.loop.call_at(at, self._ring)
 
     def _ring(self) -> None:
-        now, self._rings_at, self._timer = asyncio.get_running_loop().time(), math.inf, None
+        now, self._rings_at, self._timer = self.loop.time(), math.inf, None
         due = [key for key, at in self._at.items() if at <= now]
         for key in due:
             del self._at[key]
@@ -80,6 +86,11 @@ class Pool:
         self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
         self.deadlines = Deadlines(Connection.time_out)
+        self.loop = self.deadlines.loop
+
+    def time(self) -> float:
+        """The loop's clock, by which deadlines are set."""
+        return self.loop.time()
 
     def send(
         self, place: Place, request: bytes, limits: Limits, *, deadline: float, rest_s: float | None = None
@@ -185,8 +196,7 @@ class Pool:
 
     def _close_old(self) -> None:
         self._sweep = None
-        loop = asyncio.get_running_loop()
-        until = loop.time() - self._keep_alive_s
+        until = self.loop.time() - self._keep_alive_s
         for place, connections in [*self._idle.items()]:
             old = [connection for connection in connections if connection.idle_since <= until]
             for connection in old:
@@ -196,7 +206,7 @@ class Pool:
             if not connections:
                 del self._idle[place]
         if self._kept:
-            self._sweep = loop.call_later(self._keep_alive_s / 2, self._close_old)
+            self._sweep = self.loop.call_later(self._keep_alive_s / 2, self._close_old)
 
 
 class Connection(Line):
@@ -206,7 +216,7 @@ class Connection(Line):
 
     def __init__(self, pool: Pool, place: Place) -> None:
         self.place = place
-        self.loop = asyncio.get_running_loop()
+        self.loop = pool.loop
         self.idle_since = 0.0
         self._pool = pool
         self._request = b""

@@ -1,7 +1,6 @@
 """One poll of one account: ask, read, step, commit; and the wait after a rejected poll."""
 
 import random
-import secrets
 import time
 from collections.abc import Callable, Collection, Coroutine
 from functools import lru_cache
@@ -60,6 +59,13 @@ class Settled(NamedTuple):
     watches: tuple[Watch, ...]
     interest: int
     """The version of the `Interest` that the watches are from."""
+    source: str
+    """What is polled for the account (`ProviderClient.source`)."""
+
+
+def _new_version() -> str:
+    """Name a commit. It need not be secret, only new: entropy of the system costs ten times that."""
+    return f"{random.getrandbits(64):016x}"
 
 
 _rules = lru_cache(maxsize=64)(Rules)
@@ -204,7 +210,7 @@ class Poller:
             error_class,
             reason,
             interest=self._interest,
-            version=secrets.token_hex(8),
+            version=_new_version(),
             now_ms=now_ms,
         )
         try:
@@ -296,7 +302,9 @@ class Poller:
                 self._settled[account.name] = settled
                 await self._report.finished(account, reply, started, None)
                 return reply in (Reply.DONE, Reply.DONE_BEFORE)
-        answer = Settled(digest, "", 0, account, self._interest.watches(account.name), self._interest.version)
+        source = settled.source if settled else self._client.source(account)
+        watches = self._interest.watches(account.name)
+        answer = Settled(digest, "", 0, account, watches, self._interest.version, source)
         return await self._advance(account, lease, bodies, answer, observed_ms, started)
 
     async def _advance(
@@ -310,7 +318,7 @@ class Poller:
     ) -> bool:
         """Read an answer, and move the state on to it. If another worker was faster, start again from the
         state that it left."""
-        source = self._client.source(account)
+        source = answer.source
         memo = self._memos.take(account.name) or Memo()
         named = {watch.threshold.asset for watch in answer.watches}
         for is_last in (False, False, True):  # being slower than another worker three times is no accident
@@ -328,7 +336,7 @@ class Poller:
                 stays_stale=await self._came_late(account, state, observed_ms),
                 rules=self._rules,
                 interest=self._interest,
-                version=secrets.token_hex(8),
+                version=_new_version(),
                 now_ms=self._now_ms(),
             )
             assert step or state, "without a state, a reading is a baseline"

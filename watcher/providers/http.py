@@ -298,8 +298,8 @@ class ProviderClient:
         if wait_s:
             await asyncio.sleep(wait_s)
         self._requests[self._settings.name] += 1
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
         assert self._pool, "it is entered first"
+        deadline = self._pool.time() + self._timeout_s
         try:
             url = as_written(self._base_url + request.path)
             written = self._written(url, request)

@@ -5,6 +5,7 @@ may touch them together, on Redis Cluster too. Refuses to talk to Redis.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from zlib import crc32
 
 SHARDS = 16
@@ -15,6 +16,7 @@ DEAD_OF = "dead "
 """In front of a subscription, in `Keys.sizes`, where it has dead letters."""
 
 
+@lru_cache(maxsize=4096)  # during a poll it is asked several times
 def shard_of(account: str) -> int:
     return crc32(account.encode()) % SHARDS
 

@@ -147,12 +147,13 @@ class Call:
         script: Script | None = None,
         joint: Joint | None = None,
         keys: tuple[str, ...] = (),
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.arguments = arguments
         self.script = script
         self.joint = joint
         self.keys = keys
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Any] = (loop or asyncio.get_running_loop()).create_future()
 
     @property
     def first_key(self) -> str | None:
@@ -204,6 +205,7 @@ class Pipe:
         self._waiting: list[Call] = []
         self._wake = asyncio.Event()
         self._runners = 0
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the runners: to ask for it is a system call
         self._pool: Any = client.connection_pool
         self._idle: list[Any] = []
         """Connections that are kept: to take one from the pool and give it back costs 20 µs."""
@@ -249,13 +251,14 @@ class Pipe:
 
     async def step(self, joint: Joint, keys: tuple[str, ...], *arguments: Any) -> Any:
         """Take one step of a script that takes several. Returns its part of the answer."""
-        return await self.send(Call(arguments, joint=joint, keys=keys))
+        return await self.send(Call(arguments, joint=joint, keys=keys, loop=self._loop))
 
     async def run(self) -> None:
         """Gather and send until cancelled. Start two, so that one can send while the other waits."""
         task = asyncio.current_task()
         assert task
         self._runners += 1
+        self._loop = asyncio.get_running_loop()
         try:
             # Checked: redis-py may swallow a cancellation, as `asyncio.wait_for` does before Python 3.12.
             while not task.cancelling():
@@ -269,6 +272,7 @@ class Pipe:
         finally:
             self._runners -= 1
             if not self._runners:  # there is no answer to fetch: no caller waits for one
+                self._loop = None
                 calls, self._waiting = self._waiting, []
                 self._wake.clear()
                 for call in calls:
