@@ -31,40 +31,40 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "demo": "See it work on this machine: no Redis, key or network needed.",
         "init": "Write a watcher.toml to begin with.",
         "check": "Find every mistake in the configuration, before it runs.",
-        "recipes": "The APIs that come described; print one, to edit it.",
+        "recipes": "List the built-in recipes of APIs; print one to edit it.",
     },
     "The worker": {
         "run": "Poll, compare and deliver, until it is asked to stop.",
         "health": "Say whether a worker lives, by the exit code.",
     },
-    "Look": {
+    "Inspect": {
         "status": "The state of everything, on one screen.",
         "balances": "The last balances, and what is pending confirmation.",
         "history": "A balance over time, from the event log.",
         "events": "What was emitted, from the event log.",
-        "deliveries": "What waits, what was given up, what was tried.",
+        "deliveries": "What waits, dead letters, and failed attempts.",
         "subscriptions": "The state of subscriptions; pause, resume, remove them.",
-        "accounts": "List accounts, remove one, or let it begin anew.",
+        "accounts": "List accounts; show, remove or reset one.",
         "tail": "Structured log lines, for people, with filters.",
     },
     "Back up": {
-        "export": "Write what came through the API into files.",
+        "export": "Write accounts and subscriptions of the API into files.",
         "import": "Write exported accounts and subscriptions into Redis.",
     },
-    "Act and prove": {
+    "Act and verify": {
         "poll": "Poll accounts now, as a hook or a webhook asks.",
         "ping": "Send one signed sample to a subscriber.",
         "resend": "Send again: dead letters, or events from the log.",
         "audit": "Prove that baselines, events and balances add up.",
         "explain": "What events two answers of a provider would make.",
-        "store": "The layout of Redis: show it, move it up and back.",
+        "store": "Show the layout of Redis, or move it to another version's.",
     },
     "The receiver's side": {
         "listen": "Receive webhooks here, verify and show them.",
         "verify": "Verify the signature of one webhook.",
     },
     "Tools": {
-        "schema": "The catalogue of events, as OpenAPI.",
+        "schema": "The catalogue of events, or the API, as OpenAPI.",
         "sandbox": "Serve the providers' endpoints, with a script of changes.",
         "secret": "Make a signing secret.",
     },
@@ -125,7 +125,7 @@ def group(context: click.Context) -> None:
       watcher init --provider ethereum --to slack
       watcher status
 
-    Exit codes: 0 done, or yes; 1 the answer is no; 2 a mistake of use; 69 Redis cannot be reached; 70 a bug;
+    Exit codes: 0 done, or yes; 1 the answer is no; 2 a usage error; 69 Redis cannot be reached; 70 a bug;
     78 the configuration is not valid; 130 and 143 a second signal ended it.
     """
     context.color = False if Environment().get("NO_COLOR") else None

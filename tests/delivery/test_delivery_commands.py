@@ -275,7 +275,7 @@ async def test_without_a_server_the_commands_exit_with_69(
 
 def test_the_commands_are_in_the_help() -> None:
     assert {"deliveries", "subscriptions"} <= set(cli.COMMANDS_BY_PURPOSE["Look"])
-    assert {"ping", "resend"} <= set(cli.COMMANDS_BY_PURPOSE["Act and prove"])
+    assert {"ping", "resend"} <= set(cli.COMMANDS_BY_PURPOSE["Act and verify"])
 
 
 # subscriptions

@@ -323,7 +323,7 @@ def token_option(function: _F) -> _F:
         "--http-token-env",
         "token_name",
         metavar="NAME",
-        help=f"The variable (or NAME_FILE) with the token for HTTP; {TOKEN_NAME} where that is set.",
+        help=f"The variable (or NAME_FILE) with the token for HTTP; {TOKEN_NAME} if that is set.",
     )
     return option(function)
 

@@ -31,7 +31,7 @@ _POLLS_BETWEEN = 10
 """Polls of the account that may come in between, one after the other."""
 
 
-@click.group("accounts", cls=ListFirst, short_help="List accounts, remove one, or let it begin anew.")
+@click.group("accounts", cls=ListFirst, short_help="List accounts; show, remove or reset one.")
 def command() -> None:
     """List the accounts of the configuration and of the API; show, remove or reset one.
 
@@ -40,7 +40,7 @@ def command() -> None:
       watcher accounts
       watcher accounts show treasury
 
-    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    Exit codes: 0 done; 2 a usage error, or an unknown name; 69 Redis cannot be reached; 78 no
     configuration says where it is.
     """
 
@@ -58,7 +58,7 @@ async def list_command(*, look: "Look", display: Display, is_json: bool) -> None
       watcher accounts list
       watcher accounts list --json
 
-    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    Exit codes: 0 done; 2 a usage error, or an unknown name; 69 Redis cannot be reached; 78 no
     configuration says where it is.
     """
     async with opened(look) as found:
@@ -92,7 +92,7 @@ async def show_command(*, look: "Look", is_json: bool, name: str) -> None:
       watcher accounts show treasury
       watcher accounts show treasury --json
 
-    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    Exit codes: 0 done; 2 a usage error, or an unknown name; 69 Redis cannot be reached; 78 no
     configuration says where it is, or has the key of [api].
     """
     from watcher.commands.export import say_section
@@ -117,7 +117,7 @@ async def remove_command(*, look: "Look", is_sure: bool, name: str) -> None:
       watcher accounts remove treasury
       watcher accounts remove treasury --yes
 
-    Exit codes: 0 done; 1 it was not removed; 2 a mistake of use, or an unknown name; 69 Redis cannot be
+    Exit codes: 0 done; 1 it was not removed; 2 a usage error, or an unknown name; 69 Redis cannot be
     reached; 78 no configuration says where it is.
     """
     await remove(look, "account", name, is_sure=is_sure, question=f"Remove {name}? Workers stop polling it.")
@@ -166,7 +166,7 @@ async def reset_command(*, look: "Look", is_sure: bool, name: str) -> None:
       watcher accounts reset treasury
       watcher accounts reset treasury --yes
 
-    Exit codes: 0 done; 1 it was not reset; 2 a mistake of use, or an unknown name; 69 Redis cannot be
+    Exit codes: 0 done; 1 it was not reset; 2 a usage error, or an unknown name; 69 Redis cannot be
     reached; 78 no configuration says where it is.
     """
     from watcher.journal.step import reset

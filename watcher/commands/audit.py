@@ -85,8 +85,8 @@ async def command(
       watcher audit treasury --since 2h
       watcher audit --store
 
-    Exit codes: 0 all adds up; 1 something is missing, changed, out of place or there twice; 2 a mistake of
-    use, or an unknown name; 69 Redis cannot be reached; 78 no configuration says where it is.
+    Exit codes: 0 all adds up; 1 something is missing, changed, out of place or there twice; 2 a usage
+    error, or an unknown name; 69 Redis cannot be reached; 78 no configuration says where it is.
     """
     if is_of_store:
         if account or since:

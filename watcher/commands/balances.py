@@ -71,7 +71,7 @@ async def command(
       watcher balances
       watcher balances 'cold-*' --csv > balances.csv
 
-    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    Exit codes: 0 done; 2 a usage error, or an unknown name; 69 Redis cannot be reached; 78 no
     configuration says where it is.
     """
     from watcher.store.reader import Reader

@@ -59,8 +59,8 @@ def command(
       watcher check --connect
       watcher check --recipe bitcoin-core --answer answer.json
 
-    Exit codes: 0 it is good; 1 something failed that --connect tried, or a poll would reject an answer; 2 a
-    mistake of use; 78 there are mistakes, all of them on stderr.
+    Exit codes: 0 it is valid; 1 something failed that --connect tried, or a poll would reject an answer; 2 a
+    usage error; 78 there are mistakes, all of them on stderr.
     """
     if recipe is not None:
         from watcher.commands.recipes import read_answers

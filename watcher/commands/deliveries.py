@@ -102,7 +102,7 @@ class _Wanted(NamedTuple):
         return place(entry.id)[0] >= self.start_ms and self.takes(entry)
 
 
-@click.command("deliveries", short_help="What waits, what was given up, what was tried.")
+@click.command("deliveries", short_help="What waits, dead letters, and failed attempts.")
 @look_options
 @click.option(
     "--waiting", "kind", flag_value="waiting", default=True, help="Deliveries that wait. The default."
@@ -152,7 +152,7 @@ async def command(
       watcher deliveries --dead --since 1d
       watcher deliveries give-up evt_exq2atkfezkrl7uwjqzorlfh --subscription ops
 
-    Exit codes: 0 done; 1 the event could not be given up; 2 a mistake of use, or an unknown name; 69 Redis
+    Exit codes: 0 done; 1 the event could not be given up; 2 a usage error, or an unknown name; 69 Redis
     cannot be reached; 78 no configuration says where it is.
     """
     if (action == "give-up") != bool(event_id):

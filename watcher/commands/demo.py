@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 @click.command("demo", short_help="See it work on this machine.")
-@click.option("--fast", "is_fast", is_flag=True, help="In less than three seconds, for a machine to watch.")
+@click.option("--fast", "is_fast", is_flag=True, help="Take less than three seconds, for scripts.")
 @click.option("--keep", "is_kept", is_flag=True, help="Go on afterwards, with more changes, until Ctrl-C.")
 @click.option("--verbose", "is_verbose", is_flag=True, help="Show the worker's log too, on stderr.")
 def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
@@ -43,8 +43,8 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
       watcher demo
       watcher demo --fast
 
-    Exit codes: 0 every change was emitted exactly once, in order, and all of them add up; 1 not so, and the
-    last lines say why; 2 a mistake of use.
+    Exit codes: 0 every change was emitted exactly once, in order, and all of them add up; 1 otherwise; the
+    last lines say why; 2 a usage error.
     """
     from watcher.observe.log import configure
     from watcher.service.serve import loop_factory

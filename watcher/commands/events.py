@@ -83,7 +83,7 @@ class _Wanted(NamedTuple):
 @click.option("--type", "types", multiple=True, metavar="GLOB", help="Event types, such as 'deposit.*'.")
 @since_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="The N latest only.")
-@click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on as more is emitted.")
+@click.option("-f", "--follow", "is_followed", is_flag=True, help="Keep printing new events.")
 @display_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per event: the body, as it was sent.")
 @in_a_loop
@@ -108,7 +108,7 @@ async def command(
       watcher events --account treasury --since 2h
       watcher events --type 'deposit.*' --follow --json
 
-    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    Exit codes: 0 done; 2 a usage error, or an unknown name; 69 Redis cannot be reached; 78 no
     configuration says where it is.
     """
     from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS

@@ -80,7 +80,7 @@ def command(
       watcher explain before.json after.json
       watcher explain before.json after.json --tokens tokens.json --settle-polls 0
 
-    Exit codes: 0 done; 1 a poll would reject one of the files; 2 a mistake of use.
+    Exit codes: 0 done; 1 a poll would reject one of the files; 2 a usage error.
     """
     from watcher.journal.account import Rules
     from watcher.preview import preview

@@ -51,7 +51,7 @@ class Exported(NamedTuple):
     variables: Mapping[str, str]
 
 
-@click.command("export", short_help="Write what came through the API into files.")
+@click.command("export", short_help="Write accounts and subscriptions of the API into files.")
 @look_options
 @click.option(
     "--to",
@@ -82,7 +82,7 @@ async def command(*, look: "Look", folder: Path, has_secrets: bool, is_json: boo
       watcher export --to backup
       watcher export --to backup --secrets
 
-    Exit codes: 0 done; 1 a record had to be left out, or a file is there already; 2 a mistake of use; 69
+    Exit codes: 0 done; 1 a record had to be left out, or a file is there already; 2 a usage error; 69
     Redis cannot be reached; 78 no configuration, or none with the key of [api].
     """
     from watcher.config.loading import as_toml

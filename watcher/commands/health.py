@@ -45,7 +45,7 @@ def command(*, path: Path | None, max_age: str, url: str | None, token_name: str
       watcher health
       watcher health --file /run/watcher/heartbeat
 
-    Exit codes: 0 it lives; 1 it does not, and why; 2 a mistake of use; 78 the token's variable holds none.
+    Exit codes: 0 it lives; 1 it does not, and why; 2 a usage error; 78 the token's variable holds none.
     """
     problem: str | None
     if path and not url:

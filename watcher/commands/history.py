@@ -97,7 +97,7 @@ async def command(
       watcher history treasury --asset LRC --plot
       watcher history treasury --csv > treasury.csv
 
-    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    Exit codes: 0 done; 2 a usage error, or an unknown name; 69 Redis cannot be reached; 78 no
     configuration says where it is.
     """
     from watcher.store.opening import open_to_look

@@ -90,17 +90,17 @@ async def command(
     """Write the accounts and subscriptions in FILES into Redis, as if they had come through the API.
 
     FILES are those of `watcher export`: .toml with [[subscriptions]] and [[accounts]], .jsonl with an account
-    on each line. They are checked as the API checks them; if anything is wrong, nothing is written. What is
-    already there and the same stays as it is, so the command can be repeated. Running workers follow within
-    two seconds. A subscription whose state.jsonl is given keeps its tokens and needs no ping; any other waits
-    until its URL has answered one. It needs the key of [api].
+    on each line. They are checked as the API checks them; if anything is wrong, nothing is written. An
+    identical entry that is there already is left as it is, so the command can be repeated. Running workers
+    follow within two seconds. A subscription whose state.jsonl is given keeps its tokens and needs no ping;
+    any other waits until its URL has answered one. It needs the key of [api].
 
     \b
     Examples:
       watcher import backup/accounts.jsonl backup/subscriptions.toml --dry-run
       watcher import backup/accounts.jsonl backup/subscriptions.toml backup/state.jsonl
 
-    Exit codes: 0 done; 1 something had to be left out; 2 a mistake of use; 69 Redis cannot be reached; 78
+    Exit codes: 0 done; 1 something had to be left out; 2 a usage error; 69 Redis cannot be reached; 78
     there are mistakes, and nothing was written.
     """
     from watcher.config.findings import ConfigRefused, Findings

@@ -56,7 +56,7 @@ def command(*, path: Path, provider: str | None, to: str | None, is_forced: bool
       watcher init
       watcher init --provider ethereum --to slack
 
-    Exit codes: 0 it is written; 1 there is a file already, or it cannot be written; 2 a mistake of use.
+    Exit codes: 0 it is written; 1 there is a file already, or it cannot be written; 2 a usage error.
     """
     if not is_forced and path.exists():  # before anything is asked
         raise _there_already(path)

@@ -80,7 +80,7 @@ def command(
       watcher listen --secret-env OPS_SECRET
       watcher listen --fail 503:2 --save captured
 
-    Exit codes: 0 it ended on a signal; 1 it cannot listen there; 2 a mistake of use.
+    Exit codes: 0 it ended on a signal; 1 it cannot listen there; 2 a usage error.
     """
     from watcher.receiver import Fail, Receiver
 

@@ -57,7 +57,7 @@ async def command(*, config_path: Path | None, type_: str, is_json: bool, name: 
       watcher ping ops
       watcher ping ops --event deposit.cleared
 
-    Exit codes: 0 the answer was 2xx; 1 it was not, and what to do; 2 a mistake of use, or an unknown name; 69
+    Exit codes: 0 the answer was 2xx; 1 it was not, and what to do; 2 a usage error, or an unknown name; 69
     Redis cannot be reached; 78 the configuration is not valid.
     """
     from watcher.config.loading import Look

@@ -42,8 +42,8 @@ async def command(*, look: "Look", provider: str | None, is_json: bool, accounts
       watcher poll treasury
       watcher poll --provider loopring
 
-    Exit codes: 0 they are due; 1 an account is on no schedule yet; 2 a mistake of use, or an unknown name; 69
-    Redis cannot be reached; 78 no configuration says where it is.
+    Exit codes: 0 they are due; 1 no worker has scheduled an account yet; 2 a usage error, or an unknown name;
+    69 Redis cannot be reached; 78 no configuration says where it is.
     """
     from watcher.store.members import WOKEN, Roster, woken_line
     from watcher.store.opening import open_to_look

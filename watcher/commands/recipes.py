@@ -30,7 +30,7 @@ _COLUMNS = (
 )
 
 
-@click.command("recipes", short_help="The APIs that come described.")
+@click.command("recipes", short_help="The built-in recipes of APIs.")
 @click.argument(
     "name",
     required=False,
@@ -39,7 +39,7 @@ _COLUMNS = (
 @partial(display_options, has_times=False)
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line.")
 def command(*, name: str | None, display: Display, is_json: bool) -> None:
-    """List the APIs that come described as data, or print the recipe NAME.
+    """List the built-in recipes, which describe APIs as data, or print the recipe NAME.
 
     A section of the configuration uses one by its name: [providers.NAME], or any name and kind = "NAME". What
     is printed is a configuration of kind http that does the same, to copy and edit.
@@ -49,7 +49,7 @@ def command(*, name: str | None, display: Display, is_json: bool) -> None:
       watcher recipes
       watcher recipes bitcoin-core > bitcoin-core.toml
 
-    Exit codes: 0 done; 2 a mistake of use, or an unknown recipe.
+    Exit codes: 0 done; 2 a usage error, or an unknown recipe.
     """
     if name is not None:
         click.echo(recipe_named(name).text)

@@ -62,7 +62,7 @@ async def command(
       watcher resend --since 2h --subscription ops
       watcher resend evt_exq2atkfezkrl7uwjqzorlfh
 
-    Exit codes: 0 done; 1 something is left out, or nothing is left of the event; 2 a mistake of use, or an
+    Exit codes: 0 done; 1 something is left out, or nothing is left of the event; 2 a usage error, or an
     unknown name; 69 Redis cannot be reached; 78 the configuration is not valid.
     """
     from watcher.config.loading import Look

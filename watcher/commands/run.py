@@ -63,8 +63,8 @@ def command(
       watcher run --http 127.0.0.1:8787 --page
       watcher run --once
 
-    Exit codes: 0 it ended as it was asked to; 1 with --once, an account could not be read; 2 a mistake of
-    use; 69 Redis cannot be reached, with --once; 70 a bug; 78 the configuration is not valid; 130 or 143 a
+    Exit codes: 0 it ended as it was asked to; 1 with --once, an account could not be read; 2 a usage
+    error; 69 Redis cannot be reached, with --once; 70 a bug; 78 the configuration is not valid; 130 or 143 a
     second signal ended it.
     """
     if has_page and not address:

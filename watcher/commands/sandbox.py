@@ -72,7 +72,7 @@ def command(
       watcher sandbox --run
       watcher sandbox --seed 7
 
-    Exit codes: 0 it ended on Ctrl-C; 1 it cannot serve there; 2 a mistake of use.
+    Exit codes: 0 it ended on Ctrl-C; 1 it cannot serve there; 2 a usage error.
     """
     if script_file and seed is not None:
         raise click.UsageError("--script and --seed exclude each other: a script leaves nothing to chance")

@@ -19,7 +19,7 @@ def command(*, what: str) -> None:
       watcher schema events > events.json
       watcher schema api > api.json
 
-    Exit codes: 0 done; 2 a mistake of use.
+    Exit codes: 0 done; 2 a usage error.
     """
     if what == "events":
         from watcher.schema import openapi

@@ -69,7 +69,7 @@ def command() -> None:
       watcher secret new
       watcher secret public --secret-env OPS_KEY
 
-    Exit codes: 0 done; 2 a mistake of use.
+    Exit codes: 0 done; 2 a usage error.
     """
 
 
@@ -89,7 +89,7 @@ def new(*, ed25519: bool, key: bool) -> None:
       watcher secret new
       watcher secret new --ed25519
 
-    Exit codes: 0 done; 2 a mistake of use.
+    Exit codes: 0 done; 2 a usage error.
     """
     from watcher.delivery.signing import new_ed25519, new_secret
     from watcher.encryption import new_key
@@ -115,7 +115,7 @@ def public(*, secret_names: tuple[str, ...], secret_files: tuple[Path, ...]) -> 
       watcher secret public --secret-env OPS_KEY
       watcher secret public --secret-file key.txt
 
-    Exit codes: 0 done; 2 a mistake of use.
+    Exit codes: 0 done; 2 a usage error.
     """
     from watcher.delivery.signing import BadSecret, public_key
 

@@ -72,7 +72,7 @@ async def command(*, look: "Look", display: Display, is_json: bool) -> None:
       watcher status
       watcher status --json | jq 'select(.kind == "account")'
 
-    Exit codes: 0 whatever the state; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78
+    Exit codes: 0 whatever the state; 2 a usage error, or an unknown name; 69 Redis cannot be reached; 78
     no configuration says where it is.
     """
     lines = await read_lines(look)

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 _LOOK_S = 0.5
 
 
-@click.group("store", short_help="The layout of Redis: show it, move it up and back.")
+@click.group("store", short_help="Show the layout of Redis, or move it to another version's.")
 def command() -> None:
-    """Show how everything lies in Redis, and move it up and back.
+    """Show the layout of the data in Redis, or move it to another version's.
 
     Version 0.1 works in layout 1, this one in layout 2. A worker of this version that finds layout 1 stands
     by until the last worker of 0.1 has ended, and then moves Redis to layout 2. During the move nothing is
@@ -48,7 +48,7 @@ def command() -> None:
       watcher store layout
       watcher store layout --to 2
 
-    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    Exit codes: 0 done; 2 a usage error, or an unknown name; 69 Redis cannot be reached; 78 no
     configuration says where it is.
     """
 
@@ -72,7 +72,7 @@ async def layout_command(*, look: "Look", display: Display, is_json: bool, to: s
       watcher store layout
       watcher store layout --to 1
 
-    Exit codes: 0 done; 2 a mistake of use, or an unknown name; 69 Redis cannot be reached; 78 no
+    Exit codes: 0 done; 2 a usage error, or an unknown name; 69 Redis cannot be reached; 78 no
     configuration says where it is.
     """
     from watcher.store.opening import open_to_look

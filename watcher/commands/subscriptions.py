@@ -80,7 +80,7 @@ async def command(
       watcher subscriptions
       watcher subscriptions resume ops
 
-    Exit codes: 0 done; 1 it was not removed; 2 a mistake of use, or an unknown name; 69 Redis cannot be
+    Exit codes: 0 done; 1 it was not removed; 2 a usage error, or an unknown name; 69 Redis cannot be
     reached; 78 no configuration says where it is.
     """
     from watcher.commands.accounts import remove

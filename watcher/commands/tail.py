@@ -27,7 +27,9 @@ _LOOK_EVERY_S = 0.2
     help="Subscription names.",
     shell_complete=names_of("subscriptions"),
 )
-@click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on as the files grow or are rotated.")
+@click.option(
+    "-f", "--follow", "is_followed", is_flag=True, help="Keep printing as files grow or are rotated."
+)
 @click.option("--color/--no-color", default=None, help="Colours; by default on a terminal.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line; foreign lines go to stderr.")
 @click.pass_context
@@ -55,7 +57,7 @@ def command(
       heroku logs --tail | watcher tail --event 'delivery.*'
       docker compose logs -f | watcher tail --account treasury
 
-    Exit codes: 0 the input has ended; 2 a mistake of use.
+    Exit codes: 0 the input has ended; 2 a usage error.
     """
     if is_followed and "-" in files:
         raise click.UsageError("--follow goes by the names of files; standard input is followed anyway")

@@ -76,7 +76,7 @@ def command(
       watcher verify --secret-env OPS_SECRET captured.http
       watcher verify --secret-file secret.txt --headers headers.txt body.json
 
-    Exit codes: 0 it is genuine; 1 it is not; 2 a mistake of use.
+    Exit codes: 0 it is genuine; 1 it is not; 2 a usage error.
     """
     secrets = verifying(secrets_given(secret_names, secret_files))
     if not secrets:
