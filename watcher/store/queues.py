@@ -161,8 +161,8 @@ class Queues:
         """Take a claimed queue in hand: keep it until another deadline, and read what waits in it."""
         joint = self._begins[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
-        reply, found, tried = await self._pipe.step(joint, (queue,), *lease, until, at_most)
-        return Begun(REPLIES[reply], read_deliveries(found, subscription), *read_tries(tried))
+        reply, entries, stored, tried = await self._pipe.step(joint, (queue,), *lease, until, at_most)
+        return Begun(REPLIES[reply], read_deliveries(entries, stored, subscription), *read_tries(tried))
 
     async def backlog(self, subscription: str) -> int:
         """Count the deliveries that wait for a subscription."""
@@ -307,12 +307,15 @@ class Queues:
         return _SETTLED[answer]
 
 
-def read_deliveries(found: Sequence[bytes], subscription: str) -> list[tuple[bytes, Delivery | None]]:
-    """Read what scripts return of a queue: each delivery as it was queued, with its stored event."""
+def read_deliveries(
+    entries: Sequence[bytes], stored: Sequence[bytes | None], subscription: str
+) -> list[tuple[bytes, Delivery | None]]:
+    """Read what scripts return of a queue: deliveries as they were queued, and what is stored of their
+    events."""
     deliveries: list[tuple[bytes, Delivery | None]] = []
-    for entry, stored in zip(found[::2], found[1::2], strict=True):
+    for entry, event in zip(entries, stored, strict=True):
         try:
-            deliveries.append((entry, load_delivery(entry, stored, subscription)))
+            deliveries.append((entry, load_delivery(entry, event or b"", subscription)))
         except ValueError:
             deliveries.append((entry, None))
     return deliveries

@@ -281,7 +281,7 @@ class Reader:
         keys = [self._keys.queue(subscription, account), self._keys.bodies(shard_of(account))]
         while True:
             found = await self._pipe.script(_READ_QUEUE, keys, start, start + _DELIVERIES_PAGE - 1)
-            page = read_deliveries(found, subscription)
+            page = read_deliveries(found[::2], found[1::2], subscription)
             for _, delivery in page:
                 yield delivery
             if len(page) < _DELIVERIES_PAGE:
@@ -502,7 +502,7 @@ def _dead_letter(shard: int, subscription: str, entry_id: str, fields: _Fields, 
     names = (b"account", b"reason", b"subscription")
     account, reason, given_up = (fields.get(name, b"").decode("utf-8", "replace") for name in names)
     entry = fields.get(b"delivery", b"")
-    ((_, delivery),) = read_deliveries([entry, stored], subscription)
+    ((_, delivery),) = read_deliveries([entry], [stored], subscription)
     event_id, sequence = entry.partition(b" ")[0].decode("ascii", "replace"), sequence_in(entry)
     is_at_home = shard_of(account) == shard  # otherwise it could not go back to its queue in one step
     return DeadLetter(

@@ -17,10 +17,11 @@ local queues, all_tries, nothing, bodies, backlogs, results, row_key = unpack(KE
 local due_subscriptions, dead, attempts, sizes, given_up = unpack(KEYS, 8, 12)
 local subscription, is_smooth = ARGV[1], ARGV[2] == 'smooth'
 redis.call('DEL', nothing)
-local accounts, may_bury, may_wait, may_remember = {}, false, false, false
-local key = is_smooth and 7 or 12
+local key, before, width = 12, 6, 8
+if is_smooth then key, before, width = 7, 2, 4 end
 local lists = {unpack(KEYS, key + 1)}
-local before, width = is_smooth and 2 or 6, is_smooth and 4 or 8
+local accounts = {unpack(lists)} -- as many: a table that grows step by step costs more
+local may_bury, may_wait, may_remember = false, false, false
 for i = 1, #lists do
   local at = before + width * (i - 1)
   accounts[i] = ARGV[at + 1]
@@ -53,31 +54,26 @@ end
 local is_counting = noted > 0
 local may_count = is_counting
 local alone = alone_in(lists)
-local reply, shortened, emptied, delivered, kept, free, settled, eventful = {}, {}, {}, {}, {}, {}, {}, {}
-for i, account in ipairs(accounts) do
-  local list = KEYS[key + i]
+local reply, taken, delivered, together, settled, eventful = {unpack(lists)}, {}, {}, {}, {}, {}
+for i = 1, #lists do
   local at = before + width * (i - 1)
-  local _, ours, head, new, outcome, _, attempt, kind = unpack(ARGV, at + 1, at + width)
-  if is_smooth then outcome, attempt, kind = 'delivered', '', '' end
+  local list = KEYS[key + i]
+  local ours, head, new = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
+  local outcome, attempt, kind = 'delivered', '', ''
+  if not is_smooth then outcome, attempt, kind = ARGV[at + 5], ARGV[at + 7], ARGV[at + 8] end
   local answer, is_taken = 0, outcome == 'delivered' or outcome == 'dead'
   if is_taken and deadlines[i] == new then
     answer = 1 -- a repeat after a lost answer: only the first of them can have set this very deadline
   elseif deadlines[i] ~= ours then
     answer = -2
   else
-    local first, second = alone[i], nil
-    if not first then first, second = unpack(redis.call('LRANGE', list, 0, 1)) end
-    if first ~= head and second and outcome == 'delivered' then
+    local count, first = 1, alone[i] or redis.call('LINDEX', list, 0)
+    if first ~= head and not alone[i] and outcome == 'delivered' then
       local _, more = string.gsub(head, '\n', '')
-      local together = redis.call('LRANGE', list, 0, more + 1)
-      local behind = together[more + 2]
-      together[more + 2] = nil
-      if more > 0 and table.concat(together, '\n') == head then -- then the last of them is as a head alone
-        first, head, second = together[more + 1], together[more + 1], behind
-        for j = 1, more do
-          delivered[#delivered + 1] = reference_of(together[j])
-          shortened[#shortened + 1] = list
-        end
+      local found = more > 0 and redis.call('LRANGE', list, 0, more) or {}
+      if found[more + 1] and table.concat(found, '\n') == head then -- then the last of them is as a head alone
+        first, head, count = found[more + 1], found[more + 1], more + 1
+        for j = 1, more do together[#together + 1] = reference_of(found[j]) end
       end
     end
     if first ~= head then
@@ -85,16 +81,8 @@ for i, account in ipairs(accounts) do
     else
       if is_taken then
         if outcome == 'delivered' then delivered[#delivered + 1] = reference_of(head) end
-        if tries[i] then settled[#settled + 1] = account end
-        if second then
-          answer = 1
-          shortened[#shortened + 1] = list
-          kept[#kept + 1] = new
-          kept[#kept + 1] = account
-        else
-          emptied[#emptied + 1] = list
-          free[#free + 1] = account
-        end
+        if tries[i] then settled[#settled + 1] = accounts[i] end
+        taken[i] = count
       end
       may_count = may_count or kind ~= ''
       if may_count or outcome ~= 'delivered' or attempt ~= '' then eventful[#eventful + 1] = i end
@@ -104,10 +92,33 @@ for i, account in ipairs(accounts) do
 end
 
 if delivered[1] then drop_all(bodies, delivered) end -- which reads them first
-for _, list in ipairs(shortened) do redis.call('LPOP', list) end
+for _, reference in ipairs(together) do drop(bodies, reference) end
+local total, popped, emptied, kept, free = 0, 0, {}, {}, {}
+for i = 1, #lists do
+  local list = KEYS[key + i]
+  local count = taken[i] or 0
+  total = total + count
+  if count > 0 and alone[i] then
+    emptied[#emptied + 1] = list
+  elseif count > 0 then
+    popped = popped + 1
+    if count > 1 then redis.call('LPOP', list, count) else redis.call('LPOP', list) end
+  end
+end
 if emptied[1] then redis.call('DEL', unpack(emptied)) end
-local taken = #shortened + #emptied
-if taken > 0 then grow(backlogs, subscription, -taken, waiting) end
+local are_left = popped == #lists and redis.call('EXISTS', unpack(lists)) == popped -- mostly in all of them
+for i = 1, #lists do
+  if taken[i] then
+    if are_left or (not alone[i] and redis.call('EXISTS', lists[i]) > 0) then
+      reply[i] = 1
+      kept[#kept + 1] = ARGV[before + width * (i - 1) + 4]
+      kept[#kept + 1] = accounts[i]
+    else
+      free[#free + 1] = accounts[i]
+    end
+  end
+end
+if total > 0 then grow(backlogs, subscription, -total, waiting) end
 if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
 if free[1] then redis.call('ZREM', queues, unpack(free)) end
 if settled[1] then redis.call('HDEL', all_tries, unpack(settled)) end

@@ -4,7 +4,9 @@
 -- is noted in backlogs.
 
 local function reference_of(entry) -- of what waits, or is dead: `reference previous`
-  return string.match(entry, '^([^ ]+ [^ ]+) ') or ''
+  local first = string.find(entry, ' ', 1, true) or 0 -- a pattern would look at each character
+  local second = string.find(entry, ' ', first + 1, true) or 1
+  return string.sub(entry, 1, second - 1)
 end
 
 local function reference_in(fields) -- of a record of the log, or of a dead letter; nil: it is about no event
@@ -37,17 +39,17 @@ local function drop(bodies, reference) -- returns how long it is
   return #rest
 end
 
-local function drop_all(bodies, references) -- as drop, in as few commands as it takes
-  local stored, left, kept, gone = redis.call('HMGET', bodies, unpack(references)), {}, {}, {}
-  for i, reference in ipairs(references) do
-    local digits = string.match(stored[i] or '', '^%d+') or ''
-    local count = (left[reference] or tonumber(digits) or 0) - 1
-    left[reference] = count
-    if count > 0 then
-      kept[#kept + 1] = reference
-      kept[#kept + 1] = count .. string.sub(stored[i], #digits + 1)
+local function drop_all(bodies, references) -- as drop, of some that differ, in as few commands as it takes
+  local stored, kept, gone = redis.call('HMGET', bodies, unpack(references)), {}, {}
+  for i = 1, #references do
+    local body = stored[i] or ''
+    local digits = string.match(body, '^%d+')
+    local left = digits == '2' and '1' or string.format('%d', (tonumber(digits or 0) or 0) - 1) -- mostly two
+    if digits and tonumber(left) > 0 then
+      kept[#kept + 1] = references[i]
+      kept[#kept + 1] = left .. string.sub(body, #digits + 1)
     else
-      gone[#gone + 1] = reference
+      gone[#gone + 1] = references[i]
     end
   end
   if kept[1] then redis.call('HSET', bodies, unpack(kept)) end
