@@ -21,7 +21,7 @@ from watcher.delivery.egress import Policy, check_url
 from watcher.encryption import Keyring, Undecryptable
 from watcher.http.dial import Dialer, EgressRefused, NoConnection
 from watcher.printable import many, printable
-from watcher.providers.contract import ErrorClass, Rejected, provider_class
+from watcher.providers.contract import ErrorClass, Rejected, provider_class, todo
 from watcher.providers.declared import HttpSettings
 from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings, Settings, SubscriptionSettings
@@ -142,13 +142,10 @@ _FAR_OFF_S = 300
 """Seconds: a receiver refuses a signature whose timestamp is further off."""
 
 _TODO: dict[ErrorClass, str] = {
-    "auth": "look at the key in [providers.{name}]",
     "configuration": "look at how [[accounts]] {account} is addressed, and at base_url in [providers.{name}]",
-    "rate": "lower requests_per_second in [providers.{name}], or wait: others use the same key",
     "transient": "try again; if it stays so, look at base_url in [providers.{name}]",
-    "malformed": "check whether base_url in [providers.{name}] leads to this provider, and not to a proxy",
-    "gone": "look at base_url in [providers.{name}], and whether this machine can reach it",
 }
+"""What this says in other words than `status`, which knows many accounts and waits by itself."""
 _DECLARED = "; then save an answer: watcher check --recipe FILE --answer ANSWER.json shows what is read in it"
 
 
@@ -171,11 +168,12 @@ async def try_provider(
             says_status = error.status is None or f"({error.status})" in error.words
             status = "" if says_status else f" (status {error.status})"
             text = f"{error.error_class}: {error.words}{status}"
-            todo = error.fix or _TODO[error.error_class].format(name=name, account=account.name)
+            here = _TODO.get(error.error_class, "").format(name=name, account=account.name)
+            advice = error.fix or here or todo(error.error_class, name) or ""
             if not error.fix and error.error_class == "malformed" and isinstance(settings, HttpSettings):
-                todo += _DECLARED
+                advice += _DECLARED
             tried = Tried(
-                "provider", name, "warning" if error.error_class == "rate" else "failed", text, todo
+                "provider", name, "warning" if error.error_class == "rate" else "failed", text, advice or None
             )
         else:
             took_ms = 1000 * (time.monotonic() - started)

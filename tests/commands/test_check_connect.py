@@ -207,7 +207,7 @@ async def test_every_failure_is_shown_in_one_run_with_its_fix_and_no_secret(tmp_
     }
     said = {line["kind"]: f"{line['text']} | {line['todo']}" for line in tried}
     assert "cannot be reached; is it running?" in said["redis"]
-    assert "look at the key in [providers.loopring]" in said["provider"]
+    assert "fix the key in [providers.loopring]" in said["provider"]
     assert "cannot connect: connection refused | check whether it listens" in said["subscription"]
     for secret in (PASSWORD, TOKEN, SECRET, "wr0ng-key"):
         assert secret not in printed

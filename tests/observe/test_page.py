@@ -288,7 +288,10 @@ async def test_problems_that_only_a_person_can_fix_are_listed_first(rig: Rig) ->
         "a wrong key",
         "fix the key in [providers.shop]",
     )
-    assert {found["todo"] for found in loopring["errors"]} == {None}
+    assert {found["error_class"]: bool(found["todo"]) for found in loopring["errors"]} == {
+        "rate": True,
+        "gone": False,
+    }
 
 
 async def test_only_the_origin_of_a_url_is_shown_and_no_secret_in_reasons(rig: Rig) -> None:

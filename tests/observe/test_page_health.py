@@ -130,8 +130,9 @@ def test_the_page_says_how_full_redis_is_and_what_to_do() -> None:
 
 
 def test_problems_for_a_person_come_first_then_failures_then_waits() -> None:
-    error = {"error_class": "unauthorized", "reason": "status 401", "todo": "set a key that is good"}
-    provider = a_provider_line(late_s=12, too_few_requests=True, errors=[error, {**error, "todo": None}])
+    error = {"error_class": "auth", "reason": "status 401", "todo": "set a key that is good"}
+    slow = {"error_class": "rate", "reason": "status 429", "todo": "lower requests_per_second"}
+    provider = a_provider_line(late_s=12, too_few_requests=True, errors=[error, slow])
     accounts = {
         "shown": [{"problems": ["never read"]}, {"problems": ["never read", "failing"]}],
         "left_out": 3,
@@ -144,7 +145,7 @@ def test_problems_for_a_person_come_first_then_failures_then_waits() -> None:
     found = health(shown, [a_subscription_line(state="delayed"), a_subscription_line(state="paused", dead=1)])
     assert found["state"] == "failing"
     assert said(found) == [
-        "kraken: unauthorized: status 401",
+        "kraken: auth: status 401",
         "1 account failing",
         "1 subscription paused",
         "1 provider polled late",

@@ -103,8 +103,11 @@ async def test_a_refused_connection_is_the_error_class_gone() -> None:
     async with Stage() as stage:
         url = stage.url
     for unreachable, reason in (
-        (url, "cannot connect: connection refused"),
-        ("http://no-such-host.invalid", ""),
+        (url, "cannot connect: connection refused; look at base_url, and at the firewalls"),
+        (
+            "http://no-such-host.invalid",
+            "no-such-host.invalid does not resolve; look at base_url",
+        ),
     ):
         async with loopring_client(unreachable, timeout_s=0.5) as client:
             refused = await refusal(client)

@@ -25,10 +25,13 @@ PERMANENT = ("auth", "configuration")
 
 
 def todo(error_class: str, provider: str) -> str | None:
-    """Return what the operator has to fix; None if the error may pass by itself."""
+    """Return what the operator has to do; None if the error may pass by itself, or if its reason says it."""
+    section = f"[providers.{provider}]"
     return {
-        "auth": f"fix the key in [providers.{provider}]",
-        "configuration": f"fix the account, or base_url of [providers.{provider}]",
+        "auth": f"fix the key in {section}",
+        "configuration": f"fix the account, or base_url of {section}",
+        "rate": f"lower requests_per_second in {section}, or wait: others use the same key",
+        "malformed": f"check whether base_url in {section} leads to this provider, and not to a proxy",
     }.get(error_class)
 
 

@@ -305,7 +305,7 @@ class ProviderClient:
             written = self._written(url, request)
             answer = await self._pool.send(place_of(url, self._trusted), written, _LIMITS, deadline=deadline)
         except NoAnswer as error:
-            raise by_error(error) from error
+            raise by_error(error, host=url.host) from error
         except ValueError as error:
             raise Rejected("configuration", "base_url is not an address") from error
         if date := answer.header("date"):
@@ -374,20 +374,26 @@ _ERROR_CLASS_BY_HUNDRED: Mapping[int, tuple[ErrorClass, str]] = {
     5: ("transient", "an error at the provider"),
 }
 
-_UNREACHED: tuple[tuple[type[NoAnswer], ErrorClass, str], ...] = (
-    (NoHostName, "configuration", "base_url is not a host name"),
-    (Unresolved, "gone", "the name does not resolve"),
-    (NoConnection, "gone", CANNOT_CONNECT),
-    (NotHttp, "malformed", "the answer is not HTTP"),
-    (TooLong, "malformed", "the answer is not HTTP"),
-    (TimedOut, "gone", "no answer in time"),
-    (NoAnswer, "gone", "the connection broke before an answer"),
+_IF_SLOW = "if it is only slow, raise timeout in its section"
+_UNREACHED: tuple[tuple[type[NoAnswer], ErrorClass, str, str], ...] = (
+    (NoHostName, "configuration", "base_url is not a host name", ""),
+    (Unresolved, "gone", "{host} does not resolve", "look at base_url, and at the DNS of this machine"),
+    (NoConnection, "gone", CANNOT_CONNECT, "look at base_url, and at the firewalls in between"),
+    (NotHttp, "malformed", "the answer is not HTTP", ""),
+    (TooLong, "malformed", "the answer is not HTTP", ""),
+    (TimedOut, "gone", "no answer in time", f"look at base_url; {_IF_SLOW}"),
+    (
+        NoAnswer,
+        "gone",
+        "the connection broke before an answer",
+        "look at base_url, or a proxy in between",
+    ),
 )
-_BROKEN_OFF: tuple[tuple[type[NoAnswer], ErrorClass, str], ...] = (
-    (TooLong, "malformed", _TOO_LARGE),
-    (NotHttp, "malformed", "the answer is not HTTP"),
-    (TimedOut, "transient", "no whole answer in time"),
-    (NoAnswer, "transient", "the answer is incomplete"),
+_BROKEN_OFF: tuple[tuple[type[NoAnswer], ErrorClass, str, str], ...] = (
+    (TooLong, "malformed", _TOO_LARGE, ""),
+    (NotHttp, "malformed", "the answer is not HTTP", ""),
+    (TimedOut, "transient", "no whole answer in time", _IF_SLOW),
+    (NoAnswer, "transient", "the answer is incomplete", ""),
 )
 
 
@@ -400,11 +406,12 @@ def by_status(status: int) -> Rejected:
     return Rejected(error_class, f"{reason} ({status})", status=status)
 
 
-def by_error(error: NoAnswer, status: int | None = None) -> Rejected:
-    """Say how a request failed: before an answer (`status` is None), or in the middle of one."""
+def by_error(error: NoAnswer, status: int | None = None, *, host: str | None = None) -> Rejected:
+    """Say how a request to a host failed: before an answer (`status` is None), or in the middle of one."""
     if status is None and (flaw := tls_flaw(error, is_handshake=isinstance(error, NoConnection))):
         in_its_section = ', or ca = "/path/ca.pem" in its section' if "SSL_CERT_FILE" in flaw.fix else ""
         return Rejected("gone", flaw.words, fix=flaw.fix + in_its_section)
     table = _UNREACHED if status is None else _BROKEN_OFF
-    error_class, reason = next(row[1:] for row in table if isinstance(error, row[0]))
-    return Rejected(error_class, cannot_connect(error) if reason == CANNOT_CONNECT else reason, status=status)
+    error_class, words, fix = next(row[1:] for row in table if isinstance(error, row[0]))
+    words = cannot_connect(error) if words == CANNOT_CONNECT else words.format(host=host or "the name")
+    return Rejected(error_class, words, fix=fix, status=status)

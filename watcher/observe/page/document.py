@@ -35,6 +35,7 @@ from watcher.observe.views import (
     worker_line,
 )
 from watcher.printable import many, printable, without_secrets
+from watcher.providers.contract import PERMANENT
 from watcher.settings import Settings
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
@@ -190,7 +191,7 @@ def document(settings: Settings, found: Found) -> Line:
         line["errors"] = [
             {**error, "reason": _said(error["reason"])} for error in line["errors"][:MOST_ERRORS]
         ]
-    providers.sort(key=lambda line: not any(error["todo"] for error in line["errors"]))
+    providers.sort(key=lambda line: not any(error["error_class"] in PERMANENT for error in line["errors"]))
     names = dict.fromkeys((*overview.waiting, *overview.unknown, *found.recorded.subscriptions))
     idle = [name for name in names if _is_idle(name, found)]
     idle_left_out = idle[MOST_SUBSCRIPTIONS:]
@@ -275,7 +276,7 @@ def health(seen: Line, subscriptions: Sequence[Line]) -> Line:
         ("failing", f"{line['provider']}: {error['error_class']}: {error['reason']}")
         for line in providers
         for error in line["errors"]
-        if error["todo"]
+        if error["error_class"] in PERMANENT
     ]
     told += [
         (state, f"{least_of}{many(count, noun)} {what}".rstrip())
