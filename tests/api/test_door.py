@@ -155,6 +155,6 @@ def test_on_loopback_a_probe_without_a_host_is_accepted() -> None:
 
 
 def test_a_refused_host_is_shown_escaped_and_cut() -> None:
-    told = Door(LOOPBACK, None).advice(421, {"host": "\x85evil\x9b" + "a" * 5000})
-    assert told.isprintable()
-    assert len(told) < 300
+    found = Door(LOOPBACK, None).advice(421, {"host": "\x85evil\x9b" + "a" * 5000})
+    assert found.isprintable()
+    assert len(found) < 300

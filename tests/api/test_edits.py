@@ -395,20 +395,20 @@ async def test_a_deleted_subscription_leaves_nothing_to_the_next_one_of_its_name
         body = {"url": rig.receiver.url, "secrets": [SECRET], "accounts": ["treasury"]}
         assert (await ask(api, "PUT", "/subscriptions/new", body)).status == 201
 
-        async def owed() -> list[Any]:
+        async def queued_events() -> list[Any]:
             found: list[Any] = (await ask(api, "GET", "/subscriptions/new/deliveries")).data["items"]
             return found
 
         async with asyncio.timeout(10):
             for amount in range(1, 1000):
                 rig.sandbox.world.credit(TREASURY, "ETH", amount)
-                if len(await owed()) > 2:
+                if len(await queued_events()) > 2:
                     break
                 await asyncio.sleep(0.02)
         await ask(api, "POST", "/subscriptions/new/pause")
         assert (await ask(api, "DELETE", "/subscriptions/new")).status == 204
         await ask(api, "PUT", "/subscriptions/new", {**body, "accounts": ["alice"]})
-        assert await owed() == []
+        assert await queued_events() == []
         shown = (await ask(api, "GET", "/subscriptions/new")).data
         assert (shown["state"], shown["status"]["state"]) == ("unverified", "healthy")
         rig.receiver.fail = None

@@ -73,16 +73,16 @@ async def test_a_worker_shows_that_it_lives_reloads_an_edited_file_and_ends(plac
         with (place / "accounts.jsonl").open("a") as accounts:
             accounts.write(ACCOUNT.format(number=2))
         await until(lambda: len(lines(place, "configuration.loaded")) == 2)
-        told = parsed((await get(port, "/metrics")).body)
-        assert told.value("watcher_accounts", provider="loopring") == 2
-        assert told.value("watcher_configuration_last_reload_ok") == 1
+        shown = parsed((await get(port, "/metrics")).body)
+        assert shown.value("watcher_accounts", provider="loopring") == 2
+        assert shown.value("watcher_configuration_last_reload_ok") == 1
 
         with (place / "accounts.jsonl").open("a") as accounts:
             accounts.write("{")
         await until(lambda: lines(place, "configuration.refused"))
-        told = parsed((await get(port, "/metrics")).body)
-        assert told.value("watcher_accounts", provider="loopring") == 2
-        assert told.value("watcher_configuration_last_reload_ok") == 0
+        shown = parsed((await get(port, "/metrics")).body)
+        assert shown.value("watcher_accounts", provider="loopring") == 2
+        assert shown.value("watcher_configuration_last_reload_ok") == 0
 
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 10) == 0

@@ -150,17 +150,17 @@ async def test_without_a_token_the_api_says_only_that_it_needs_one(
 ) -> None:
     lines = "".join(f"{name}: {value}\r\n" for name, value in shown.items())
     head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode("utf-8", "surrogateescape")
-    told, _, body = (await said(api.port, head)).partition(b"\r\n\r\n")
-    assert told.startswith(b"HTTP/1.1 401 ")
-    assert b"\r\nwww-authenticate: Bearer\r\n" in told
+    found, _, body = (await said(api.port, head)).partition(b"\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nwww-authenticate: Bearer\r\n" in found
     assert json.loads(body)["detail"] == "send a token of this API: `Authorization: Bearer ...`"
 
 
 async def test_a_request_with_two_tokens_is_refused(api: Api) -> None:
     shown = f"Authorization: Bearer {OPS}\r\nAuthorization: Bearer {OPERATORS}\r\n"
-    told = await said(api.port, f"GET /v1/events HTTP/1.1\r\nHost: a\r\n{shown}\r\n".encode())
-    assert told.startswith(b"HTTP/1.1 400 ")
-    assert b"application/problem+json" in told
+    found = await said(api.port, f"GET /v1/events HTTP/1.1\r\nHost: a\r\n{shown}\r\n".encode())
+    assert found.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in found
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
@@ -318,16 +318,16 @@ async def test_a_body_is_json_and_bounded(
 )
 async def test_a_name_in_a_path_is_decoded_once_and_is_no_path(api: Api, segment: str, name: str) -> None:
     shown = f"Host: a\r\nConnection: close\r\nAuthorization: Bearer {OPERATORS}\r\n"
-    told = await said(api.port, f"GET /v1/accounts/{segment} HTTP/1.1\r\n{shown}\r\n".encode())
-    body = told.partition(b"\r\n\r\n")[2]
+    found = await said(api.port, f"GET /v1/accounts/{segment} HTTP/1.1\r\n{shown}\r\n".encode())
+    body = found.partition(b"\r\n\r\n")[2]
     assert json.loads(body)["name"] == name
 
 
 @pytest.mark.parametrize("segment", ["..", ".", "a/..", "..;", "%2e%2e/%2e%2e"])
 async def test_dots_in_a_path_lead_nowhere(api: Api, segment: str) -> None:
     shown = f"Host: a\r\nConnection: close\r\nAuthorization: Bearer {OPERATORS}\r\n"
-    told = await said(api.port, f"GET /v1/accounts/{segment}/../../livez HTTP/1.1\r\n{shown}\r\n".encode())
-    assert told.startswith(b"HTTP/1.1 404 ")
+    found = await said(api.port, f"GET /v1/accounts/{segment}/../../livez HTTP/1.1\r\n{shown}\r\n".encode())
+    assert found.startswith(b"HTTP/1.1 404 ")
 
 
 async def test_one_connection_carries_many_requests(api: Api) -> None:

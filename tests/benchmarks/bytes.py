@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bytes            # about three minutes
     python -m tests.benchmarks.bytes --quick    # seconds: shows that it runs, its figures mean nothing
 
-Steps are the journal's own, and keys are told apart by their names only: the figures of two layouts compare.
+Steps are the journal's own, and keys are distinguished by name only: the figures of two layouts compare.
 Every schedule is a skip list, as it is where there are many accounts.
 """
 

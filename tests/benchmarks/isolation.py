@@ -136,13 +136,13 @@ async def measure(plan: Plan) -> Found:
                 await asyncio.sleep(plan.warm_up_s)
                 say("beside the dead")
                 names = [each.name for each in dead]
-                await watch.owe({name: _accounts(plan.queues_each) for name in names})
+                await watch.add_backlog({name: _accounts(plan.queues_each) for name in names})
                 async with watch.feeding(names, plan.fed_per_second):
                     beside = await watch.phase("beside the dead", plan.seconds)
                     say("while one comes back")
-                    await watch.leave_alone(BACK, plan.rest_s)
+                    await watch.let_back_off(BACK, plan.rest_s)
                     await asyncio.sleep(1.5)  # until the worker knows
-                    await watch.owe({BACK: _accounts(plan.retries)})
+                    await watch.add_backlog({BACK: _accounts(plan.retries)})
                     after, treated = await watch.coming_back(ports.back, plan.retries)
     return Found(quiet, beside, after, treated)
 
@@ -188,14 +188,14 @@ class _Watch:
             name, found, sum(mine.values()) - mine.get("delivered", 0), made.total() - sum(mine.values())
         )
 
-    async def owe(self, accounts_by_name: dict[str, list[str]]) -> None:
+    async def add_backlog(self, accounts_by_name: dict[str, list[str]]) -> None:
         """Let deliveries be due that do not come from this worker's polls."""
         wanted = [(name, account) for name, accounts in accounts_by_name.items() for account in accounts]
         for i in range(0, len(wanted), _AT_ONCE):
             some = wanted[i : i + _AT_ONCE]
             await asyncio.gather(*(self._queues.enqueue(*queue, [next(self._bodies)]) for queue in some))
 
-    async def leave_alone(self, name: str, for_s: float) -> None:
+    async def let_back_off(self, name: str, for_s: float) -> None:
         """Let a subscription have failed until now: its retries are due when the breaker half-opens."""
         wish_ms = int(1000 * for_s)
         await fail(self._breakers, name, "status 503", open_ms=wish_ms)
@@ -242,7 +242,7 @@ def _dead(ports: DeadServers, number: int) -> SubscriptionSettings:
 
 
 def _subscription(name: str, url: str) -> SubscriptionSettings:
-    """It matches no account that is polled here: its deliveries are queued by `owe`."""
+    """It matches no account that is polled here: its deliveries are queued by `add_backlog`."""
     return SubscriptionSettings(
         name=name, url=SecretStr(url), secrets=(SecretStr(SECRET),), accounts=("nobody",)
     )

@@ -43,5 +43,5 @@ def test_hostile_subscribers_cost_no_memory_and_no_more_than_their_time(form: st
 )
 def test_a_cost_beyond_its_bound_is_named(cost: Cost, fault: str) -> None:
     assert list(CHEAP.faults(QUICK)) == []
-    (told,) = cost.faults(QUICK)
-    assert fault in told
+    (shown,) = cost.faults(QUICK)
+    assert fault in shown

@@ -44,5 +44,5 @@ def test_the_small_form_finds_no_fault() -> None:
 )
 def test_a_figure_beyond_its_bound_is_named(found: Found, fault: str) -> None:
     assert list(GOOD.faults(QUICK)) == []
-    (told,) = found.faults(QUICK)
-    assert fault in told
+    (shown,) = found.faults(QUICK)
+    assert fault in shown

@@ -54,13 +54,13 @@ def test_an_inconsistency_is_shown_with_what_to_do_and_exits_with_1(
     in_the_books(redis_server_url, namespace, a_damaged_past)
     done = run()
     assert done.code == 1
-    told = done.lines
-    assert told[0] == f"{namespace}:notes: watcher writes no key of this name"
-    assert told[1].startswith(f"    if no other program needs it: UNLINK {namespace}:notes;")
+    shown = done.lines
+    assert shown[0] == f"{namespace}:notes: watcher writes no key of this name"
+    assert shown[1].startswith(f"    if no other program needs it: UNLINK {namespace}:notes;")
     index = f"{namespace}:{{{SHARD}}}:due:queues"
-    assert f"    no worker looks at it; to make them look: ZADD {index} 0 ops" in told
-    assert sum("its body counts 2, and 1 refer to it (queues 1)" in line for line in told) == 5
-    assert any(line.endswith("more of this kind; --json lists all") for line in told)
+    assert f"    no worker looks at it; to make them look: ZADD {index} 0 ops" in shown
+    assert sum("its body counts 2, and 1 refer to it (queues 1)" in line for line in shown) == 5
+    assert any(line.endswith("more of this kind; --json lists all") for line in shown)
     assert done.err.endswith("disagreements\n")
     done = run("--json")
     assert done.code == 1

@@ -157,10 +157,10 @@ async def test_accounts_that_are_polled_but_not_in_the_file_are_a_warning(
     names = ["treasury", *(f"shop-{number}" for number in range(10))]
     await store.roster.enroll({"loopring": names}, now_ms=0)
     settings = a_file(redis_server_url, namespace, ["treasury"])
-    (told,) = [line async for line in try_server(settings) if line.kind == "accounts"]
-    assert told.verdict == "warning"
-    assert told.text.startswith("polled now, but not in this file: 10 accounts (shop-0, shop-1, ")
-    assert told.text.endswith("shop-7, …)")
+    (reported,) = [line async for line in try_server(settings) if line.kind == "accounts"]
+    assert reported.verdict == "warning"
+    assert reported.text.startswith("polled now, but not in this file: 10 accounts (shop-0, shop-1, ")
+    assert reported.text.endswith("shop-7, …)")
     whole = a_file(redis_server_url, namespace, names)
     assert [line.kind async for line in try_server(whole)] == ["redis", "rights"]
 
@@ -181,9 +181,9 @@ async def test_entries_of_the_api_need_not_be_in_the_file_but_must_decrypt(
         ),
         (file, "warning", "1 of 1 record of the API cannot be decrypted: this file has no [api]"),
     ):
-        told = [line async for line in try_server(settings)]
-        assert [line.kind for line in told] == ["redis", "rights", "directory"]
-        assert (told[-1].verdict, told[-1].text[: len(text)]) == (verdict, text)
+        reported = [line async for line in try_server(settings)]
+        assert [line.kind for line in reported] == ["redis", "rights", "directory"]
+        assert (reported[-1].verdict, reported[-1].text[: len(text)]) == (verdict, text)
     (untried,) = [line async for line in try_provider(loopring_settings(), None, has_api=True)]
     assert untried.verdict == "ok"
 
@@ -267,7 +267,7 @@ def test_on_a_terminal_progress_is_shown_beside_the_answer(tmp_path: Path) -> No
     assert (done.returncode, b"trying" in done.stdout) == (1, False)
 
 
-async def told(path: Path, **values: str) -> dict[str, tuple[str, str]]:
+async def reported(path: Path, **values: str) -> dict[str, tuple[str, str]]:
     """What fails, and what to do about it, by kind; the exit code is 1, and each is shown once."""
     port = a_free_port()
     nobody = {"provider": f"http://127.0.0.1:{port}", "subscriber": f"http://127.0.0.1:{port}/"}
@@ -286,8 +286,8 @@ async def test_a_server_with_a_certificate_of_its_own_names_the_switches(tmp_pat
     with real_server() as server:
         async with a_tls_front(certificate, server.socket) as port:
             url = f"rediss://127.0.0.1:{port}"
-            text, _ = (await told(tmp_path, redis=url))["redis"]
-            trusting = await told(tmp_path, redis=f"{url}?ssl_ca_certs={certificate}")
+            text, _ = (await reported(tmp_path, redis=url))["redis"]
+            trusting = await reported(tmp_path, redis=f"{url}?ssl_ca_certs={certificate}")
     assert text.startswith(f"Redis at 127.0.0.1:{port} has a certificate that does not verify; if it is")
     assert (
         "in redis.url by ?ssl_ca_certs=/path/ca.pem, or trust any certificate by ?ssl_cert_reqs=none" in text
@@ -297,7 +297,7 @@ async def test_a_server_with_a_certificate_of_its_own_names_the_switches(tmp_pat
 
 async def test_a_wrong_password_is_named_as_such(tmp_path: Path, guarded: RealServer) -> None:
     url = f"{guarded.url}?username=watcher&password=wrong-canary"
-    text, todo = (await told(tmp_path, redis=url))["redis"]
+    text, todo = (await reported(tmp_path, redis=url))["redis"]
     assert text == f"Redis at {guarded.socket} refuses the credentials in redis.url"
     assert todo == "fix redis.url or the server: until then no worker starts"
 
@@ -305,7 +305,7 @@ async def test_a_wrong_password_is_named_as_such(tmp_path: Path, guarded: RealSe
 async def test_a_server_that_evicts_keys_fails_with_the_setting(tmp_path: Path) -> None:
     evicting = ("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     with real_server("valkey", *evicting) as server:
-        text, _ = (await told(tmp_path, redis=server.url))["redis"]
+        text, _ = (await reported(tmp_path, redis=server.url))["redis"]
     assert text.endswith("set maxmemory-policy noeviction")
 
 
@@ -329,7 +329,7 @@ async def a_clock_that_is_off(url: str, by: timedelta) -> AsyncIterator[str]:
 
 async def test_a_clock_that_is_ten_minutes_off_fails(tmp_path: Path, redis_server_url: str) -> None:
     async with Sandbox() as sandbox, a_clock_that_is_off(sandbox.loopring_url, timedelta(minutes=10)) as url:
-        found = await told(tmp_path, redis=redis_server_url, provider=url)
+        found = await reported(tmp_path, redis=redis_server_url, provider=url)
     text, todo = found["clock"]
     assert re.fullmatch(r"this machine's clock is (599|60[0-2]) s behind its Date", text)
     assert todo == "set the clock (NTP): receivers refuse what is 5 minutes off"
@@ -376,9 +376,9 @@ async def test_a_user_without_scripts_or_keys_fails(
         provider=f"http://127.0.0.1:{port}",
         subscriber=f"http://127.0.0.1:{port}/",
     )
-    (told,) = (line for line in tried if line["kind"] == "rights")
-    assert (code, told["verdict"]) == (1, "failed")
-    assert f"{namespace}:*; allow them as deploy/users.acl does" in told["todo"]
+    (reported,) = (line for line in tried if line["kind"] == "rights")
+    assert (code, reported["verdict"]) == (1, "failed")
+    assert f"{namespace}:*; allow them as deploy/users.acl does" in reported["todo"]
 
 
 def test_every_command_that_deploy_grants_is_tried() -> None:

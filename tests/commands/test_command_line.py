@@ -125,7 +125,7 @@ class Unreachable(Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "shown"),
     [
         (Unreachable("Redis at db:6379 does not answer"), 69, "watcher: Redis at db:6379 does not answer\n"),
         (click.UsageError("which account?"), 2, "Error: which account?\n"),
@@ -137,12 +137,12 @@ class Unreachable(Exception):
 def test_expected_errors_are_shown_without_a_traceback(
     error: BaseException,
     code: int,
-    told: str,
+    shown: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert exit_code(raising(error), monkeypatch=monkeypatch) == code
-    assert capsys.readouterr().err.endswith(told)
+    assert capsys.readouterr().err.endswith(shown)
 
 
 @pytest.mark.parametrize(

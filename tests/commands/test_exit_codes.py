@@ -1,6 +1,6 @@
 """An exit code says what is at fault: every command against every kind of unusable server.
 
-69: the server's state, or that nobody listens. 78: the address or the credentials. 0 or 1: it answered all
+69: the server's state, or no listener. 78: the address or the credentials. 0 or 1: it answered all
 the same. Never 70, never a traceback; one sentence.
 """
 
@@ -117,7 +117,7 @@ async def on_a_port(
 
 
 @asynccontextmanager
-async def nobody() -> AsyncIterator[str]:
+async def no_listener() -> AsyncIterator[str]:
     yield f"redis://{HERE}:{a_free_port()}"
 
 
@@ -277,7 +277,7 @@ def replying(reply: str, *only: str) -> Callable[[], AbstractAsyncContextManager
 Server = Callable[[], AbstractAsyncContextManager[str]]
 
 UNUSABLE: dict[str, tuple[Server, int, str]] = {
-    "closed port": (nobody, 69, "cannot be reached; is it running?"),
+    "closed port": (no_listener, 69, "cannot be reached; is it running?"),
     "unknown name": (an_unknown_name, 69, "its name cannot be resolved"),
     "wrong password": (another_password, 78, "refuses the credentials in redis.url"),
     "no password": (no_password, 78, "asks for credentials"),

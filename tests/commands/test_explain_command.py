@@ -143,7 +143,7 @@ def test_two_equal_answers_are_said_to_show_no_movement(explain: Explain) -> Non
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "shown"),
     [
         (b"{", [], "before.json is rejected, malformed: the answer is not JSON in UTF-8"),
         (b" <html>", [], "before.json is rejected, malformed: the answer is HTML or XML, not JSON"),
@@ -178,13 +178,13 @@ def test_two_equal_answers_are_said_to_show_no_movement(explain: Explain) -> Non
     ],
 )
 def test_an_answer_that_a_poll_would_reject_is_rejected_with_its_reason(
-    explain: Explain, before: Any, after: Any, told: str
+    explain: Explain, before: Any, after: Any, shown: str
 ) -> None:
     done = explain(before, after)
     assert done.code == 1
-    assert done.out.startswith(told)
+    assert done.out.startswith(shown)
     (line,) = explain(before, after, "--json").objects
-    assert (line["kind"], line["file"]) == ("rejected", told.split()[0])
+    assert (line["kind"], line["file"]) == ("rejected", shown.split()[0])
 
 
 def test_an_invalid_list_of_tokens_is_refused(explain: Explain, tmp_path: Path) -> None:

@@ -142,9 +142,9 @@ def test_an_audit_shows_a_few_findings_of_many(run: Run, write: Write) -> None:
             await books.damage("XDEL", key, entry_id)
 
     write(emptied)
-    _, *told = run("audit", "treasury").lines
-    assert len(told) == 6
-    assert told[-1].endswith("more ways; --json lists all")
+    _, *shown = run("audit", "treasury").lines
+    assert len(shown) == 6
+    assert shown[-1].endswith("more ways; --json lists all")
     assert len(run("audit", "treasury", "--json").objects[0]["findings"]) > 6
 
 
@@ -334,9 +334,9 @@ def test_a_provider_without_pending_fields_shows_none_rather_than_zero(run: Run,
 def test_events_are_shown_oldest_first_over_all_accounts(run: Run, write: Write) -> None:
     write(two_accounts)
     done = run("events")
-    told = [line.split()[1:3] for line in done.lines[1:]]
-    assert told[0] == ["treasury", "total.increased"]
-    assert told[-1] == ["alice", "total.increased"]
+    shown = [line.split()[1:3] for line in done.lines[1:]]
+    assert shown[0] == ["treasury", "total.increased"]
+    assert shown[-1] == ["alice", "total.increased"]
     assert done.lines[1].startswith("2026-11-20T11:45:55Z  treasury ")
     assert re.search(r" 10  ETH +total \+10  +#1795175155846  evt_[a-z2-7]{24}$", done.lines[1])
     assert run("events", "--wide").lines[1].startswith("2026-11-20T11:45:55.846Z  treasury ")
@@ -451,7 +451,7 @@ async def present(
 
 
 def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
-    async def troubled(books: Books) -> None:
+    async def failing_parts(books: Books) -> None:
         await two_accounts(books)
         lease = await books.lease("bob")
         await books.polls.postpone(
@@ -462,7 +462,7 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
         for number in (1, 2):
             await present(books, f"web-{number}", rates={"loopring": 0.05})
 
-    write(troubled)
+    write(failing_parts)
     done = run("status")
     assert done.code == 0
     screen = done.out
@@ -632,8 +632,8 @@ def test_status_shows_a_providers_rate_as_far_as_workers_know_it(
     write(measured)
     assert text in run("status").out
     (line,) = (line for line in run("status", "--json").objects if line["kind"] == "provider")
-    told = [line[f"{name}_per_second"] for name in ("requests", "needed", "used")]
-    assert told == [4, 0.1, made]
+    shown = [line[f"{name}_per_second"] for name in ("requests", "needed", "used")]
+    assert shown == [4, 0.1, made]
 
 
 def test_status_says_when_accounts_need_more_requests_than_their_provider_allows(
@@ -686,7 +686,7 @@ def test_status_fits_on_one_screen_however_much_is_wrong(
 def test_status_names_the_command_that_helps_with_the_worst_problem(
     run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, problem: str, command: str
 ) -> None:
-    async def troubled(books: Books) -> None:
+    async def failing_parts(books: Books) -> None:
         breakers = Breakers(books.pipe, books.keys)
         if problem != "stopped":
             await present(books, "web-1")
@@ -707,7 +707,7 @@ def test_status_names_the_command_that_helps_with_the_worst_problem(
         else:
             await pending_and_suspect(books)
 
-    write(troubled)
+    write(failing_parts)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert run("status").err == f"next: {command}\n"
 
@@ -716,11 +716,11 @@ def test_status_names_the_command_that_helps_with_the_worst_problem(
 def test_status_fits_a_narrow_terminal_without_losing_a_word(
     run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    async def troubled(books: Books) -> None:
+    async def failing_parts(books: Books) -> None:
         await two_accounts(books)
         await pause(Breakers(books.pipe, books.keys), "ops", "410 Gone, and it will not come back to us")
 
-    write(troubled)
+    write(failing_parts)
     whole = run("status", "--wide").out
     monkeypatch.setattr("watcher.commands._table.terminal_width", lambda: width)
     lines = run("status").lines
@@ -816,7 +816,7 @@ def test_people_see_the_next_command_and_programs_do_not(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "shown"),
     [
         (("balances", "treasry"), "no account of the configuration is called 'treasry'"),
         (("audit", "treasry"), "no account of the configuration is called 'treasry'"),
@@ -830,13 +830,13 @@ def test_people_see_the_next_command_and_programs_do_not(
     ids=str,
 )
 def test_a_mistyped_account_is_one_line_with_the_nearest_name(
-    arguments: tuple[str, ...], told: str, run: Run, write: Write
+    arguments: tuple[str, ...], shown: str, run: Run, write: Write
 ) -> None:
     write(two_accounts)
     done = run(*arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("Error: ")
-    assert told in done.err
+    assert shown in done.err
     assert done.err.endswith("; did you mean 'treasury'?\n")
     assert len(done.err.splitlines()) == 1
 

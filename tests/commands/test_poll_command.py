@@ -118,11 +118,11 @@ def test_an_account_that_backs_off_says_until_when_and_why(run: Run, write: Writ
 def test_a_provider_that_sent_retry_after_is_not_polled_and_the_output_says_so(
     run: Run, write: Write
 ) -> None:
-    async def held(books: Books) -> None:
+    async def backing_off(books: Books) -> None:
         await a_past(books)
         await books.polls.take_turns(PROVIDER, 0, spacing_ms=0, not_before_ms=90_000)
 
-    write(held)
+    write(backing_off)
     done = run("treasury")
     assert "loopring: its rate limit, or a Retry-After, lets the next request begin in 1m " in done.err
     assert (done.code, done.out) == (0, "treasury: due now\n")
@@ -157,11 +157,11 @@ def test_accounts_and_a_provider_exclude_each_other(run: Run, arguments: tuple[s
 
 
 def test_without_a_worker_it_says_who_will_poll(run: Run, write: Write) -> None:
-    async def nobody(books: Books) -> None:
+    async def no_worker(books: Books) -> None:
         await a_past(books)
         await Workers(books.pipe, books.keys).leave("w")
 
-    write(nobody)
+    write(no_worker)
     done = run("treasury")
     assert (done.code, done.out, done.err) == (0, "treasury: due now\n", f"{NO_WORKER}\n")
 

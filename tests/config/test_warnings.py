@@ -36,37 +36,37 @@ url = "https://ops.example.com/"
 """
 OPS = f'secrets = ["{SECRET}"]\n'
 
-Doubts = Callable[..., list[str]]
+Warned = Callable[..., list[str]]
 
 
 @pytest.fixture
-def doubts(tmp_path: Path) -> Doubts:
+def warned(tmp_path: Path) -> Warned:
     """The warnings about a configuration, by key."""
 
-    def doubts(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    def warned(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
         path = tmp_path / "watcher.toml"
         path.write_text(text)
         loaded = load(path, environ or {})
         return [f"{warning.key}: {warning.text}" for warning in loaded.warnings]
 
-    return doubts
+    return warned
 
 
 # secrets
 
 
 @pytest.mark.parametrize("value", ['"k-canary"', "'k-canary'", "`k-canary`"])
-def test_a_quoted_key_is_a_warning_wherever_it_was_set(doubts: Doubts, value: str) -> None:
+def test_a_quoted_key_is_a_warning_wherever_it_was_set(warned: Warned, value: str) -> None:
     quoted = [
         "providers.loopring.api_key: is in quotes, which are part of the value: take them off where it is set"
     ]
-    assert doubts(HEAD.replace('"k"', '"${KEY}"', 1) + OPS, {"KEY": value}) == quoted
-    assert doubts(HEAD.replace('"k"', f"'''{value}'''", 1) + OPS) == quoted
+    assert warned(HEAD.replace('"k"', '"${KEY}"', 1) + OPS, {"KEY": value}) == quoted
+    assert warned(HEAD.replace('"k"', f"'''{value}'''", 1) + OPS) == quoted
 
 
 @pytest.mark.parametrize("value", ["$LOOPRING_API_KEY", "$1x", "${A:-$B}"])
-def test_a_key_that_begins_with_an_unbraced_dollar_is_a_warning(doubts: Doubts, value: str) -> None:
-    assert doubts(HEAD.replace('"k"', f'"{value}"', 1) + OPS) == [
+def test_a_key_that_begins_with_an_unbraced_dollar_is_a_warning(warned: Warned, value: str) -> None:
+    assert warned(HEAD.replace('"k"', f'"{value}"', 1) + OPS) == [
         "providers.loopring.api_key: holds a '$' without braces, which stays as it is: write ${NAME}"
     ]
 
@@ -85,8 +85,8 @@ def test_a_key_that_begins_with_an_unbraced_dollar_is_a_warning(doubts: Doubts, 
         ),
     ],
 )
-def test_urls_and_headers_are_checked_like_keys(doubts: Doubts, find: str, put: str, key: str) -> None:
-    (found,) = doubts((HEAD + OPS).replace(find, put, 1))
+def test_urls_and_headers_are_checked_like_keys(warned: Warned, find: str, put: str, key: str) -> None:
+    (found,) = warned((HEAD + OPS).replace(find, put, 1))
     assert found.startswith(f"{key}: ")
 
 
@@ -104,9 +104,9 @@ def test_urls_and_headers_are_checked_like_keys(doubts: Doubts, find: str, put: 
     ],
 )
 def test_a_subscriber_that_is_a_chat_service_is_proposed_its_format(
-    doubts: Doubts, url: str, service: str | None
+    warned: Warned, url: str, service: str | None
 ) -> None:
-    found = doubts((HEAD + OPS).replace("https://ops.example.com/", url))
+    found = warned((HEAD + OPS).replace("https://ops.example.com/", url))
     text = f"leads to {service}, which does not understand signed events"
     proposed = f'{text}: set format = "{str(service).lower()}"'
     assert found == ([f"subscriptions[0].url: {proposed}"] if service else [])
@@ -132,37 +132,37 @@ format = "slack"
     ],
 )
 def test_a_format_is_compared_with_the_service_of_the_url(
-    doubts: Doubts, url: str, format_: str, found: list[str]
+    warned: Warned, url: str, format_: str, found: list[str]
 ) -> None:
     text = CHAT.replace("https://hooks.slack.com/services/T/B/x", url).replace('"slack"', f'"{format_}"')
-    assert doubts(NOBODY + text) == [f"subscriptions[0].{one}" for one in found]
+    assert warned(NOBODY + text) == [f"subscriptions[0].{one}" for one in found]
 
 
-def test_a_message_for_people_needs_no_secrets_and_does_not_use_them(doubts: Doubts) -> None:
-    found = doubts(NOBODY + CHAT + OPS)
+def test_a_message_for_people_needs_no_secrets_and_does_not_use_them(warned: Warned) -> None:
+    found = warned(NOBODY + CHAT + OPS)
     assert found == ["subscriptions[0].secrets: are not used: a message for people is not signed"]
 
 
-def test_a_pager_for_every_change_is_a_warning(doubts: Doubts) -> None:
+def test_a_pager_for_every_change_is_a_warning(warned: Warned) -> None:
     pager = CHAT.replace("hooks.slack.com/services/T/B/x", "events.pagerduty.com/v2/enqueue").replace(
         '"slack"', f'"pagerduty"\nrouting_key = "{"a" * 32}"'
     )
-    (found,) = doubts(NOBODY + pager)
+    (found,) = warned(NOBODY + pager)
     assert found.startswith("subscriptions[0].events: are every change, and each opens an alert: name ")
-    assert doubts(NOBODY + pager + 'events = ["account.stale"]\n') == []
+    assert warned(NOBODY + pager + 'events = ["account.stale"]\n') == []
 
 
-def test_a_literal_dollar_is_no_warning(doubts: Doubts) -> None:
+def test_a_literal_dollar_is_no_warning(warned: Warned) -> None:
     text = (HEAD + OPS).replace("example.com/", "example.com/$batch?$filter=x&price=5$", 1)
-    assert doubts(text.replace('"k"', '"a$B"', 1)) == []
+    assert warned(text.replace('"k"', '"a$B"', 1)) == []
 
 
 @pytest.mark.parametrize("value", [f'"{SECRET}"', "$OPS_SECRET"])
-def test_a_signing_secret_that_cannot_sign_for_that_reason_says_so(doubts: Doubts, value: str) -> None:
+def test_a_signing_secret_that_cannot_sign_for_that_reason_says_so(warned: Warned, value: str) -> None:
     with pytest.raises(ConfigRefused, match=r"in quotes|without braces"):
-        doubts(HEAD + 'secrets = ["${S}"]\n', {"S": value})
+        warned(HEAD + 'secrets = ["${S}"]\n', {"S": value})
     with pytest.raises(ConfigRefused, match=r"environment: REDIS_URL: is in quotes"):
-        doubts(HEAD + OPS, {"REDIS_URL": '"redis://localhost"'})
+        warned(HEAD + OPS, {"REDIS_URL": '"redis://localhost"'})
 
 
 # thresholds
@@ -199,9 +199,9 @@ def a_threshold(fields: str, more: str = "") -> str:
     ],
 )
 def test_a_threshold_that_can_never_fire_is_a_warning(
-    doubts: Doubts, more: str, fields: str, reason: str
+    warned: Warned, more: str, fields: str, reason: str
 ) -> None:
-    (found,) = doubts(a_threshold(fields, more))
+    (found,) = warned(a_threshold(fields, more))
     assert found.startswith("subscriptions[0].thresholds[0].")
     assert reason in found
 
@@ -223,19 +223,19 @@ def test_a_threshold_that_can_never_fire_is_a_warning(
         ('events = ["threshold.*"]', 'asset = "LRC", below = 1'),
     ],
 )
-def test_a_threshold_that_may_fire_is_no_warning(doubts: Doubts, more: str, fields: str) -> None:
-    assert doubts(a_threshold(fields, more)) == []
+def test_a_threshold_that_may_fire_is_no_warning(warned: Warned, more: str, fields: str) -> None:
+    assert warned(a_threshold(fields, more)) == []
 
 
-def test_a_bound_that_is_set_twice_is_a_warning(doubts: Doubts) -> None:
+def test_a_bound_that_is_set_twice_is_a_warning(warned: Warned) -> None:
     twice = a_threshold('asset = "LRC", below = 1').replace(
         "}]", '}, { asset = "LRC", below = "1", clear = 2 }]'
     )
-    assert doubts(twice) == ["subscriptions[0].thresholds[1]: is the bound of thresholds[0]"]
+    assert warned(twice) == ["subscriptions[0].thresholds[1]: is the bound of thresholds[0]"]
 
 
-def test_thresholds_whose_events_are_not_asked_for_are_a_warning(doubts: Doubts) -> None:
-    assert doubts(a_threshold('asset = "LRC", below = 1', 'events = ["deposit.*"]')) == [
+def test_thresholds_whose_events_are_not_asked_for_are_a_warning(warned: Warned) -> None:
+    assert warned(a_threshold('asset = "LRC", below = 1', 'events = ["deposit.*"]')) == [
         "subscriptions[0].events: lacks threshold.crossed: no threshold will be reported"
     ]
 
@@ -254,14 +254,14 @@ def test_thresholds_whose_events_are_not_asked_for_are_a_warning(doubts: Doubts)
     ],
 )
 def test_polls_that_must_come_late_are_a_warning_before_anything_runs(
-    doubts: Doubts, accounts: int, interval: str, rate: float, is_told: bool
+    warned: Warned, accounts: int, interval: str, rate: float, is_told: bool
 ) -> None:
     text = f'[providers.loopring]\napi_key = "k"\nrequests_per_second = {rate}\n' + "".join(
         f'[[accounts]]\nname = "a{n}"\nprovider = "loopring"\naccount_id = {n}\ninterval = "{interval}"\n'
         for n in range(accounts)
     )
     text += f'[[subscriptions]]\nname = "ops"\nurl = "https://ops.example.com/"\n{OPS}'
-    found = doubts(text)
+    found = warned(text)
     assert len(found) == is_told
     if accounts == 20 and is_told:
         assert found[0].startswith(
@@ -270,21 +270,21 @@ def test_polls_that_must_come_late_are_a_warning_before_anything_runs(
 
 
 @pytest.mark.parametrize(("timeout", "stale"), [("10s", ""), ("2s", ", and 20 of these accounts are stale")])
-def test_accounts_that_must_go_stale_are_counted(doubts: Doubts, timeout: str, stale: str) -> None:
+def test_accounts_that_must_go_stale_are_counted(warned: Warned, timeout: str, stale: str) -> None:
     text = f'[providers.loopring]\napi_key = "k"\nrequests_per_second = 2\ntimeout = "{timeout}"\n' + "".join(
         f'[[accounts]]\nname = "a{n}"\nprovider = "loopring"\naccount_id = {n}\ninterval = "1s"\n'
         for n in range(20)
     )
     text += f'[[subscriptions]]\nname = "ops"\nurl = "https://ops.example.com/"\n{OPS}'
-    (found,) = doubts(text)
+    (found,) = warned(text)
     assert f"polls are 10.5 intervals apart{stale}; raise it" in found
 
 
-def test_an_account_of_many_requests_counts_as_many(doubts: Doubts) -> None:
+def test_an_account_of_many_requests_counts_as_many(warned: Warned) -> None:
     currencies = ", ".join(f'"0x{n:040x}"' for n in range(60))
     text = HEAD.replace('"0x7ceB23fD6bC0adD59E62ac25578270cFf1b9f619"', currencies)
     text = text.replace('kind = "metakeep"', 'kind = "metakeep"\nrequests_per_second = 0.1') + OPS
-    (found,) = doubts(text)
+    (found,) = warned(text)
     assert "polls are 1.05 intervals apart" in found
 
 
@@ -364,8 +364,8 @@ def test_every_finding_of_every_kind_comes_in_one_run(
     (tmp_path / "more.jsonl").write_text(MORE)
     with pytest.raises(ConfigRefused) as refused:
         load(Path("w.toml"), {})
-    told = [re.split("( -- |: write|; `|, which)", str(mistake))[0] for mistake in refused.value.mistakes]
-    assert told == [
+    shown = [re.split("( -- |: write|; `|, which)", str(mistake))[0] for mistake in refused.value.mistakes]
+    assert shown == [
         "w.toml:4: worker.drain: not a duration",
         "w.toml:7: egress.allow[0]: not a network",
         "w.toml:10: providers.loopring.api_key: the environment has no KEY and no KEY_FILE",
@@ -400,12 +400,14 @@ def test_every_finding_of_every_kind_comes_in_one_run(
     ]
 
 
-def test_two_subscriptions_that_alert_each_other_are_no_warning(doubts: Doubts) -> None:
+def test_two_subscriptions_that_alert_each_other_are_no_warning(warned: Warned) -> None:
     other = HEAD[HEAD.index("[[subscriptions]]") :].replace("ops", "desk")
-    assert doubts(f'{HEAD}{OPS}alerts_to = "desk"\n{other}{OPS}alerts_to = "ops"\n') == []
+    assert warned(f'{HEAD}{OPS}alerts_to = "desk"\n{other}{OPS}alerts_to = "ops"\n') == []
 
 
-def test_a_mistyped_alerts_to_is_not_said_to_mean_the_subscription_itself(doubts: Doubts) -> None:
+def test_a_mistyped_alerts_to_is_not_said_to_mean_the_subscription_itself(
+    warned: Warned,
+) -> None:
     with pytest.raises(ConfigRefused) as refused:
-        doubts(f'{HEAD}{OPS}alerts_to = "opz"\n')
+        warned(f'{HEAD}{OPS}alerts_to = "opz"\n')
     assert "did you mean" not in str(refused.value.mistakes)

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, inactive, owed
+from tests.delivery.staged_subscriber import (
+    Backlogs,
+    CommandLine,
+    StagedSubscriber,
+    backlogs_of,
+    inactive,
+)
 from tests.support.events_schema import assert_valid
 from tests.support.stores import fail
 from watcher.delivery import breakers
@@ -17,12 +23,12 @@ from watcher.engine.breaker import is_closed
 from watcher.settings import SubscriptionSettings
 from watcher.store.keys import shard_of
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 FIFTY = [f"account-{number}" for number in range(50)]
 
 
-def change(one: Owed, **fields: Any) -> Owed:
+def change(one: Backlogs, **fields: Any) -> Backlogs:
     """The same with another setting of the subscription."""
     ops: SubscriptionSettings = one.settings.subscription_by_name["ops"].model_copy(update=fields)
     return replace(one, settings=one.settings.model_copy(update={"subscription_by_name": {"ops": ops}}))
@@ -43,10 +49,10 @@ async def test_a_410_pauses_at_once_with_a_log_line_and_loses_nothing(
     capsys: pytest.CaptureFixture[str],
     logged: list[Any],
 ) -> None:
-    async with MoodySubscriber(status=410) as gone, MoodySubscriber() as pager:
-        both = owed(redis_client, redis_server_url, namespace, ops=gone.url, pager=pager.url)
-        told = both.settings.subscription_by_name
-        told["ops"] = told["ops"].model_copy(update={"alerts_to": "pager"})
+    async with StagedSubscriber(status=410) as gone, StagedSubscriber() as pager:
+        both = backlogs_of(redis_client, redis_server_url, namespace, ops=gone.url, pager=pager.url)
+        by_name = both.settings.subscription_by_name
+        by_name["ops"] = by_name["ops"].model_copy(update={"alerts_to": "pager"})
         run = CommandLine(both.settings, tmp_path / "watcher.toml", capsys)
         await both.queue(["treasury", "alice"], [1, 2, 3])
         async with both.worker():
@@ -70,7 +76,7 @@ async def test_a_410_pauses_at_once_with_a_log_line_and_loses_nothing(
 
 
 async def test_an_open_breaker_lets_one_attempt_of_all_workers_out_until_one_succeeds(
-    one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+    one: Backlogs, subscriber: StagedSubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
     inactive(monkeypatch, 50, 100, 200)
     subscriber.status, subscriber.delay_s = 503, 0.02
@@ -100,7 +106,7 @@ async def test_an_open_breaker_lets_one_attempt_of_all_workers_out_until_one_suc
 
 
 async def test_the_probe_of_a_worker_that_died_is_made_by_another_when_its_lease_ends(
-    one: Owed, subscriber: MoodySubscriber
+    one: Backlogs, subscriber: StagedSubscriber
 ) -> None:
     await fail(one.breakers, "ops", "status 503", open_ms=1)
     assert await one.breakers.take_probes("ops", ["of one that died"], at_most=1, lease_ms=1500)
@@ -111,7 +117,7 @@ async def test_the_probe_of_a_worker_that_died_is_made_by_another_when_its_lease
     assert subscriber.arrivals[0].at > probed_from
 
 
-async def test_concurrency_grows_with_each_delivery(one: Owed, subscriber: MoodySubscriber) -> None:
+async def test_concurrency_grows_with_each_delivery(one: Backlogs, subscriber: StagedSubscriber) -> None:
     subscriber.delay_s = 0.05
     await one.queue(FIFTY)
     async with one.worker():
@@ -122,7 +128,7 @@ async def test_concurrency_grows_with_each_delivery(one: Owed, subscriber: Moody
 
 
 async def test_a_subscriber_that_hangs_from_the_beginning_gets_two_attempts(
-    one: Owed, subscriber: MoodySubscriber
+    one: Backlogs, subscriber: StagedSubscriber
 ) -> None:
     subscriber.delay_s = 1.0
     await one.queue(FIFTY)
@@ -132,7 +138,7 @@ async def test_a_subscriber_that_hangs_from_the_beginning_gets_two_attempts(
 
 
 async def test_thirty_attempts_that_fail_at_once_open_the_breaker_once(
-    one: Owed, subscriber: MoodySubscriber
+    one: Backlogs, subscriber: StagedSubscriber
 ) -> None:
     await one.queue(FIFTY)
     async with one.worker():
@@ -145,7 +151,7 @@ async def test_thirty_attempts_that_fail_at_once_open_the_breaker_once(
 
 
 async def test_an_attempt_that_lost_its_lease_does_not_count_for_the_breaker(
-    one: Owed, subscriber: MoodySubscriber, logged: list[Any]
+    one: Backlogs, subscriber: StagedSubscriber, logged: list[Any]
 ) -> None:
     subscriber.status, subscriber.delay_s = 503, 0.3
     await one.queue(["treasury"])
@@ -159,7 +165,7 @@ async def test_an_attempt_that_lost_its_lease_does_not_count_for_the_breaker(
 
 
 async def test_retry_after_holds_all_queues_of_the_receiver_and_later_deliveries(
-    one: Owed, subscriber: MoodySubscriber
+    one: Backlogs, subscriber: StagedSubscriber
 ) -> None:
     subscriber.delay_s = 0.3
     await one.queue(["slow"])
@@ -179,14 +185,14 @@ async def test_retry_after_holds_all_queues_of_the_receiver_and_later_deliveries
 
 
 async def test_a_resume_ends_a_days_wait_at_once(
-    one: Owed, subscriber: MoodySubscriber, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one: Backlogs, subscriber: StagedSubscriber, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = CommandLine(one.settings, tmp_path / "watcher.toml", capsys)
     subscriber.status, subscriber.headers = 429, {"Retry-After": "86400"}
     await one.queue(["treasury"])
     async with one.worker(), one.worker():
         await one.queue(FIFTY)
-        await one.until_left_alone()
+        await one.until_nothing_is_due()
         subscriber.status, attempts = 200, len(subscriber.arrivals)
         shown = (await run("subscriptions")).out
         assert "backing off for 23h 59m" in shown
@@ -196,7 +202,7 @@ async def test_a_resume_ends_a_days_wait_at_once(
         await subscriber.until(lambda: len(subscriber.taken) == 51, within_s=4)
 
 
-async def test_a_rate_is_kept_over_two_workers(one: Owed, subscriber: MoodySubscriber) -> None:
+async def test_a_rate_is_kept_over_two_workers(one: Backlogs, subscriber: StagedSubscriber) -> None:
     limited = change(one, requests_per_second=20)
     await one.queue(FIFTY[:30])
     async with limited.worker(), limited.worker():
@@ -208,7 +214,7 @@ async def test_a_rate_is_kept_over_two_workers(one: Owed, subscriber: MoodySubsc
 
 
 async def test_a_queue_is_given_back_while_its_turn_is_far_off(
-    one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+    one: Backlogs, subscriber: StagedSubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
     monkeypatch.setattr(breakers, "TURN_MS", 50)
     limited = change(one, requests_per_second=5)
@@ -224,7 +230,7 @@ async def test_a_queue_is_given_back_while_its_turn_is_far_off(
 
 
 async def test_an_unreadable_delivery_becomes_a_dead_letter_and_holds_up_no_other(
-    one: Owed, subscriber: MoodySubscriber, logged: list[Any]
+    one: Backlogs, subscriber: StagedSubscriber, logged: list[Any]
 ) -> None:
     await one.pipe.command("RPUSH", one.keys.queue("ops", "treasury"), b"\xff\x1b damaged")
     await one.queue(["treasury"], [1, 2])

@@ -6,7 +6,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import owed
+from tests.delivery.staged_subscriber import backlogs_of
 from tests.delivery.test_sentences import a_change
 from tests.support.chat import Answer, ChatService
 from tests.support.rig import TREASURY, a_rig, quick, workers
@@ -24,7 +24,7 @@ async def test_a_moved_group_gets_its_backlog_once_its_new_id_is_configured(
     moved = {"ok": False, "error_code": 400, "parameters": {"migrate_to_chat_id": -1002}}
     moved["description"] = "Bad Request: group chat was upgraded to a supergroup chat"
     async with ChatService("telegram", mood=lambda _: Answer(400, json.dumps(moved))) as telegram:
-        one = owed(redis_client, redis_server_url, namespace)
+        one = backlogs_of(redis_client, redis_server_url, namespace)
         settings = one.settings.model_copy(
             update={"subscription_by_name": {"ops": a_chat(telegram, "ops", chat="-1001")}}
         )
@@ -51,8 +51,8 @@ async def test_a_change_is_a_line_in_slack_and_a_channel_that_is_gone_pauses_wit
         ChatService("discord") as desk,
     ):
         team = a_chat(slack, "team", accounts=("treasury",), alerts_to="desk", requests_per_second=1000)
-        told = a_chat(desk, "desk", events=("subscription.paused",))
-        chats = {"team": team, "desk": told}
+        desk_chat = a_chat(desk, "desk", events=("subscription.paused",))
+        chats = {"team": team, "desk": desk_chat}
         async with rig.worker(rig.settings.model_copy(update={"subscription_by_name": chats})):
             async with asyncio.timeout(10):
                 while rig.sandbox.traffic.count("/api/v3/user/balances") < 2:  # noqa: ASYNC110

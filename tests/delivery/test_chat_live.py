@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import Owed, owed, some_settings
+from tests.delivery.staged_subscriber import Backlogs, backlogs_of, some_settings
 from tests.delivery.test_sentences import a_change
 from tests.support.audited import flaws
 from tests.support.builders import a_subscription
@@ -112,14 +112,14 @@ async def test_a_message_that_the_service_would_refuse_is_found(format_: str) ->
     assert service.messages == []
 
 
-def to(service: ChatService, client: Redis, url: str, namespace: str) -> Owed:
+def to(service: ChatService, client: Redis, url: str, namespace: str) -> Backlogs:
     """A namespace with one subscription, to that service, at the service's own rate."""
     fields = {"url": service.url, "format": service.format, **FIELDS.get(service.format, {})}
     settings = some_settings(url, namespace, {"ops": fields})
-    return replace(owed(client, url, namespace), settings=settings)
+    return replace(backlogs_of(client, url, namespace), settings=settings)
 
 
-async def assert_settled(one: Owed) -> None:
+async def assert_settled(one: Backlogs) -> None:
     """Nothing waits, nothing was given up, and all that lies in the store agrees."""
     assert await one.queues.backlog("ops") == 0
     assert await one.letters.dead_letters("ops", 9, lambda _: True) == []

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
+from tests.delivery.staged_subscriber import Backlogs, StagedSubscriber, backlogs_of, lines_of
 from tests.support.stores import fail
 from watcher.delivery import breakers, queue
 from watcher.engine import loop
 from watcher.engine.breaker import is_closed
 from watcher.store.keys import shard_of
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 SHARD = 3
 SICK, NEAR, *_ = (name for name in map("account-{}".format, range(200)) if shard_of(name) == SHARD)
@@ -21,7 +21,7 @@ EVERYTHING = {(name, account) for name in ("ops", "audit") for account in (SICK,
 
 
 @pytest.fixture
-def audit(second: MoodySubscriber) -> MoodySubscriber:
+def audit(second: StagedSubscriber) -> StagedSubscriber:
     return second
 
 
@@ -30,10 +30,10 @@ def both(
     redis_client: Redis,
     redis_server_url: str,
     namespace: str,
-    subscriber: MoodySubscriber,
-    audit: MoodySubscriber,
-) -> Owed:
-    return owed(redis_client, redis_server_url, namespace, ops=subscriber.url, audit=audit.url)
+    subscriber: StagedSubscriber,
+    audit: StagedSubscriber,
+) -> Backlogs:
+    return backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url, audit=audit.url)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breakers, "_DAMAGED_S", 0.5)
 
 
-def taken(*subscribers: MoodySubscriber) -> set[tuple[str, str]]:
+def taken(*subscribers: StagedSubscriber) -> set[tuple[str, str]]:
     return {
         (event["subscription"]["name"], event["data"]["account"]["name"])
         for subscriber in subscribers
@@ -79,7 +79,11 @@ OWN_SHARD = OWN_SUBSCRIPTION | {("audit", SICK), ("audit", NEAR)}
     ],
 )
 async def test_a_key_of_another_type_affects_only_what_it_stores_until_it_is_fixed(
-    both: Owed, subscriber: MoodySubscriber, audit: MoodySubscriber, key: str, costs: set[tuple[str, str]]
+    both: Backlogs,
+    subscriber: StagedSubscriber,
+    audit: StagedSubscriber,
+    key: str,
+    costs: set[tuple[str, str]],
 ) -> None:
     keys = both.keys
     name = {
@@ -114,7 +118,7 @@ async def test_a_key_of_another_type_affects_only_what_it_stores_until_it_is_fix
 
 @pytest.mark.parametrize("junk", [b"", b"x evt", b"-1 evt", b"9" * 400 + b" evt", b"1_0 evt", b"\xff\x00"])
 async def test_damaged_records_of_attempts_or_breakers_heal_with_the_next_attempt(
-    both: Owed, subscriber: MoodySubscriber, logged: list[Any], junk: bytes
+    both: Backlogs, subscriber: StagedSubscriber, logged: list[Any], junk: bytes
 ) -> None:
     subscriber.status = 500
     await both.queue([SICK])
@@ -128,4 +132,4 @@ async def test_damaged_records_of_attempts_or_breakers_heal_with_the_next_attemp
     assert [arrival.attempt for arrival in subscriber.arrivals][:3] == [1, 2, 3]
     assert await both.pipe.command("HGET", tries, SICK) is None
     assert is_closed((await both.breakers.read()).get("ops"))
-    assert not told(logged, "bug")
+    assert not lines_of(logged, "bug")

@@ -13,14 +13,14 @@ import structlog
 from redis.asyncio import Redis
 from yarl import URL
 
-from tests.delivery.moody_subscriber import (
+from tests.delivery.staged_subscriber import (
+    Backlogs,
     CommandLine,
-    MoodySubscriber,
-    Owed,
+    StagedSubscriber,
     a_sample,
-    owed,
+    backlogs_of,
+    lines_of,
     some_settings,
-    told,
 )
 from tests.support.builders import seconds
 from tests.support.events_schema import assert_valid
@@ -38,7 +38,7 @@ from watcher.schema import MODEL_BY_TYPE
 from watcher.store.history import History
 from watcher.store.keys import shard_of
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 HOSTILE = "\x1b]0;owned\x07\u202e"
 NOBODY = "http://127.0.0.1:1999/"
@@ -61,17 +61,17 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def one(redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber) -> Owed:
-    return owed(redis_client, redis_server_url, namespace, ops=subscriber.url, audit=NOBODY)
+def one(redis_client: Redis, redis_server_url: str, namespace: str, subscriber: StagedSubscriber) -> Backlogs:
+    return backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url, audit=NOBODY)
 
 
 @pytest.fixture
-def run(one: Owed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+def run(one: Backlogs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     return CommandLine(one.settings, tmp_path / "watcher.toml", capsys)
 
 
 async def given_up(
-    one: Owed, account: str, *numbers: int, to: str = "ops", reason: str = "status 400"
+    one: Backlogs, account: str, *numbers: int, to: str = "ops", reason: str = "status 400"
 ) -> None:
     """Let deliveries become dead letters."""
     await one.queue([account], numbers, to=to)
@@ -87,7 +87,9 @@ async def given_up(
     assert await one.pipe.command("ZSCORE", key, account) is None
 
 
-async def a_letter_in(one: Owed, shard: int, delivery: Delivery, account: str, *, at: str = "*") -> None:
+async def a_dead_letter_in(
+    one: Backlogs, shard: int, delivery: Delivery, account: str, *, at: str = "*"
+) -> None:
     """Put a dead letter of `ops` into a shard, with its body."""
     reference, _, _ = delivery.entry.rpartition(b" ")
     await one.pipe.command("HSET", one.keys.bodies(shard), reference, b"1 " + delivery.stored)
@@ -99,14 +101,14 @@ async def a_letter_in(one: Owed, shard: int, delivery: Delivery, account: str, *
 
 
 @pytest.fixture
-def alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], subscriber: MoodySubscriber) -> CommandLine:
+def alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], subscriber: StagedSubscriber) -> CommandLine:
     """A command line without any Redis."""
     settings = some_settings("redis://127.0.0.1:1", "nowhere", {"ops": {"url": subscriber.url}})
     return CommandLine(settings, tmp_path / "alone.toml", capsys)
 
 
 async def test_a_ping_is_a_signed_sample_and_each_is_another_event(
-    alone: CommandLine, subscriber: MoodySubscriber
+    alone: CommandLine, subscriber: StagedSubscriber
 ) -> None:
     subscriber.status = 204
     ended = [await alone("ping", "ops") for _ in range(2)]
@@ -123,7 +125,7 @@ async def test_a_ping_is_a_signed_sample_and_each_is_another_event(
 
 @pytest.mark.parametrize("type_", MODEL_BY_TYPE)
 async def test_a_ping_may_be_of_any_event_type(
-    alone: CommandLine, subscriber: MoodySubscriber, type_: str
+    alone: CommandLine, subscriber: StagedSubscriber, type_: str
 ) -> None:
     ended = await alone("ping", "ops", "--event", type_)
     assert (ended.code, ended.err) == (0, "")
@@ -133,7 +135,7 @@ async def test_a_ping_may_be_of_any_event_type(
 
 
 async def test_a_mistyped_event_type_is_answered_with_the_nearest_one(
-    alone: CommandLine, subscriber: MoodySubscriber
+    alone: CommandLine, subscriber: StagedSubscriber
 ) -> None:
     ended = await alone("ping", "ops", "--event", "deposit.clear")
     assert (ended.code, subscriber.arrivals) == (2, [])
@@ -142,7 +144,7 @@ async def test_a_mistyped_event_type_is_answered_with_the_nearest_one(
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 410, 418, 429, 500, 503])
 async def test_a_ping_that_is_refused_says_why_and_what_to_do(
-    alone: CommandLine, subscriber: MoodySubscriber, status: int
+    alone: CommandLine, subscriber: StagedSubscriber, status: int
 ) -> None:
     subscriber.status = status
     ended = await alone("ping", "ops")
@@ -175,7 +177,7 @@ async def test_a_ping_that_does_not_arrive_says_why(
 
 
 async def test_a_ping_is_refused_where_a_delivery_would_be(
-    alone: CommandLine, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch
+    alone: CommandLine, subscriber: StagedSubscriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from watcher.delivery.egress import Policy
 
@@ -274,14 +276,14 @@ async def test_without_a_server_the_commands_exit_with_69(
 
 
 def test_the_commands_are_in_the_help() -> None:
-    assert {"deliveries", "subscriptions"} <= set(cli.COMMANDS_BY_PURPOSE["Look"])
+    assert {"deliveries", "subscriptions"} <= set(cli.COMMANDS_BY_PURPOSE["Inspect"])
     assert {"ping", "resend"} <= set(cli.COMMANDS_BY_PURPOSE["Act and verify"])
 
 
 # subscriptions
 
 
-async def test_subscriptions_show_their_state_and_backlog(one: Owed, run: CommandLine) -> None:
+async def test_subscriptions_show_their_state_and_backlog(one: Backlogs, run: CommandLine) -> None:
     await one.queue(["treasury", "alice"], [1, 2])
     await given_up(one, "bob", 1)
     await fail(one.breakers, "audit", f"status 500 {HOSTILE}")
@@ -313,7 +315,7 @@ async def test_a_chat_subscription_shows_its_service(run: CommandLine, tmp_path:
     assert text.count(" as ") == 1
 
 
-async def test_an_unconfigured_subscription_with_a_backlog_is_listed(one: Owed, run: CommandLine) -> None:
+async def test_an_unconfigured_subscription_with_a_backlog_is_listed(one: Backlogs, run: CommandLine) -> None:
     await one.queue(["treasury"], to="gone")
     await pause(one.breakers, "left", "by hand")
     text = (await run("subscriptions")).out
@@ -329,7 +331,7 @@ async def test_an_unconfigured_subscription_with_a_backlog_is_listed(one: Owed, 
     assert await one.breakers.read() == {}
 
 
-async def test_pausing_and_resuming_twice_says_so(one: Owed, run: CommandLine) -> None:
+async def test_pausing_and_resuming_twice_says_so(one: Backlogs, run: CommandLine) -> None:
     said = [
         (await run("subscriptions", action, "ops")).out for action in ("pause", "pause", "resume", "resume")
     ]
@@ -361,19 +363,19 @@ async def test_events_during_a_pause_are_kept_and_sent_in_order_afterwards(
     async with rig.worker() as worker:
         await until(lambda: worker.counters.changes == 2)  # the baselines
         assert (await run("subscriptions", "pause", "ops")).code == 0
-        told = 0
+        emitted = 0
         while True:  # until the worker has noticed: within a second
             rig.sandbox.world.credit(TREASURY, "ETH", "1")
-            told += 1
-            await until(lambda: worker.counters.changes == 2 + told)  # noqa: B023 - called in this turn only
+            emitted += 1
+            await until(lambda: worker.counters.changes == 2 + emitted)  # noqa: B023 - called in this turn only
             waiting = (await run("deliveries", "--json")).objects
             if waiting and waiting[0]["paused"] and len(waiting) >= 5:
                 break
         before = len(rig.receiver.receipts)
-        assert before + len(waiting) == told
+        assert before + len(waiting) == emitted
         assert (await run("subscriptions", "resume", "ops")).code == 0
-        await rig.events(told, within_s=5)
-    assert [receipt.order for receipt in rig.receiver.receipts] == [None] * told
+        await rig.events(emitted, within_s=5)
+    assert [receipt.order for receipt in rig.receiver.receipts] == [None] * emitted
     assert not any(receipt.is_repeat for receipt in rig.receiver.receipts)
 
 
@@ -381,7 +383,7 @@ async def test_events_during_a_pause_are_kept_and_sent_in_order_afterwards(
 
 
 async def test_the_backlog_is_listed_queue_by_queue_with_the_state_of_each_head(
-    one: Owed, run: CommandLine
+    one: Backlogs, run: CommandLine
 ) -> None:
     await one.queue(["treasury"], [1, 2])
     await one.queue(["alice"], [7])
@@ -405,7 +407,7 @@ async def test_the_backlog_is_listed_queue_by_queue_with_the_state_of_each_head(
 
 
 async def test_deliveries_are_due_when_the_breaker_of_their_subscription_allows(
-    one: Owed, run: CommandLine
+    one: Backlogs, run: CommandLine
 ) -> None:
     await one.queue(["treasury"])
     await fail(one.breakers, "ops", "status 429", open_ms=600_000)
@@ -418,7 +420,7 @@ async def test_deliveries_are_due_when_the_breaker_of_their_subscription_allows(
 
 
 async def test_deliveries_are_found_by_subscription_and_account_and_bounded(
-    one: Owed, run: CommandLine
+    one: Backlogs, run: CommandLine
 ) -> None:
     await one.queue(["shop-1", "shop-2", "treasury"], [1, 2, 3])
     await one.queue(["shop-1"], [9], to="audit")
@@ -434,7 +436,7 @@ async def test_deliveries_are_found_by_subscription_and_account_and_bounded(
 
 
 async def test_dropping_the_head_of_a_queue_makes_the_next_delivery_due_at_once(
-    one: Owed, run: CommandLine
+    one: Backlogs, run: CommandLine
 ) -> None:
     await one.queue(["treasury"], [1, 2])
     shard = shard_of("treasury")
@@ -462,7 +464,7 @@ async def test_dropping_the_head_of_a_queue_makes_the_next_delivery_due_at_once(
 
 
 async def test_an_event_that_waits_for_several_is_dropped_for_the_named_one_only(
-    one: Owed, run: CommandLine
+    one: Backlogs, run: CommandLine
 ) -> None:
     for name in ("ops", "audit"):
         await one.queue(["treasury"], to=name)
@@ -512,7 +514,7 @@ async def test_dropping_an_event_in_flight_sends_the_next_one_after_its_attempt(
             await peer.say(answer if len(ids) == 2 else REFUSED if len(ids) == 1 else OK)
 
     async with subscribing(script) as subscriber:
-        one = owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
+        one = backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url)
         ops = one.settings.subscription_by_name["ops"]
         update = {"ops": ops.model_copy(update={"retries": seconds(0, 0.02, 3600, 3600)})}
         one = replace(one, settings=one.settings.model_copy(update={"subscription_by_name": update}))
@@ -531,7 +533,9 @@ async def test_dropping_an_event_in_flight_sends_the_next_one_after_its_attempt(
     assert await redis_client.llen(one.keys.queue("ops", "treasury")) == 0
 
 
-async def test_dead_letters_are_listed_oldest_first_with_their_reasons(one: Owed, run: CommandLine) -> None:
+async def test_dead_letters_are_listed_oldest_first_with_their_reasons(
+    one: Backlogs, run: CommandLine
+) -> None:
     await given_up(one, "treasury", 1)
     await given_up(one, "alice", 5, reason=f"status 404 {HOSTILE}")
     await given_up(one, "treasury", 2, to="audit")
@@ -547,7 +551,7 @@ async def test_dead_letters_are_listed_oldest_first_with_their_reasons(one: Owed
 
 
 async def test_failed_attempts_are_kept_with_their_answers(
-    one: Owed, run: CommandLine, subscriber: MoodySubscriber
+    one: Backlogs, run: CommandLine, subscriber: StagedSubscriber
 ) -> None:
     subscriber.status = 418
     await one.queue(["treasury"], [1])
@@ -583,13 +587,13 @@ def test_the_last_attempt_of_a_dead_letter_is_shown_as_given_up() -> None:
 
 
 async def test_an_attempt_keeps_the_first_kib_of_its_answer_and_logs_its_beginning(
-    one: Owed, run: CommandLine, subscriber: MoodySubscriber
+    one: Backlogs, run: CommandLine, subscriber: StagedSubscriber
 ) -> None:
     subscriber.status, subscriber.text = 422, "\x1b[31mno " + 3000 * "x"
     await one.queue(["treasury"], [1])
     with structlog.testing.capture_logs() as logged:
         async with one.worker():
-            await subscriber.until(lambda: bool(told(logged, "delivery.retried")))
+            await subscriber.until(lambda: bool(lines_of(logged, "delivery.retried")))
     shown = "\\x1b[31mno xxx"
     [row] = (await run("deliveries", "--attempts", "--json")).objects[:1]
     assert row["answer"].startswith(shown)
@@ -597,7 +601,7 @@ async def test_an_attempt_keeps_the_first_kib_of_its_answer_and_logs_its_beginni
     text = (await run("deliveries", "--attempts")).out
     assert shown in text
     assert 250 * "x" not in text
-    line = plain(told(logged, "delivery.retried")[0])
+    line = plain(lines_of(logged, "delivery.retried")[0])
     assert isinstance(line, dict)
     assert line["answer"].startswith(shown)
     assert len(line["answer"]) <= 200
@@ -611,13 +615,13 @@ async def test_an_attempt_keeps_the_first_kib_of_its_answer_and_logs_its_beginni
         ("--attempts", "no attempt that failed is remembered\n"),
     ],
 )
-async def test_an_empty_list_says_so_to_people(one: Owed, run: CommandLine, kind: str, said: str) -> None:
+async def test_an_empty_list_says_so_to_people(one: Backlogs, run: CommandLine, kind: str, said: str) -> None:
     ended = await run("deliveries", kind)
     assert (ended.code, ended.out, ended.err) == (0, "", said)
     assert (await run("deliveries", kind, "--json")).err == ""
 
 
-async def test_a_damaged_entry_is_shown_as_such_and_hides_no_other(one: Owed, run: CommandLine) -> None:
+async def test_a_damaged_entry_is_shown_as_such_and_hides_no_other(one: Backlogs, run: CommandLine) -> None:
     await one.queue(["treasury"], [1, 2])
     await given_up(one, "alice", 1)
     shard, keys = shard_of("treasury"), one.keys
@@ -634,7 +638,7 @@ async def test_a_damaged_entry_is_shown_as_such_and_hides_no_other(one: Owed, ru
 
 
 async def test_a_resume_sends_waiting_retries_within_two_seconds(
-    one: Owed, tmp_path: Path, capsys: pytest.CaptureFixture[str], subscriber: MoodySubscriber
+    one: Backlogs, tmp_path: Path, capsys: pytest.CaptureFixture[str], subscriber: StagedSubscriber
 ) -> None:
     patient = one.settings.subscription_by_name["ops"].model_copy(update={"retries": seconds(0, 20, 20)})
     settings = one.settings.model_copy(update={"subscription_by_name": {"ops": patient}})
@@ -651,7 +655,7 @@ async def test_a_resume_sends_waiting_retries_within_two_seconds(
 # resend
 
 
-async def entries(one: Owed, account: str, to: str = "ops") -> list[bytes]:
+async def entries(one: Backlogs, account: str, to: str = "ops") -> list[bytes]:
     key = one.keys.queue(to, account)
     (alone,) = await one.pipe.command("MGET", key)
     waiting: list[bytes] = [alone] if alone else await one.pipe.command("LRANGE", key, 0, -1)
@@ -659,7 +663,7 @@ async def entries(one: Owed, account: str, to: str = "ops") -> list[bytes]:
 
 
 async def test_resent_dead_letters_go_to_the_end_of_their_queues_and_arrive(
-    one: Owed, run: CommandLine, subscriber: MoodySubscriber
+    one: Backlogs, run: CommandLine, subscriber: StagedSubscriber
 ) -> None:
     await given_up(one, "treasury", 1, 2, 3, 4, 5)
     await given_up(one, "alice", 1)
@@ -680,8 +684,8 @@ async def test_resent_dead_letters_go_to_the_end_of_their_queues_and_arrive(
     assert sent == {delivery.event_id: delivery.body for delivery in owed_of}
 
 
-async def test_only_dead_letters_of_the_given_time_are_resent(one: Owed, run: CommandLine) -> None:
-    await a_letter_in(one, shard_of("treasury"), a_sample("treasury", 1), "treasury", at="1000-0")
+async def test_only_dead_letters_of_the_given_time_are_resent(one: Backlogs, run: CommandLine) -> None:
+    await a_dead_letter_in(one, shard_of("treasury"), a_sample("treasury", 1), "treasury", at="1000-0")
     await given_up(one, "treasury", 2)
     dead = ("--dead", "--subscription", "ops", "--since")
     assert "1 dead letter of 1 account queued" in (await run("resend", *dead, "1h")).out
@@ -690,7 +694,7 @@ async def test_only_dead_letters_of_the_given_time_are_resent(one: Owed, run: Co
 
 
 async def test_one_event_is_resent_to_each_subscription_with_its_dead_letter(
-    one: Owed, run: CommandLine
+    one: Backlogs, run: CommandLine
 ) -> None:
     await given_up(one, "treasury", 1, 2)
     await given_up(one, "treasury", 2, to="audit")
@@ -707,11 +711,11 @@ async def test_an_unknown_event_is_not_resent(run: CommandLine) -> None:
     assert "nothing of evt_1\\x1b]0;owned\\x07\\u202e is left" in ended.err
 
 
-async def test_an_unreadable_dead_letter_is_not_resent(one: Owed, run: CommandLine) -> None:
+async def test_an_unreadable_dead_letter_is_not_resent(one: Backlogs, run: CommandLine) -> None:
     key = one.keys.dead(shard_of("treasury"), "ops")
     await one.pipe.command("XADD", key, "*", "account", "treasury", "reason", "no", "delivery", b"\xff")
     # of an account that lives in another shard
-    await a_letter_in(one, shard_of("treasury"), a_sample("alice", 1), "alice")
+    await a_dead_letter_in(one, shard_of("treasury"), a_sample("alice", 1), "alice")
     bodiless = a_sample("treasury", 7).entry
     await one.pipe.command("XADD", key, "*", "account", "treasury", "reason", "no", "delivery", bodiless)
     await given_up(one, "treasury", 1)
@@ -721,7 +725,7 @@ async def test_an_unreadable_dead_letter_is_not_resent(one: Owed, run: CommandLi
     assert len((await run("deliveries", "--dead", "--json")).objects) == 3
 
 
-async def test_a_resend_to_a_paused_subscription_says_so(one: Owed, run: CommandLine) -> None:
+async def test_a_resend_to_a_paused_subscription_says_so(one: Backlogs, run: CommandLine) -> None:
     await given_up(one, "treasury", 1)
     await pause(one.breakers, "ops", "by hand")
     ended = await run("resend", "evt_treasury_1")
@@ -730,7 +734,7 @@ async def test_a_resend_to_a_paused_subscription_says_so(one: Owed, run: Command
 
 
 async def test_a_resend_into_a_full_backlog_drops_nothing(
-    one: Owed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one: Backlogs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await given_up(one, "treasury", 1, 2)
     await one.queue(["treasury"], [3])
@@ -800,7 +804,7 @@ async def test_a_queued_event_is_not_queued_a_second_time(
         await until(lambda: len(rig.receiver.receipts) == before + 3)
 
 
-async def test_a_dead_letter_whose_event_is_queued_stays_one(one: Owed, run: CommandLine) -> None:
+async def test_a_dead_letter_whose_event_is_queued_stays_one(one: Backlogs, run: CommandLine) -> None:
     await given_up(one, "treasury", 1, 2)
     await one.queue(["treasury"], [2])
     ended = await run("resend", "--dead", "--subscription", "ops")
@@ -813,7 +817,7 @@ async def test_a_dead_letter_whose_event_is_queued_stays_one(one: Owed, run: Com
 
 
 async def test_a_damaged_record_is_left_out_and_reported(
-    one: Owed, run: CommandLine, rig: Rig, redis_client: Redis
+    one: Backlogs, run: CommandLine, rig: Rig, redis_client: Redis
 ) -> None:
     rig.is_damaged = True
     async with rig.worker() as worker:

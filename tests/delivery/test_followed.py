@@ -16,8 +16,8 @@ NOT_NOW = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
 
 def log_of(place: Path, account: str) -> list[dict[str, Any]]:
     """What the log says of an account after its baseline, but for polls that found nothing new."""
-    told = [json.loads(line) for line in (place / "log").read_text().splitlines()]
-    of_account = [line for line in told if line.get("account") == account]
+    shown = [json.loads(line) for line in (place / "log").read_text().splitlines()]
+    of_account = [line for line in shown if line.get("account") == account]
     events = [line["event"] for line in of_account]
     start = events.index("poll.finished", events.index("account.baseline")) + 1
     return [line for line in of_account[start:] if not line.get("unchanged")]
@@ -63,8 +63,8 @@ async def test_the_lines_of_an_event_come_in_the_order_in_which_it_happened(
         sandbox.world.credit(TREASURY, "LRC", "2")
         await until_logged(place, "delivery.delivered", 2)
     first, second = receiver.events
-    told = [(line["event"], line.get("event_id"), line.get("changes")) for line in log_of(place, "treasury")]
-    assert told == [
+    shown = [(line["event"], line.get("event_id"), line.get("changes")) for line in log_of(place, "treasury")]
+    assert shown == [
         ("event.created", first["id"], None),
         ("event.created", second["id"], None),
         ("poll.finished", None, 2),

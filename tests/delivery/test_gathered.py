@@ -25,13 +25,13 @@ from watcher.store.exceptions import StoreError
 from watcher.store.keeper import Keeper
 from watcher.store.queues import Breaker, Breakers
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 Message = list[int]
 """The numbers of the events that went in it."""
 
 
-class RoomTarget:
+class ChannelTarget:
     """A chat channel, whose messages hold so many lines and characters."""
 
     def __init__(self, settings: SubscriptionSettings, most_together: int = 20, size: int = 10_000) -> None:
@@ -55,7 +55,7 @@ def number(delivery: Delivery) -> int:
 
 
 @dataclass
-class Room:
+class Channel:
     """The service, and a clock that goes on by `takes_ms` with each message: it is the worker's."""
 
     takes_ms: int = 0
@@ -65,7 +65,7 @@ class Room:
     refused: list[Message] = field(default_factory=list)
     meanwhile: Callable[[], Any] | None = None
 
-    async def send(self, target: RoomTarget, deliveries: Sequence[Delivery], attempt: int) -> Attempt:
+    async def send(self, target: ChannelTarget, deliveries: Sequence[Delivery], attempt: int) -> Attempt:
         message = [*map(number, deliveries)]
         self.ahead_ms += self.takes_ms
         answer = self.answer(message)
@@ -75,7 +75,7 @@ class Room:
         return Attempt(answer, 1, 200, error=None if answer is Answer.DELIVERED else "no")
 
     @property
-    def told(self) -> Message:
+    def received(self) -> Message:
         """All that it took, in its order."""
         return [one for message in self.posted for one in message]
 
@@ -85,13 +85,13 @@ class Stage:
     """A queue to the channel, delivered when a test says so."""
 
     store: Store
-    room: Room = field(default_factory=Room)
+    channel: Channel = field(default_factory=Channel)
     counters: Counters = field(default_factory=Counters)
-    target: RoomTarget = field(default_factory=lambda: RoomTarget(a_subscription(OPS)))
+    target: ChannelTarget = field(default_factory=lambda: ChannelTarget(a_subscription(OPS)))
 
     def __post_init__(self) -> None:
         real_ms = self.store.schedule.now_ms
-        self.store.schedule.now_ms = lambda: real_ms() + self.room.ahead_ms
+        self.store.schedule.now_ms = lambda: real_ms() + self.channel.ahead_ms
 
     async def queue(self, numbers: Sequence[int], *, age_ms: int = MINUTE_MS) -> None:
         """Let events wait that were committed so long ago, one a ms: the ids say their numbers."""
@@ -109,7 +109,7 @@ class Stage:
         await breakers.refresh()
         await breakers.take_probes(OPS, 1, lease_ms=MINUTE_MS)
         await breakers.probe(OPS, [ACCOUNT])
-        work: DeliveryWork[RoomTarget] = DeliveryWork(
+        work: DeliveryWork[ChannelTarget] = DeliveryWork(
             self.store.queues,
             breakers,
             self.counters,
@@ -118,7 +118,7 @@ class Stage:
             now_ms=now_ms,
             failed=self.never,
         )
-        await work.send_by(self.room, InUse(AsyncExitStack()))
+        await work.send_by(self.channel, InUse(AsyncExitStack()))
         work.targets[OPS] = self.target
         await self.store.queues.make_due(OPS, SHARD, lease_ms=0)
         leases = (await self.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=9)).leases
@@ -163,14 +163,14 @@ def count(*numbers: int) -> Message:
 async def test_a_burst_of_500_events_is_26_messages_at_one_a_second_each_event_once_in_order(
     stage: Stage,
 ) -> None:
-    stage.room.takes_ms = 1000
+    stage.channel.takes_ms = 1000
     await stage.queue(count(1, 500), age_ms=0)
     await stage.work_off()
-    assert len(stage.room.posted) <= 26
-    assert stage.room.posted[0] == [1], "the first one is sent as it comes"
-    assert stage.room.told == count(1, 500)
+    assert len(stage.channel.posted) <= 26
+    assert stage.channel.posted[0] == [1], "the first one is sent as it comes"
+    assert stage.channel.received == count(1, 500)
     assert stage.counters.deliveries == 500
-    assert stage.counters.by_attempt[OPS, "delivered"] == len(stage.room.posted)
+    assert stage.counters.by_attempt[OPS, "delivered"] == len(stage.channel.posted)
     assert sum(stage.counters.by_lag.values()) == 500
     assert await stage.waiting() == []
 
@@ -179,21 +179,21 @@ async def test_a_burst_of_500_events_is_26_messages_at_one_a_second_each_event_o
 async def test_only_late_events_are_gathered(stage: Stage, age_ms: int, messages: list[Message]) -> None:
     await stage.queue([1, 2, 3], age_ms=age_ms)
     await stage.work()
-    assert stage.room.posted == messages
+    assert stage.channel.posted == messages
 
 
 async def test_a_format_that_does_not_gather_sends_one_by_one_however_late(stage: Stage) -> None:
-    stage.target = RoomTarget(a_subscription(OPS), most_together=1)
+    stage.target = ChannelTarget(a_subscription(OPS), most_together=1)
     await stage.queue([1, 2, 3])
     await stage.work()
-    assert stage.room.posted == [[1], [2], [3]]
+    assert stage.channel.posted == [[1], [2], [3]]
 
 
 async def test_a_message_gathers_no_more_than_it_holds_and_the_rest_follows(stage: Stage) -> None:
-    stage.target = RoomTarget(a_subscription(OPS), size=4 * len(b'{"id":"evt" '))
+    stage.target = ChannelTarget(a_subscription(OPS), size=4 * len(b'{"id":"evt" '))
     await stage.queue(count(1, 10))
     await stage.work()
-    assert stage.room.posted == [count(1, 4), count(5, 8), [9, 10]]
+    assert stage.channel.posted == [count(1, 4), count(5, 8), [9, 10]]
 
 
 async def test_an_unreadable_event_is_given_up_alone_and_overtaken_by_none(stage: Stage) -> None:
@@ -201,35 +201,35 @@ async def test_an_unreadable_event_is_given_up_alone_and_overtaken_by_none(stage
     third = (await stage.store.queue())[2].rpartition(b" ")[0]
     await stage.store.pipe.command("HSET", stage.store.keys.bodies(SHARD), third, "damaged")
     await stage.work()
-    assert stage.room.posted == [[1, 2], [4, 5]]
+    assert stage.channel.posted == [[1, 2], [4, 5]]
     assert await stage.dead() == [3]
 
 
 async def test_after_a_failure_all_events_are_kept_and_the_head_is_retried_alone(stage: Stage) -> None:
-    stage.room.answer = lambda message: Answer.REJECTED if 3 in message else Answer.DELIVERED
+    stage.channel.answer = lambda message: Answer.REJECTED if 3 in message else Answer.DELIVERED
     await stage.queue(count(1, 5))
     assert not await stage.work()
-    assert (stage.room.refused, await stage.waiting()) == ([count(1, 5)], count(1, 5))
+    assert (stage.channel.refused, await stage.waiting()) == ([count(1, 5)], count(1, 5))
     (tried,) = await stage.tries()
     assert (tried["event_id"], tried["outcome"], tried["deliveries"]) == ("evt_1", "retry", 5)
     for _ in range(3):
         await stage.work()
-    assert stage.room.posted == [[1], [2]]
-    assert stage.room.refused == [count(1, 5), count(2, 5), count(3, 5), [3]]
-    stage.room.answer = lambda message: Answer.DELIVERED
+    assert stage.channel.posted == [[1], [2]]
+    assert stage.channel.refused == [count(1, 5), count(2, 5), count(3, 5), [3]]
+    stage.channel.answer = lambda message: Answer.DELIVERED
     await stage.work()
-    assert stage.room.posted == [[1], [2], [3], [4, 5]]
+    assert stage.channel.posted == [[1], [2], [3], [4, 5]]
     assert stage.counters.retried == 4
 
 
 async def test_an_event_that_is_refused_for_good_takes_no_other_with_it(stage: Stage) -> None:
-    stage.target = RoomTarget(a_subscription(OPS, retries=(timedelta(0),)))
-    stage.room.answer = lambda message: Answer.REJECTED if 1 in message else Answer.DELIVERED
+    stage.target = ChannelTarget(a_subscription(OPS, retries=(timedelta(0),)))
+    stage.channel.answer = lambda message: Answer.REJECTED if 1 in message else Answer.DELIVERED
     await stage.queue(count(1, 25))
     await stage.work_off()
     assert await stage.dead() == [1]
-    assert stage.room.told == count(2, 25)
-    assert [*map(len, stage.room.posted)] == [19, 5], "in their order"
+    assert stage.channel.received == count(2, 25)
+    assert [*map(len, stage.channel.posted)] == [19, 5], "in their order"
 
 
 @pytest.mark.parametrize("left", [0, 1, 3, 4])
@@ -237,7 +237,7 @@ async def test_if_one_was_dropped_meanwhile_none_is_settled_and_the_rest_is_rese
     stage: Stage, left: int
 ) -> None:
     async def give_up() -> None:
-        stage.room.meanwhile = None
+        stage.channel.meanwhile = None
         if left:
             await Keeper(stage.store.pipe, stage.store.keys, "w").look({OPS: left})
         else:
@@ -245,31 +245,31 @@ async def test_if_one_was_dropped_meanwhile_none_is_settled_and_the_rest_is_rese
             await stage.store.queues.give_up(OPS, ACCOUNT, head, reason="by hand")
 
     await stage.queue(count(1, 5))
-    stage.room.meanwhile = give_up
+    stage.channel.meanwhile = give_up
     assert not await stage.work()
     rest = count(2, 5) if left == 0 else count(6 - left, 5)
-    assert (stage.room.posted, await stage.waiting()) == ([count(1, 5)], rest)
+    assert (stage.channel.posted, await stage.waiting()) == ([count(1, 5)], rest)
     await stage.work_off()
-    assert stage.room.posted == [count(1, 5), rest]
+    assert stage.channel.posted == [count(1, 5), rest]
     assert await stage.dead() == [one for one in count(1, 5) if one not in rest]
 
 
 async def test_an_event_that_comes_while_a_message_is_in_flight_waits_behind_it(stage: Stage) -> None:
     async def more() -> None:
-        stage.room.meanwhile = None
+        stage.channel.meanwhile = None
         await stage.queue([4, 5])
 
     await stage.queue([1, 2, 3])
-    stage.room.meanwhile = more
+    stage.channel.meanwhile = more
     await stage.work_off()
-    assert stage.room.posted == [[1, 2, 3], [4, 5]]
+    assert stage.channel.posted == [[1, 2, 3], [4, 5]]
 
 
 async def test_a_probe_is_one_message(stage: Stage) -> None:
     await fail(Breakers(stage.store.pipe, stage.store.keys), OPS, "status 503")
     await stage.queue(count(1, 30))
     await stage.work()
-    assert stage.room.posted == [count(1, 20)]
+    assert stage.channel.posted == [count(1, 20)]
     assert await stage.waiting() == count(21, 30)
 
 
@@ -281,11 +281,11 @@ async def test_a_worker_that_dies_before_it_settles_repeats_one_message_and_noth
     has_posted = asyncio.Event()
 
     async def never_answered() -> None:
-        stage.room.meanwhile = None
+        stage.channel.meanwhile = None
         has_posted.set()
         await asyncio.Event().wait()
 
-    stage.room.meanwhile = never_answered
+    stage.channel.meanwhile = never_answered
     dying = asyncio.create_task(stage.work())
     await has_posted.wait()
     dying.cancel()
@@ -294,7 +294,7 @@ async def test_a_worker_that_dies_before_it_settles_repeats_one_message_and_noth
     assert await stage.waiting() == count(1, 25)
     await stage.store.due(stage.store.keys.queues(SHARD, OPS), **{ACCOUNT: -1})  # its lease has run out
     await stage.work_off()
-    assert stage.room.posted == [count(1, 20), count(1, 20), count(21, 25)]
+    assert stage.channel.posted == [count(1, 20), count(1, 20), count(21, 25)]
     assert await stage.waiting() == []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import MoodySubscriber, Owed
+from tests.delivery.staged_subscriber import Backlogs, StagedSubscriber
 from watcher.delivery import queue
 from watcher.delivery.queue import LEASE_MS, LONGEST_LEASE_MS, Hold
 from watcher.http.pool import Deadlines
@@ -14,13 +14,13 @@ from watcher.store.exceptions import StoreUnreachable
 from watcher.store.keys import shard_of
 from watcher.store.schedule import Lease
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 SHORT, LONG = Lease("treasury", 1), Lease("treasury", 2)
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _extend_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "QUICK_S", 0.02)
 
 
@@ -92,7 +92,7 @@ async def test_while_redis_is_unreachable_the_lease_stays_as_it_was() -> None:
 
 
 async def test_a_worker_extends_the_lease_while_a_receiver_is_slow(
-    one: Owed, subscriber: MoodySubscriber, redis_client: Redis
+    one: Backlogs, subscriber: StagedSubscriber, redis_client: Redis
 ) -> None:
     async def leased_ms() -> float:
         seconds, micros = await redis_client.time()

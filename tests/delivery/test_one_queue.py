@@ -3,9 +3,9 @@
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import MoodySubscriber, owed
+from tests.delivery.staged_subscriber import StagedSubscriber, backlogs_of
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 OVERHEAD_S = 0.005
 """What the worker adds to each answer at most."""
@@ -25,12 +25,12 @@ async def test_one_queue_is_as_fast_as_its_receiver_answers(
     redis_client: Redis,
     redis_server_url: str,
     namespace: str,
-    subscriber: MoodySubscriber,
+    subscriber: StagedSubscriber,
     answer_s: float,
     count: int,
 ) -> None:
     subscriber.delay_s = answer_s
-    one = owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
+    one = backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url)
     await one.queue(["treasury"], range(1, count + 1))
     async with one.worker():
         await subscriber.until(lambda: len(subscriber.taken) == count, within_s=30)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import inactive, told
+from tests.delivery.staged_subscriber import inactive, lines_of
 from tests.support.builders import seconds
 from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig, quick
@@ -20,7 +20,7 @@ from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.reader import Reader
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ async def until(is_so: Callable[[], bool]) -> None:
 async def credited(rig: Rig, logged: list[Any], times: int) -> list[int]:
     """Let one account receive so often, and wait for each to be committed; returns their sequences."""
     for _ in range(times):
-        before = len(told(logged, "event.created"))
+        before = len(lines_of(logged, "event.created"))
         rig.sandbox.world.credit(TREASURY, "ETH", 1)
-        await until(lambda: len(told(logged, "event.created")) > before)  # noqa: B023
-    return [line["sequence"] for line in told(logged, "event.created")[-times:]]
+        await until(lambda: len(lines_of(logged, "event.created")) > before)  # noqa: B023
+    return [line["sequence"] for line in lines_of(logged, "event.created")[-times:]]
 
 
 def change(rig: Rig, **fields: Any) -> None:
@@ -58,7 +58,7 @@ def test_a_full_backlog_is_logged_at_once_then_every_five_minutes_with_all_drops
         overflows.say(float(second))
     overflows.say(700.0, at_once=True)
     overflows.say(701.0, at_once=True)
-    assert [line["deliveries"] for line in told(logged, "subscription.overflowed")] == [2, 600, 600, 198]
+    assert [line["deliveries"] for line in lines_of(logged, "subscription.overflowed")] == [2, 600, 600, 198]
 
 
 async def test_a_receiver_sees_the_gap_after_its_backlog_overflowed(
@@ -69,10 +69,10 @@ async def test_a_receiver_sees_the_gap_after_its_backlog_overflowed(
     receiver = rig.receiver
 
     def overflows() -> list[Any]:
-        return told(logged, "subscription.overflowed")
+        return lines_of(logged, "subscription.overflowed")
 
     async with rig.worker() as worker, a_listener_of(worker) as port:
-        await until(lambda: len(told(logged, "account.baseline")) == 2)
+        await until(lambda: len(lines_of(logged, "account.baseline")) == 2)
         (first,) = await credited(rig, logged, 1)
         await rig.events(1)
         receiver.port = int(receiver.url.rstrip("/").rpartition(":")[2])
@@ -124,14 +124,14 @@ async def test_dropping_a_head_in_flight_delays_its_queue_no_longer_than_a_retry
     async with subscribing(script) as subscriber:
         change(rig, url=SecretStr(subscriber.url), retries=seconds(0, waits_s, waits_s), max_backlog=2)
         async with rig.worker():
-            await until(lambda: len(told(logged, "account.baseline")) == 2)
+            await until(lambda: len(lines_of(logged, "account.baseline")) == 2)
             sequences = await credited(rig, logged, 1)
             await subscriber.until(lambda subscriber: len(subscriber.requests) == 1)
             sequences += await credited(rig, logged, 3)
-            await until(lambda: bool(told(logged, "subscription.overflowed")))
+            await until(lambda: bool(lines_of(logged, "subscription.overflowed")))
             may_answer.set()
             await until(lambda: len(subscriber.requests) == 3)
         sent = [json.loads(request.body)["data"]["sequence"] for request in subscriber.requests]
     assert sent == [sequences[0], *sequences[2:]]
     assert waits_s <= heard_at[0] - answered_at < waits_s + 1
-    assert not told(logged, "lease.lost")
+    assert not lines_of(logged, "lease.lost")

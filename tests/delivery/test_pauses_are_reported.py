@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
+from tests.delivery.staged_subscriber import Backlogs, StagedSubscriber, backlogs_of, lines_of
 from tests.support.stores import fail, pause
 from watcher.engine import breaker
 from watcher.engine.breaker import is_closed
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.queues import Breakers, Queues
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 
 @pytest.fixture
-def pager(second: MoodySubscriber) -> MoodySubscriber:
+def pager(second: StagedSubscriber) -> StagedSubscriber:
     return second
 
 
@@ -27,10 +27,10 @@ def both(
     redis_client: Redis,
     redis_server_url: str,
     namespace: str,
-    subscriber: MoodySubscriber,
-    pager: MoodySubscriber,
-) -> Owed:
-    both = owed(redis_client, redis_server_url, namespace, ops=subscriber.url, pager=pager.url)
+    subscriber: StagedSubscriber,
+    pager: StagedSubscriber,
+) -> Backlogs:
+    both = backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url, pager=pager.url)
     by_name = both.settings.subscription_by_name
     by_name["ops"] = by_name["ops"].model_copy(update={"alerts_to": "pager"})
     return both
@@ -66,7 +66,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def pauses(logged: list[Any], level: str) -> int:
-    return sum(line["log_level"] == level for line in told(logged, "subscription.paused"))
+    return sum(line["log_level"] == level for line in lines_of(logged, "subscription.paused"))
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def pauses(logged: list[Any], level: str) -> int:
     ],
 )
 async def test_redis_may_fail_at_any_step_of_a_pause_without_losing_it_or_its_alert(
-    both: Owed,
-    subscriber: MoodySubscriber,
-    pager: MoodySubscriber,
+    both: Backlogs,
+    subscriber: StagedSubscriber,
+    pager: StagedSubscriber,
     logged: list[Any],
     away: Callable[..., None],
     of: type,
@@ -106,7 +106,11 @@ async def test_redis_may_fail_at_any_step_of_a_pause_without_losing_it_or_its_al
 
 @pytest.mark.parametrize("due_in_ms", [0, 100])
 async def test_the_pause_of_a_worker_that_died_is_reported_by_another(
-    both: Owed, pager: MoodySubscriber, logged: list[Any], due_in_ms: int, monkeypatch: pytest.MonkeyPatch
+    both: Backlogs,
+    pager: StagedSubscriber,
+    logged: list[Any],
+    due_in_ms: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By one that is just starting, too."""
     monkeypatch.setattr(breaker, "REPORT_MS", due_in_ms)
@@ -119,21 +123,21 @@ async def test_the_pause_of_a_worker_that_died_is_reported_by_another(
 
 
 async def test_one_worker_logs_a_pause_and_the_others_do_not(
-    both: Owed, subscriber: MoodySubscriber, pager: MoodySubscriber, logged: list[Any]
+    both: Backlogs, subscriber: StagedSubscriber, pager: StagedSubscriber, logged: list[Any]
 ) -> None:
     async with both.worker(), both.worker(), both.worker():
-        await subscriber.until(lambda: len(told(logged, "worker.started")) == 3)
+        await subscriber.until(lambda: len(lines_of(logged, "worker.started")) == 3)
         await both.queue(["treasury"], to="pager")
         await pager.until(lambda: bool(pager.taken))
         subscriber.status = 410
         await both.queue(["treasury"])
         await pager.until(lambda: len(pager.taken) == 2)
-        await pager.until(lambda: len(told(logged, "subscription.paused")) == 3)
+        await pager.until(lambda: len(lines_of(logged, "subscription.paused")) == 3)
     assert (pauses(logged, "warning"), pauses(logged, "debug")) == (1, 2)
 
 
 async def test_a_pause_by_hand_is_reported_like_any_other(
-    both: Owed, pager: MoodySubscriber, logged: list[Any]
+    both: Backlogs, pager: StagedSubscriber, logged: list[Any]
 ) -> None:
     async with both.worker(), both.worker():
         await both.queue(["treasury"], to="pager")
@@ -145,7 +149,7 @@ async def test_a_pause_by_hand_is_reported_like_any_other(
 
 
 async def test_an_alert_that_cannot_be_queued_is_logged_as_one_bug_and_stops_nothing(
-    both: Owed, subscriber: MoodySubscriber, pager: MoodySubscriber, logged: list[Any]
+    both: Backlogs, subscriber: StagedSubscriber, pager: StagedSubscriber, logged: list[Any]
 ) -> None:
     queue = both.keys.queue("pager", "ops")
     await both.pipe.command("HSET", queue, "is", "damaged")
@@ -155,11 +159,11 @@ async def test_an_alert_that_cannot_be_queued_is_logged_as_one_bug_and_stops_not
         await subscriber.until(lambda: pauses(logged, "warning") == 1)
         await both.queue(["treasury"], to="pager")
         await pager.until(lambda: bool(pager.taken))
-    assert [line["affected"] for line in told(logged, "bug")] == ["alert"]
+    assert [line["affected"] for line in lines_of(logged, "bug")] == ["alert"]
 
 
 async def test_a_queue_goes_on_though_redis_failed_after_a_delivery_was_settled(
-    both: Owed, subscriber: MoodySubscriber, logged: list[Any], away: Callable[..., None]
+    both: Backlogs, subscriber: StagedSubscriber, logged: list[Any], away: Callable[..., None]
 ) -> None:
     await fail(both.breakers, "ops", "status 500")
     await both.queue(["treasury"], [1, 2, 3])
@@ -167,17 +171,17 @@ async def test_a_queue_goes_on_though_redis_failed_after_a_delivery_was_settled(
     async with both.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 3, within_s=5)
     assert is_closed((await both.breakers.read())["ops"]), "that it is healthy is not lost either"
-    assert not told(logged, "lease.lost")
+    assert not lines_of(logged, "lease.lost")
 
 
 async def test_a_failure_counts_though_redis_failed_after_its_retry_was_settled(
-    both: Owed, subscriber: MoodySubscriber, away: Callable[..., None]
+    both: Backlogs, subscriber: StagedSubscriber, away: Callable[..., None]
 ) -> None:
     subscriber.status, subscriber.headers = 503, {"Retry-After": "3600"}
     await fail(both.breakers, "ops", "status 500")
     await both.queue(["treasury"])
     away(Breakers, "probed", 2)
     async with both.worker():
-        await both.until_left_alone()
+        await both.until_nothing_is_due()
     assert len(subscriber.arrivals) == 1
     assert (await both.breakers.read())["ops"].probes == "0"

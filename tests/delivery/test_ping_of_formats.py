@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.delivery.moody_subscriber import CommandLine, Ended, some_settings
+from tests.delivery.staged_subscriber import CommandLine, Ended, some_settings
 from tests.delivery.test_chat import NEEDS
 from tests.support.chat import Answer, ChatService, Mood
 from watcher.delivery.formats.services import SERVICES

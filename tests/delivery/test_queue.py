@@ -64,7 +64,7 @@ class Sent:
         return Attempt(self.answer, 1, 200)
 
 
-class Troubled(Queues):
+class FailingQueues(Queues):
     """Redis that fails so many calls. It counts the queues that were read."""
 
     away = 0
@@ -107,7 +107,7 @@ class Bench:
         """How far this worker's time is ahead of the server's."""
         self.troubles: list[StoreError] = []
         self.counters = Counters()
-        self.queues = Troubled(store.schedule, store.keys)
+        self.queues = FailingQueues(store.schedule, store.keys)
         self.shared = Slow(store.pipe, store.keys)
         self.breakers = SubscriptionBreakers(
             self.shared, now_ms=store.schedule.now_ms, alert=self._alert, most=100

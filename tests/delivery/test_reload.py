@@ -9,14 +9,14 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed
+from tests.delivery.staged_subscriber import Backlogs, StagedSubscriber, backlogs_of
 from tests.support.builders import SECRET
 from tests.support.raw_subscribers import OK, Peer, Request, Script, answering, subscribing
 from tests.support.rig import workers
 from watcher.receive import InvalidWebhook, verify
 from watcher.settings import Settings
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 FIVE = [f"account-{number}" for number in range(5)]
 
@@ -26,11 +26,11 @@ def without_subscriptions(settings: Settings) -> Settings:
 
 
 async def test_a_delivery_that_waits_for_its_turn_is_not_sent_to_a_removed_subscription(
-    redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber
+    redis_client: Redis, redis_server_url: str, namespace: str, subscriber: StagedSubscriber
 ) -> None:
-    one = owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
-    told = one.settings.subscription_by_name
-    told["ops"] = told["ops"].model_copy(update={"requests_per_second": 1.0})
+    one = backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url)
+    by_name = one.settings.subscription_by_name
+    by_name["ops"] = by_name["ops"].model_copy(update={"requests_per_second": 1.0})
     await one.queue(FIVE, [1, 2])
     async with one.worker() as worker:
         await subscriber.until(lambda: len(subscriber.taken) == 2)
@@ -51,7 +51,9 @@ async def test_a_slow_connection_carries_no_post_to_a_removed_subscription(
         is_over.set()
 
     async with subscribing(never_shaking_hands) as subscriber:
-        one = owed(redis_client, redis_server_url, namespace, ops=subscriber.url.replace("http:", "https:"))
+        one = backlogs_of(
+            redis_client, redis_server_url, namespace, ops=subscriber.url.replace("http:", "https:")
+        )
         await one.queue(FIVE)
         async with one.worker() as worker:
             await subscriber.until(lambda subscriber: subscriber.connections > 0)
@@ -88,7 +90,7 @@ async def test_a_url_changed_during_an_attempt_gets_no_more_and_the_new_one_gets
     redis_client: Redis, redis_server_url: str, namespace: str, script: Script, reloads_before: int
 ) -> None:
     async with subscribing(script) as old, subscribing(answering(OK)) as new:
-        one = owed(redis_client, redis_server_url, namespace, ops=old.url)
+        one = backlogs_of(redis_client, redis_server_url, namespace, ops=old.url)
         await one.queue(["treasury"], [1, 2, 3])
         async with one.worker() as worker:
             await old.until(lambda old: len(old.requests) == 1)
@@ -111,7 +113,7 @@ async def gone_for_good(peer: Peer) -> None:
     await peer.say(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
 
 
-async def until_paused(one: Owed) -> None:
+async def until_paused(one: Backlogs) -> None:
     async with asyncio.timeout(5):
         while "ops" not in await one.breakers.read():  # noqa: ASYNC110 - Redis sends no signal
             await asyncio.sleep(0.01)
@@ -121,7 +123,7 @@ async def test_a_paused_subscription_resumes_at_its_new_url(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
     async with subscribing(gone_for_good) as old, subscribing(answering(OK)) as new:
-        one = owed(redis_client, redis_server_url, namespace, ops=old.url)
+        one = backlogs_of(redis_client, redis_server_url, namespace, ops=old.url)
         await one.queue(["treasury"], [1, 2])
         async with one.worker() as worker, asyncio.timeout(10):
             await until_paused(one)
@@ -136,12 +138,12 @@ async def test_a_paused_subscription_resumes_at_its_new_url_after_a_restart_too(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
     async with subscribing(gone_for_good) as old, subscribing(answering(OK)) as new:
-        one = owed(redis_client, redis_server_url, namespace, ops=old.url)
+        one = backlogs_of(redis_client, redis_server_url, namespace, ops=old.url)
         await one.queue(["treasury"], [1, 2])
         async with one.worker():
             await until_paused(one)
         async with one.worker():  # the same URL: who paused it, or why, still counts
-            await one.until_left_alone()
+            await one.until_nothing_is_due()
         assert len(old.requests) == 1
         moved = changed(one.settings, url=SecretStr(new.url))
         async with workers(moved, "w2"), asyncio.timeout(5):
@@ -161,7 +163,7 @@ async def test_a_slow_connection_to_a_replaced_url_carries_no_post_and_delays_no
             sent.extend(data)
 
     async with subscribing(never_shaking_hands) as old, subscribing(answering(OK)) as new:
-        one = owed(redis_client, redis_server_url, namespace, ops=old.url.replace("http:", "https:"))
+        one = backlogs_of(redis_client, redis_server_url, namespace, ops=old.url.replace("http:", "https:"))
         await one.queue(FIVE)
         async with one.worker() as worker:
             await old.until(lambda old: old.connections > 0)
@@ -185,7 +187,7 @@ async def test_secrets_rotated_by_reloads_leave_no_moment_without_a_valid_signat
     later = "whsec_" + "b3RoZXIg" * 4
     signed_by = [(SECRET,), (later, SECRET), (later,)]
     async with subscribing(answering(OK)) as subscriber:
-        one = owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
+        one = backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url)
         async with one.worker() as worker:
             for number, secrets in enumerate(signed_by, start=1):
                 worker.reload(changed(one.settings, secrets=tuple(map(SecretStr, secrets))))

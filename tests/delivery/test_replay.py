@@ -43,7 +43,7 @@ class Life:
         self.now_ms = NOW_MS
         self.log: list[Record] = []
         self.last: dict[str, int] = {}
-        self.told: dict[str, list[Delivery]] = {each.name: [] for each in subscriptions}
+        self.sent: dict[str, list[Delivery]] = {each.name: [] for each in subscriptions}
 
     def polled(self, snapshots: Sequence[Snapshot], source: str = "here") -> "Life":
         for snapshot in snapshots:
@@ -93,7 +93,7 @@ class Life:
             for at in places:
                 delivery = step.events[at].to(name, self.last.get(name))
                 self.last[name] = delivery.sequence
-                self.told[name].append(delivery)
+                self.sent[name].append(delivery)
                 queued.setdefault(at, []).append(delivery)
         for note in step.notes:
             self._log(step, note, b"", ())
@@ -109,9 +109,9 @@ class Life:
 
     def again(self, subscription: SubscriptionSettings) -> list[Delivery]:
         replay = Replay(subscription)
-        told = [replay.take(record) for record in self.log]
+        sent = [replay.take(record) for record in self.log]
         assert replay.damaged == 0
-        return [delivery for delivery in told if delivery]
+        return [delivery for delivery in sent if delivery]
 
 
 @pytest.mark.parametrize(
@@ -131,29 +131,29 @@ def test_replayed_events_have_the_bytes_of_the_originals(subscription: Subscript
     life.polled(STORY[:2], source="elsewhere").silent().polled(STORY[2:3], source="here again")
     life.forgotten().silent().polled(STORY)
     life.forgotten().polled([a_snapshot(ETH="20"), a_snapshot(ETH="10")])
-    assert len(life.told["ops"]) >= 6
-    assert life.again(subscription) == life.told["ops"]
+    assert len(life.sent["ops"]) >= 6
+    assert life.again(subscription) == life.sent["ops"]
 
 
 def test_a_crossing_is_replayed_to_the_subscription_of_its_threshold() -> None:
     both = [a_subscription(name, events=EVERYTHING, thresholds=(LOW,)) for name in ("ops", "audit")]
     life = Life(*both).polled(STORY)
     for subscription in both:
-        told = life.again(subscription)
-        assert "threshold.crossed" in [delivery.type for delivery in told]
-        assert told == life.told[subscription.name]
+        sent = life.again(subscription)
+        assert "threshold.crossed" in [delivery.type for delivery in sent]
+        assert sent == life.sent[subscription.name]
 
 
 def test_a_widened_subscription_gets_more_events_and_the_old_ones_byte_for_byte() -> None:
     life = Life(a_subscription(events=("locked.*",))).polled(STORY)
-    told = life.again(a_subscription())
-    heard = {delivery.event_id: delivery.body for delivery in life.told["ops"]}
-    news = [delivery for delivery in told if delivery.event_id not in heard]
-    assert len(told) == len(heard) + len(news)
+    sent = life.again(a_subscription())
+    heard = {delivery.event_id: delivery.body for delivery in life.sent["ops"]}
+    news = [delivery for delivery in sent if delivery.event_id not in heard]
+    assert len(sent) == len(heard) + len(news)
     assert len(news) > len(heard) > 0
-    assert {delivery.event_id: delivery.body for delivery in told if delivery not in news} == heard
-    sequences = (None, *(each.sequence for each in told[:-1]))
-    before = dict(zip((each.event_id for each in told), sequences, strict=True))
+    assert {delivery.event_id: delivery.body for delivery in sent if delivery not in news} == heard
+    sequences = (None, *(each.sequence for each in sent[:-1]))
+    before = dict(zip((each.event_id for each in sent), sequences, strict=True))
     for delivery in news:
         said = json.loads(delivery.body)["subscription"]
         assert said == {"name": "ops", "previous_sequence": before[delivery.event_id]}
@@ -161,15 +161,15 @@ def test_a_widened_subscription_gets_more_events_and_the_old_ones_byte_for_byte(
 
 def test_a_new_subscription_gets_a_chain_of_its_own() -> None:
     new = a_subscription("new", assets=("LRC",))
-    told = Life(a_subscription()).polled(STORY).polled(STORY[::-1]).again(new)
-    assert len(told) >= 2
-    assert [one.previous for one in told] == [None, *(one.sequence for one in told[:-1])]
+    sent = Life(a_subscription()).polled(STORY).polled(STORY[::-1]).again(new)
+    assert len(sent) >= 2
+    assert [one.previous for one in sent] == [None, *(one.sequence for one in sent[:-1])]
 
 
 def test_accounts_outside_the_filter_are_not_replayed() -> None:
     life = Life(a_subscription(), account="shop-1").polled(STORY)
     assert life.again(a_subscription(accounts=("treasury", "other-*"))) == []
-    assert life.again(a_subscription(accounts=("shop-*",))) == life.told["ops"]
+    assert life.again(a_subscription(accounts=("shop-*",))) == life.sent["ops"]
 
 
 def test_the_chains_of_two_accounts_do_not_mix() -> None:
@@ -177,8 +177,8 @@ def test_the_chains_of_two_accounts_do_not_mix() -> None:
     one, other = (Life(subscription, account=name).polled(STORY) for name in ("treasury", "alice"))
     replay = Replay(subscription)
     mixed = sorted(one.log + other.log, key=lambda record: record.id)
-    told = [delivery for delivery in map(replay.take, mixed) if delivery]
-    assert sorted(told, key=str) == sorted(one.told["ops"] + other.told["ops"], key=str)
+    sent = [delivery for delivery in map(replay.take, mixed) if delivery]
+    assert sorted(sent, key=str) == sorted(one.sent["ops"] + other.sent["ops"], key=str)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_a_damaged_record_is_skipped_and_counted(damage: dict[str, object]) -> N
     whole = life.log[at]
     life.log[at] = _saying(whole, {**whole.content, **damage} if damage else {})
     replay = Replay(subscription)
-    told = [delivery.event_id for delivery in map(replay.take, life.log) if delivery]
+    sent = [delivery.event_id for delivery in map(replay.take, life.log) if delivery]
     assert replay.damaged == 1
-    assert told == [d.event_id for d in life.told["ops"] if d.event_id != whole.content["id"]]
+    assert sent == [d.event_id for d in life.sent["ops"] if d.event_id != whole.content["id"]]
 
 
 @pytest.mark.parametrize("event_id", ["evt 1\n", "evt_1", "evt_" + "a" * 25])
@@ -213,8 +213,8 @@ def test_an_event_with_a_foreign_id_is_skipped_and_counted(event_id: str) -> Non
     life = Life(subscription).polled(STORY).silent()
     life.log[-1] = _saying(life.log[-1], {**life.log[-1].content, "id": event_id})
     replay = Replay(subscription)
-    told = [delivery.event_id for delivery in map(replay.take, life.log) if delivery]
-    assert (replay.damaged, event_id in told) == (1, False)
+    sent = [delivery.event_id for delivery in map(replay.take, life.log) if delivery]
+    assert (replay.damaged, event_id in sent) == (1, False)
 
 
 @pytest.mark.parametrize("more", [2**70, "\ud800", 1e-7], ids=repr)
@@ -223,9 +223,9 @@ def test_unknown_fields_of_a_record_are_replayed_byte_for_byte(more: object) -> 
     life = Life(subscription).polled(STORY)
     at = next(i for i, record in enumerate(life.log) if "id" in record.content)
     life.log[at] = _saying(life.log[at], {**life.log[at].content, "more": more})
-    told = life.again(subscription)
-    assert len(told) == len(life.told["ops"])
-    assert [life.log[at].raw in delivery.body for delivery in told].count(True) == 1
+    sent = life.again(subscription)
+    assert len(sent) == len(life.sent["ops"])
+    assert [life.log[at].raw in delivery.body for delivery in sent].count(True) == 1
 
 
 def _saying(record: Record, content: dict[str, Any]) -> Record:

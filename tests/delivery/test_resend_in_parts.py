@@ -22,7 +22,7 @@ ALONE = ("alice", "carol")
 OPS = a_subscription(events=("*",))
 
 
-class Tired(Pipe):
+class SlowPipe(Pipe):
     """A pipe on which no more than so many steps that queue something come through in time."""
 
     left = 0
@@ -66,7 +66,7 @@ async def test_the_parts_together_send_each_event_once_and_in_order(
     monkeypatch.setattr(resend, "_HELD", 3)
     parts, counted = 0, 0
     rest: Reached | None = Reached()
-    pipe = Tired(redis_client)
+    pipe = SlowPipe(redis_client)
     while rest is not None:
         pipe.left = steps
         count, rest = await part(books, pipe, rest, within_s=0.3)
@@ -83,7 +83,7 @@ async def test_a_part_does_not_repeat_what_an_earlier_part_sent_and_a_worker_del
     monkeypatch.setattr(resend, "_HELD", 3)
     delivered: dict[str, list[int]] = {account: [] for account in ACCOUNTS}
     rest: Reached | None = Reached()
-    pipe = Tired(redis_client)
+    pipe = SlowPipe(redis_client)
     while rest is not None:
         pipe.left = 2
         _, rest = await part(books, pipe, rest, within_s=0.3)
@@ -95,6 +95,6 @@ async def test_a_part_does_not_repeat_what_an_earlier_part_sent_and_a_worker_del
 
 async def test_a_resend_that_finds_nothing_in_its_time_says_so(books: Books, redis_client: Redis) -> None:
     start = Reached(is_log=True)
-    count, rest = await part(books, Tired(redis_client), start, within_s=0.05)
+    count, rest = await part(books, SlowPipe(redis_client), start, within_s=0.05)
     assert (count, rest is not None and rest.is_log) == (0, True)
     assert [await queued(books, account) for account in ACCOUNTS] == [[], [], [], []]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, owed
+from tests.delivery.staged_subscriber import CommandLine, StagedSubscriber, backlogs_of
 from tests.support.builders import seconds
 from tests.support.stores import pause
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 NOTICED_S = 1.0
 """How often a worker looks at the breakers."""
@@ -40,11 +40,11 @@ async def test_a_resume_sends_the_backlog_within_a_second_whatever_it_waited_for
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async with AsyncExitStack() as stack:
-        subscribers: dict[str, MoodySubscriber] = {}
+        subscribers: dict[str, StagedSubscriber] = {}
         for name, (status, headers) in ANSWERS.items():
-            one = MoodySubscriber(status=status, headers=headers)
+            one = StagedSubscriber(status=status, headers=headers)
             subscribers[name] = await stack.enter_async_context(one)
-        all_ = owed(
+        all_ = backlogs_of(
             redis_client, redis_server_url, namespace, **{name: one.url for name, one in subscribers.items()}
         )
         by_name = {
@@ -64,7 +64,7 @@ async def test_a_resume_sends_the_backlog_within_a_second_whatever_it_waited_for
         async with all_.worker(), all_.worker():
             for name, one in subscribers.items():
                 await one.until(lambda one=one, name=name: one.arrivals or name == "paused-by-hand")  # type: ignore[misc]
-            await all_.until_left_alone()
+            await all_.until_nothing_is_due()
             resumed_at = {}
             for name, one in subscribers.items():
                 one.status, one.headers = 200, {}

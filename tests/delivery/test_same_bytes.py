@@ -10,12 +10,12 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber
+from tests.delivery.staged_subscriber import CommandLine, StagedSubscriber
 from tests.support.rig import TREASURY, Rig, a_rig, quick
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
 
-pytest_plugins = ("tests.delivery.owing",)
+pytest_plugins = ("tests.delivery.subscribers",)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def bodies(redis: Redis, namespace: str) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def has_taken(subscriber: MoodySubscriber, events: int) -> bool:
+def has_taken(subscriber: StagedSubscriber, events: int) -> bool:
     return len(subscriber.taken) == events
 
 
@@ -49,8 +49,8 @@ async def test_an_event_has_the_same_bytes_in_attempts_dead_letters_and_the_log(
     rig: Rig,
     redis_client: Redis,
     namespace: str,
-    subscriber: MoodySubscriber,
-    second: MoodySubscriber,
+    subscriber: StagedSubscriber,
+    second: StagedSubscriber,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

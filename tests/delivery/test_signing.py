@@ -157,5 +157,5 @@ def test_shared_secrets_do_not_need_cryptography() -> None:
         "import sys; sys.modules['cryptography'] = None; from watcher.delivery.signing import Signer;"
         f"print(Signer([{SECRET!r}]).signature{VECTOR!r})"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == VECTOR_V1
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == VECTOR_V1

@@ -11,7 +11,7 @@ from tests.support.builders import SECRET
 from tests.support.program import watcher
 from tests.support.provider_staging import loopring_account, loopring_settings
 from tests.support.raw_subscribers import LOOPBACK, FakeDns, a_delivery, a_sink, a_target
-from tests.support.tls_subscribers import NAME, TROUBLES, TlsFault, a_client_trusting, a_troubled_port
+from tests.support.tls_subscribers import NAME, TROUBLES, TlsFault, a_client_trusting, a_faulty_port
 from watcher.preflight import try_provider, try_subscriber
 from watcher.providers.contract import Rejected
 from watcher.providers.http import ProviderClient, provider_pool
@@ -32,7 +32,7 @@ def trust(certificate: str, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_attempt_says_what_is_wrong_and_what_fixes_it(
     trouble: TlsFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with a_troubled_port(trouble) as (url, certificate):
+    with a_faulty_port(trouble) as (url, certificate):
         trust(certificate, monkeypatch)
         async with a_sink(resolver=FakeDns(KNOWN)) as sink:
             target = a_target(f"{url}/in")
@@ -47,7 +47,7 @@ async def test_an_attempt_says_what_is_wrong_and_what_fixes_it(
 async def test_a_poll_says_what_is_wrong_and_what_fixes_it(
     trouble: TlsFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with a_troubled_port(trouble) as (url, certificate):
+    with a_faulty_port(trouble) as (url, certificate):
         trust(certificate, monkeypatch)
         settings = loopring_settings(url)
         pool = provider_pool(FakeDns(KNOWN))
@@ -64,7 +64,7 @@ async def test_a_poll_says_what_is_wrong_and_what_fixes_it(
 async def test_check_connect_says_what_is_wrong_with_a_subscriber_and_what_fixes_it(
     trouble: TlsFault, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with a_troubled_port(trouble) as (url, certificate):
+    with a_faulty_port(trouble) as (url, certificate):
         (tmp_path / "ca.pem").write_text(certificate)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         settings = SubscriptionSettings(name="ops", url=SecretStr(f"{url}/in"), secrets=(SecretStr(SECRET),))
@@ -78,7 +78,7 @@ async def test_check_connect_says_what_is_wrong_with_a_subscriber_and_what_fixes
 
 async def test_check_connect_says_so_of_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     trouble = TROUBLES["an old TLS"]
-    with a_troubled_port(trouble) as (url, certificate):
+    with a_faulty_port(trouble) as (url, certificate):
         trust(certificate, monkeypatch)
         settings = loopring_settings(url.replace(NAME, "127.0.0.1"))
         (tried,) = [tried async for tried in try_provider(settings, loopring_account())]
@@ -89,7 +89,7 @@ async def test_check_connect_says_so_of_a_provider(monkeypatch: pytest.MonkeyPat
 async def test_ping_says_what_fixes_it(tmp_path: Path) -> None:
     trouble = TROUBLES["a port that speaks HTTP"]
     path = tmp_path / "watcher.toml"
-    with a_troubled_port(trouble) as (url, _):
+    with a_faulty_port(trouble) as (url, _):
         path.write_text(
             f'[egress]\nallow = ["127.0.0.0/8"]\nallow_http = true\n[[subscriptions]]\nname = "ops"\n'
             f'url = {json.dumps(url.replace(NAME, "127.0.0.1"))}\nsecrets = ["{SECRET}"]\n'

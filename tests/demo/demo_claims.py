@@ -35,7 +35,7 @@ def a_story() -> list[Made]:
     ]
 
 
-def told(made: Sequence[Made]) -> list[Arrival]:
+def delivered_webhooks(made: Sequence[Made]) -> list[Arrival]:
     """Each change as one verified webhook, 0.25 s later."""
     last: dict[str, int] = {}
     heard = []

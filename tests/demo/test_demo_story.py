@@ -29,9 +29,9 @@ def ignored(scene: Scene, made: Made | None, heard: Arrival | None) -> None:
 def test_the_story_has_both_providers_every_kind_of_movement_and_thirty_digits() -> None:
     steps = [scene.step for scene in STORY]
     assert {step.account for step in steps} == {TREASURY, ALICE, None}
-    told = {scene.event for scene in STORY}
-    assert told - {None} <= set(CHANGE_EVENTS)
-    assert {"deposit.cleared", "withdrawal.cleared", "withdrawal.returned", "locked.decreased"} <= told
+    found = {scene.event for scene in STORY}
+    assert found - {None} <= set(CHANGE_EVENTS)
+    assert {"deposit.cleared", "withdrawal.cleared", "withdrawal.returned", "locked.decreased"} <= found
     assert any(step.options.get("split") for step in steps)
     assert any(sum(map(str.isdigit, str(step.amount))) == 30 for step in steps)
 

@@ -95,10 +95,10 @@ def test_every_alert_has_a_section_in_the_text_and_vice_versa() -> None:
 
 
 def test_log_lines_and_metrics_that_the_explanations_name_exist() -> None:
-    told = " ".join(text for section in sections().values() for text in section)
-    said = set(re.findall(r"`([a-z]+\.[a-z_]+)`", told))
+    stated = " ".join(text for section in sections().values() for text in section)
+    said = set(re.findall(r"`([a-z]+\.[a-z_]+)`", stated))
     assert {"account.quarantined", "loop.lagged"} <= said <= EVENTS.keys()
-    assert metrics_in(told) <= METRICS.keys()
+    assert metrics_in(stated) <= METRICS.keys()
 
 
 def test_the_scrape_job_is_the_one_that_the_alerts_are_about() -> None:
@@ -183,14 +183,14 @@ AFTER = "58m"
 
 
 def series(otherwise: dict[str, str]) -> list[dict[str, str]]:
-    told = []
+    stated = []
     for name, values in WELL.items():
         changed = [
             other for part, other in otherwise.items() if part in (name.partition("{")[0], *name.split(", "))
         ]
         changed += [other for part, other in otherwise.items() if f"{part}}}" in name]
-        told.append({"series": name, "values": changed[0] if changed else values})
-    return told
+        stated.append({"series": name, "values": changed[0] if changed else values})
+    return stated
 
 
 def fires(name: str, otherwise: dict[str, str]) -> dict[str, Any]:

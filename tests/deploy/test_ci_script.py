@@ -18,7 +18,7 @@ SCRIPT = ROOT / ".ci" / "run"
 
 STAND_IN = """\
 #!/bin/sh
-# Stands for every program that is installed: notes its call, and ends as it is told.
+# Stands for every program that is installed: records its call, and exits as configured.
 call="${{0##*/}} $*"
 echo "$call" >> {notes}/calls
 IFS= read -r fails < {notes}/fails
@@ -44,7 +44,7 @@ done
 """
 APT_GET = """\
 #!/bin/sh
-# Stands for apt-get: what it is told to install is there afterwards.
+# Stands for apt-get: what it is asked to install is there afterwards.
 echo "apt-get $*" >> {notes}/calls
 [ "$1" = install ] || exit 0
 for program in {tools}; do ln -sf /bin/true {bin}/$program; done

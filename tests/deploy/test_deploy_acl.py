@@ -323,7 +323,7 @@ async def test_with_the_rights_of_version_0_1_the_worker_refuses_to_start(engine
         "zremrangebyscore",
     ]
     rights = (*line.split()[1:], *(f"-{command}" for command in lacks))
-    told = re.escape(f"may not use {', '.join(lacks).upper()} on keys {NAMESPACE}:*")
+    stated = re.escape(f"may not use {', '.join(lacks).upper()} on keys {NAMESPACE}:*")
     with real_server(engine) as server:
         async with connect(server.url) as admin, connect(url_of(server)) as client:
             await admin.execute_command("ACL", "SETUSER", *rights)  # type: ignore[no-untyped-call]
@@ -332,10 +332,10 @@ async def test_with_the_rights_of_version_0_1_the_worker_refuses_to_start(engine
             await old.begin()
             await old.account("treasury")
             before = await store.contents()
-            with pytest.raises(ConfigurationRefused, match=told):
+            with pytest.raises(ConfigurationRefused, match=stated):
                 await Mover(Pipe(client), store.keys, "mover").advance()
             async with a_rig(url_of(server), NAMESPACE) as rig:
-                with pytest.raises(ConfigurationRefused, match=told):
+                with pytest.raises(ConfigurationRefused, match=stated):
                     await Worker(rig.settings, name="worker").run()
                 await admin.execute_command("ACL", "SETUSER", "watcher", "+hscan")  # type: ignore[no-untyped-call]
             assert await store.contents() == before

@@ -40,8 +40,8 @@ def lnav(folder: Path, *arguments: str) -> str:
 
 
 def test_every_field_is_known_with_its_meaning() -> None:
-    told = {name: value["description"] for name, value in FORMAT["value"].items() if name != "event"}
-    assert told == FIELD_MEANINGS
+    stated = {name: value["description"] for name, value in FORMAT["value"].items() if name != "event"}
+    assert stated == FIELD_MEANINGS
     assert FORMAT["file-type"] == "json"
 
 
@@ -68,8 +68,8 @@ def test_lnav_accepts_the_format(tmp_path: Path) -> None:
 def test_lnav_parses_lines_with_the_format(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("".join(f"{line}\n" for line in LINES))
     query = ";SELECT log_level, account, status, duration_ms, event_id FROM watcher_log"
-    told = lnav(tmp_path, "-n", "-q", "-c", query, "-c", ":write-json-to -", str(tmp_path / "log"))
-    assert [[*row.values()] for row in json.loads(told)] == [
+    stated = lnav(tmp_path, "-n", "-q", "-c", query, "-c", ":write-json-to -", str(tmp_path / "log"))
+    assert [[*row.values()] for row in json.loads(stated)] == [
         ["info", "treasury", 200, 12, None],
         ["warning", "treasury", None, None, "evt_1"],
     ]

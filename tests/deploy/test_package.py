@@ -18,8 +18,8 @@ INSTALLS = re.compile(r"\b(?:pip[3x]? install|uvx --from) (?:-\S+ )*(?P<what>'[^
 
 def installed_by_name(text: str) -> list[Requirement]:
     """What a text has its reader install; not what lies in a file or a folder."""
-    told = [found["what"].strip("'") for found in INSTALLS.finditer(text)]
-    return [Requirement(what) for what in told if "/" not in what and not what.startswith(".")]
+    stated = [found["what"].strip("'") for found in INSTALLS.finditer(text)]
+    return [Requirement(what) for what in stated if "/" not in what and not what.startswith(".")]
 
 
 def texts_for_users() -> Iterator[str]:
@@ -42,9 +42,9 @@ def test_every_install_command_of_a_text_is_found() -> None:
 
 
 def test_no_text_installs_the_other_project_of_that_name() -> None:
-    told = [requirement for text in texts_for_users() for requirement in installed_by_name(text)]
-    assert {requirement.name for requirement in told} == {"balance-watcher", "cryptography"}
-    for requirement in told:
+    stated = [requirement for text in texts_for_users() for requirement in installed_by_name(text)]
+    assert {requirement.name for requirement in stated} == {"balance-watcher", "cryptography"}
+    for requirement in stated:
         assert requirement.extras <= PROJECT["optional-dependencies"].keys()
     assert [text for text in texts_for_users() if re.search(r"(?<!balance-)\bwatcher\[[a-z]", text)] == []
 

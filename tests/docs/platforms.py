@@ -77,6 +77,6 @@ def _assert_its_own_help_knows(words: list[str]) -> None:
         return
     names = [word for word in rest if not word.startswith("-")][: _NAMES_BEFORE_HELP[program]]
     asked = [program, *names, "--help"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30).stdout
+    stated = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30).stdout
     for option in (word.partition("=")[0] for word in rest if word.startswith("--")):
-        assert re.search(rf"{option}\b", told), f"{asked} does not know {option}"
+        assert re.search(rf"{option}\b", stated), f"{asked} does not know {option}"

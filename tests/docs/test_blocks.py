@@ -214,7 +214,7 @@ retries = ["0s"]
 """)
 
 
-def tells_people(block: Block, folder: Path) -> None:
+def writes_to_people(block: Block, folder: Path) -> None:
     reader = Reader(folder)
     configure(reader, "shop-1")
     with reader.running(block.text, until=" account=shop-1") as said:
@@ -248,10 +248,10 @@ def acts(block: Block, folder: Path) -> None:
                 (give_up,) = (line for line in block.text.splitlines() if "give-up ID" in line)
                 refused = reader.run(give_up.replace("ID", dead, 1))
                 assert (refused.returncode, dead in refused.stderr) == (1, True), "it waits nowhere any more"
-                told = reader.run(block.text.replace(give_up, ""))
-                assert told.returncode == 0, told.stderr
+                stated = reader.run(block.text.replace(give_up, ""))
+                assert stated.returncode == 0, stated.stderr
                 for words in ("ops: answered 200", f"http://127.0.0.1:{port}", dead, "queued again"):
-                    assert words in told.stdout
+                    assert words in stated.stdout
                 wait_for(heard, dead)
 
 
@@ -344,8 +344,8 @@ def is_the_contract(block: Block, _: Path) -> None:
     exec(compile(block.text, str(block), "exec"), names)
     for name, asked in vars(Provider).items():
         if callable(asked) and (name == "__init__" or not name.startswith("_")):
-            told = getattr(names["Acme"], name)
-            assert [*inspect.signature(told).parameters] == [*inspect.signature(asked).parameters], name
+            stated = getattr(names["Acme"], name)
+            assert [*inspect.signature(stated).parameters] == [*inspect.signature(asked).parameters], name
 
 
 def makes_the_secrets(block: Block, folder: Path) -> None:
@@ -504,7 +504,7 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("python", "Journal("): pulls,
     ("javascript", "standardwebhooks"): is_javascript,
     ("json", "evt_"): is_an_event,
-    ("sh", "watcher run | watcher tail"): tells_people,
+    ("sh", "watcher run | watcher tail"): writes_to_people,
     ("sh", "watcher health"): lives,
     ("sh", "watcher deliveries give-up"): acts,
     ("sh", "/v1"): adds_by_the_api,

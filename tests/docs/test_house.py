@@ -13,45 +13,45 @@ from watcher.providers.contract import PLACE_BY_KIND
 HOUSE = Path(watcher.__file__).parent
 
 
-def rooms() -> Iterator[tuple[str, Path]]:
+def modules_by_package() -> Iterator[tuple[str, Path]]:
     """Name each module after its package, or itself at the top; in `observe`, where all log and some look,
     too."""
     for path in HOUSE.rglob("*.py"):
-        room = _room(path.relative_to(HOUSE).with_suffix("").parts)
+        room = _package_of(path.relative_to(HOUSE).with_suffix("").parts)
         if not room.startswith("__"):
             yield room, path
 
 
-def _room(parts: Sequence[str]) -> str:
+def _package_of(parts: Sequence[str]) -> str:
     return "/".join(parts[:2]) if parts[0] == "observe" else parts[0]
 
 
 @cache
-def imports_by_room() -> Mapping[str, set[str]]:
+def imports_by_package() -> Mapping[str, set[str]]:
     found: defaultdict[str, set[str]] = defaultdict(set)
-    for room, path in rooms():
+    for room, path in modules_by_package():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("watcher."):
-                imported = _room(str(node.module).split(".")[1:])
+                imported = _package_of(str(node.module).split(".")[1:])
                 found[room] |= {imported} - {room}
     return found
 
 
 def test_polling_and_delivering_meet_in_redis_and_nowhere_else() -> None:
-    imports = imports_by_room()
+    imports = imports_by_package()
     assert "delivery" not in imports["polling"]
     assert "polling" not in imports["delivery"]
 
 
 def test_packages_import_one_another_in_one_direction_only() -> None:
     try:
-        TopologicalSorter(imports_by_room()).prepare()
+        TopologicalSorter(imports_by_package()).prepare()
     except CycleError as cycle:
         raise AssertionError(" -> ".join(cycle.args[1])) from None
 
 
 def test_the_journal_knows_neither_redis_nor_the_network() -> None:
-    assert imports_by_room()["journal"] <= {"amounts", "snapshot", "providers", "settings"}
+    assert imports_by_package()["journal"] <= {"amounts", "snapshot", "providers", "settings"}
     for path in (HOUSE / "journal").glob("*.py"):
         assert not {"redis", "aiohttp", "asyncio", "time"} & set(_imported(path)), path
 

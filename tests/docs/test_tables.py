@@ -79,7 +79,7 @@ def test_every_format_is_in_its_table_with_its_settings_and_rate() -> None:
 def test_every_setting_is_in_its_table_with_its_description(
     table: str, models: tuple[type[Section], ...]
 ) -> None:
-    told = {cells[0].strip("`"): cells[-1] for cells in rows_after(f"`{table}`")}
+    stated = {cells[0].strip("`"): cells[-1] for cells in rows_after(f"`{table}`")}
     fields = [field for model in models for field in model.model_fields.items()]
     meant = {field.alias or name: field.description for name, field in fields}
     if models == (HttpSettings,):
@@ -87,11 +87,11 @@ def test_every_setting_is_in_its_table_with_its_description(
     if table == "[providers.NAME]":
         del meant["name"]
         meant["requests_per_second"] = ProviderSettings.model_fields["requests_per_second"].description
-    assert told == meant
+    assert stated == meant
 
 
 def test_the_table_of_exchanges_lists_the_reviewed_ones() -> None:
-    told = [(cells[0].strip("`"), cells[1], cells[4] == "zero") for cells in rows_after("exchange")]
+    stated = [(cells[0].strip("`"), cells[1], cells[4] == "zero") for cells in rows_after("exchange")]
     meant = []
     for name, venue in REVIEWED.items():
         for listing in venue.listings:
@@ -99,40 +99,40 @@ def test_the_table_of_exchanges_lists_the_reviewed_ones() -> None:
                 types = [f'`{{ type = "{kind}" }}`' for kind in listing.types if kind]
                 params = "none" if None in listing.types else types[0]
                 meant.append((name, params, listing.is_full))
-    assert [(name, re.split("[,:]", params)[0], full) for name, params, full in told] == meant
+    assert [(name, re.split("[,:]", params)[0], full) for name, params, full in stated] == meant
 
 
 def test_the_settings_table_of_exchanges_has_their_own_settings() -> None:
-    told = {cells[0].strip("`"): cells[-1] for cells in rows_after('`kind = "exchange"`')}
+    stated = {cells[0].strip("`"): cells[-1] for cells in rows_after('`kind = "exchange"`')}
     fields = {**ExchangeSettings.model_fields, "params": ExchangeAccount.model_fields["params"]}
     own = fields.keys() - KeyedSettings.model_fields.keys()
-    assert told == {name: fields[name].description for name in own}
+    assert stated == {name: fields[name].description for name in own}
 
 
 def test_every_setting_of_a_chain_is_in_its_own_table() -> None:
     lines = (ROOT / "watcher" / "providers" / "README.md").read_text().splitlines()
     rows = takewhile(lambda line: line.startswith("|"), lines[lines.index("| key | default | |") + 2 :])
-    told = {
+    stated = {
         cells[0].strip(" `"): cells[-1].strip() for cells in (row.strip("|").split(" | ") for row in rows)
     }
     shared = {name: field.description for name, field in ProviderSettings.model_fields.items()}
     own = {name: field.description for name, field in EvmSettings.model_fields.items()}
-    assert told == {name: text for name, text in own.items() if shared.get(name) != text}
+    assert stated == {name: text for name, text in own.items() if shared.get(name) != text}
 
 
 def test_the_table_of_sources_matches_each_recipe() -> None:
-    told = {cells[0].strip("`"): cells[1:] for cells in rows_after("`kind`")}
+    stated = {cells[0].strip("`"): cells[1:] for cells in rows_after("`kind`")}
     meant = {
         name: [recipe.reads, *known(recipe), recipe.ran_against]
         for name, recipe in ((name, recipes.recipe(name)) for name in recipes.names())
     }
-    assert {name: told[name] for name in meant} == meant
-    assert told.keys() == {*kinds()}
+    assert {name: stated[name] for name in meant} == meant
+    assert stated.keys() == {*kinds()}
 
 
 def test_the_table_of_events_names_every_type_of_change() -> None:
-    told = [name for cells in rows_after("type") for name in re.findall(r"`([a-z_.]+)`", cells[0])]
-    assert sorted(told) == sorted((*CHANGE_EVENTS, *SERVICE_EVENTS))
+    stated = [name for cells in rows_after("type") for name in re.findall(r"`([a-z_.]+)`", cells[0])]
+    assert sorted(stated) == sorted((*CHANGE_EVENTS, *SERVICE_EVENTS))
 
 
 def test_the_table_of_log_events_is_the_catalogue() -> None:

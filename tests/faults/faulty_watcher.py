@@ -41,8 +41,8 @@ def main() -> NoReturn:
         _block(block_s, faults["block_every"])
     if faults.get("polls_nothing"):
         _poll_nothing()
-    if faults.get("tells_tasks"):
-        _tell_tasks(Path(f"{os.environ['WORKER']}.tasks"))
+    if faults.get("reports_tasks"):
+        _report_tasks(Path(f"{os.environ['WORKER']}.tasks"))
     from watcher.cli import main
 
     main()
@@ -177,7 +177,7 @@ def _poll_nothing() -> None:
     PollWork.takes = lambda *_: False  # type: ignore[method-assign]
 
 
-def _tell_tasks(file: Path) -> None:
+def _report_tasks(file: Path) -> None:
     """Write down how many tasks there are, and how many blocks of memory, four times a second."""
     from watcher.observe.liveness import Liveness
 

@@ -61,7 +61,7 @@ class RecordingReceiver:
 
     notice: Callable[[Arrival], None] = lambda _arrival: None
     arrivals: list[Arrival] = field(init=False, default_factory=list)
-    told: dict[tuple[str, str], dict[str, str]] = field(init=False, default_factory=dict)
+    balances: dict[tuple[str, str], dict[str, str]] = field(init=False, default_factory=dict)
     """What the event that came last for the first time says of each account and asset."""
 
     answered: list[Answered] = field(init=False, default_factory=list)
@@ -129,7 +129,7 @@ class RecordingReceiver:
             self._ids.add(arrival.id)
             data = arrival.event["data"]
             if data["asset"]:
-                self.told[arrival.account, data["asset"]["id"]] = data["after"]
+                self.balances[arrival.account, data["asset"]["id"]] = data["after"]
 
 
 def _read(request: web.Request, body: bytes) -> tuple[Event, str | None]:

@@ -43,7 +43,7 @@ class Holding:
     locked: int = 1
     pending_deposit: int = 0
 
-    def told(self, token: int) -> dict[str, str]:
+    def as_sent(self, token: int) -> dict[str, str]:
         """As an event would say it."""
         amounts = {"total": self.total, "locked": self.locked, "pending_deposit": self.pending_deposit}
         return {name: from_integer(str(amount), DECIMALS[token]) for name, amount in amounts.items()}
@@ -113,7 +113,7 @@ class RestlessProvider:
 
     def truth(self) -> Mapping[tuple[str, str], Mapping[str, str]]:
         """Say what every account holds, as events say it, by account and asset."""
-        return {slot.name: holding.told(slot.token) for slot, holding in self.holdings.items()}
+        return {slot.name: holding.as_sent(slot.token) for slot, holding in self.holdings.items()}
 
     def longest_gap_s(self, since: float, until: float) -> float:
         """Say how long any account was not asked about, in between two times (monotonic seconds)."""

@@ -1,7 +1,7 @@
 """A scene for one fault: a server, a restless provider, a recording receiver, and workers.
 
 A test makes its fault happen, then asks for the verdict: it ends the changes, waits until everything is
-told, ends the workers in order, and compares. Refuses to be replayed to the microsecond: the seed decides
+delivered, drains the workers, and compares. Refuses to be replayed to the microsecond: the seed decides
 changes and faults, the machine decides when.
 """
 
@@ -155,7 +155,7 @@ class Scene:
             while not all([await self.pipe.command("EXISTS", key) for key in states]):  # noqa: ASYNC110
                 await asyncio.sleep(_TICK_S)
 
-    async def until_told(self, more: int, *, within_s: float) -> float:
+    async def until_delivered(self, more: int, *, within_s: float) -> float:
         """Wait for so many more events; returns how many seconds that took."""
         started, wanted = time.monotonic(), self.receiver.taken + more
         async with asyncio.timeout(within_s):
@@ -193,7 +193,7 @@ class Scene:
         """
         await self.provider.rest()
         self.provider.move_all()
-        is_told = await self.until_all_is_told(within_s=within_s, spared=spared)
+        is_told = await self.until_all_is_delivered(within_s=within_s, spared=spared)
         codes = await asyncio.gather(*(worker.terminate() for worker in self.running))
         records = [record async for record in History(self.pipe, self.keys).records()]
         verdict = judge(
@@ -207,7 +207,7 @@ class Scene:
             or any(worker.lines("store.relieved") for worker in self.workers),
         )
         if not is_told:
-            verdict.problems.append(f"not everything was told within {within_s} s")
+            verdict.problems.append(f"not everything was delivered within {within_s} s")
         if any(codes):
             verdict.problems.append(f"workers that were asked to end exited with {codes}")
         verdict.problems += [
@@ -225,20 +225,20 @@ class Scene:
         self.pipe = Pipe(self.redis)
         self._started = time.monotonic()
 
-    async def until_all_is_told(self, *, within_s: float, spared: Collection[str] = ()) -> bool:
+    async def until_all_is_delivered(self, *, within_s: float, spared: Collection[str] = ()) -> bool:
         """Wait until the receiver knows the truth and nothing is in any queue; says if it came to that."""
-        true = {name: told for name, told in self.provider.truth().items() if name[0] not in spared}
+        true = {name: balance for name, balance in self.provider.truth().items() if name[0] not in spared}
         try:
             async with asyncio.timeout(within_s):
-                while not self._is_told(true) or await self._waiting(spared):  # noqa: ASYNC110
+                while not self._is_delivered(true) or await self._waiting(spared):  # noqa: ASYNC110
                     await asyncio.sleep(_TICK_S)
         except TimeoutError:
             return False
         return True
 
-    def _is_told(self, true: Mapping[tuple[str, str], Mapping[str, str]]) -> bool:
-        told = self.receiver.told
-        return all(said.items() <= told.get(name, {}).items() for name, said in true.items())
+    def _is_delivered(self, true: Mapping[tuple[str, str], Mapping[str, str]]) -> bool:
+        balances = self.receiver.balances
+        return all(said.items() <= balances.get(name, {}).items() for name, said in true.items())
 
     async def _is_log_full(self) -> bool:
         """Whether a shard's log came to its bound: a hundred thousand events do not fit."""

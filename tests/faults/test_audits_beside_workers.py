@@ -17,7 +17,7 @@ async def test_an_audit_of_the_store_beside_workers_finds_nothing(times: int, wo
         await scene.begin(changes_per_second=200)
         audit, flaws, references = StoreAudit(scene.pipe, scene.keys), [], 0
         for number in range(times):
-            await scene.until_told(50, within_s=30)
+            await scene.until_delivered(50, within_s=30)
             if number % 10 == 2:
                 await scene.running[0].kill()  # what it had in hand is no flaw
                 await scene.start_workers(1)

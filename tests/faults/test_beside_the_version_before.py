@@ -36,7 +36,7 @@ GONE_S = GONE_AFTER.total_seconds()
 
 
 async def more(scene: Scene) -> None:
-    await scene.until_told(CHANGES, within_s=LEASE_S)
+    await scene.until_delivered(CHANGES, within_s=LEASE_S)
 
 
 async def begun(scene: Scene, count: int) -> list[WorkerProcess]:

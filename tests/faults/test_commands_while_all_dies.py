@@ -59,14 +59,14 @@ async def _command(scene: Scene, name: str) -> int | None:
         changed = [line.translate(other) if line in _CHANGED else line for line in text.splitlines()]
         file.write_text("\n".join(changed))
         for worker in scene.running:
-            if worker.hears(signal.SIGHUP):
+            if worker.handles(signal.SIGHUP):
                 worker.send(signal.SIGHUP)
         return 0
-    told = {
+    arguments = {
         "resend": ("resend", "--subscription", SUBSCRIPTION, "--since", "15s"),
         "pause": ("subscriptions", "pause", SUBSCRIPTION),
         "resume": ("subscriptions", "resume", SUBSCRIPTION),
     }[name]
-    code, _, errors = await scene.command(*told)
+    code, _, errors = await scene.command(*arguments)
     print(f"{time.time():.1f} {name}: {code} {errors.strip()[-200:]}")
     return code

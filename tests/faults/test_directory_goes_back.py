@@ -66,7 +66,7 @@ class Client:
 
     def __init__(self, store: Store, namespace: str, random: Random, asked: Followed) -> None:
         self.directory = Directory(store.pipe, store.keys)
-        self.told: dict[Name, tuple[bytes, int] | None] = {}
+        self.acknowledged: dict[Name, tuple[bytes, int] | None] = {}
         self._programs = Programs(self.directory, namespace)
         self._random = random
         self._asked = asked
@@ -79,7 +79,7 @@ class Client:
                 if (await self.directory.delete(kind, name)).outcome == "missing":
                     await self._asked.follow_now()  # the store may have lost it, and gets it back
                     await self.directory.delete(kind, name)
-                self.told[kind, name] = None
+                self.acknowledged[kind, name] = None
             else:
                 number = self._random.randrange(10**6)
                 write = (
@@ -91,13 +91,13 @@ class Client:
                 )
                 outcome, version = await self.directory.put(write)
                 assert outcome == "done"
-                self.told[kind, name] = write.encrypted, version
+                self.acknowledged[kind, name] = write.encrypted, version
             if is_followed:
                 await self._asked.follow_now()
 
     @property
     def expected(self) -> dict[Name, tuple[bytes, int]]:
-        return {name: told for name, told in self.told.items() if told}
+        return {name: acknowledged for name, acknowledged in self.acknowledged.items() if acknowledged}
 
 
 def held_by(holder: Followed) -> dict[Name, tuple[bytes, int]]:

@@ -9,7 +9,7 @@ from typing import cast
 
 from tests.faults.restless_provider import account_name
 from tests.faults.scene import BOUNDED, Scene, a_scene
-from tests.faults.verdict import told_at
+from tests.faults.verdict import emitted_at
 from tests.faults.worker_processes import WorkerProcess
 from tests.support.builders import SECRET
 
@@ -48,7 +48,7 @@ async def test_a_thousand_subscribers_do_not_use_up_the_descriptors_of_a_worker(
 
 def lately_late_s(scene: Scene) -> float:
     """Return the seconds from a change to its arrival, in the middle of the last that arrived."""
-    return median(arrival.at - told_at(arrival) for arrival in scene.receiver.arrivals[-LAST:])
+    return median(arrival.at - emitted_at(arrival) for arrival in scene.receiver.arrivals[-LAST:])
 
 
 def tried(worker: WorkerProcess) -> set[str]:

@@ -61,19 +61,19 @@ async def a_worker_that_is_read(scene: Scene, **faults: Any) -> AsyncIterator[Re
 async def test_an_unread_log_holds_up_no_delivery(for_s: float, faults: dict[str, Any]) -> None:
     async with a_scene(leases=AS_IT_COMES) as scene, a_worker_that_is_read(scene, **faults) as reader:
         await scene.begin(PER_SECOND)
-        await scene.until_told(PER_SECOND, within_s=20)
+        await scene.until_delivered(PER_SECOND, within_s=20)
         reader.is_reading.clear()
-        told = scene.receiver.taken
+        before = scene.receiver.taken
         await asyncio.sleep(for_s)
-        told = scene.receiver.taken - told
+        delivered = scene.receiver.taken - before
         reader.is_reading.set()
         await reader.worker.logged("log.dropped")
         verdict = await scene.verdict()
         dropped = sum(line["lines"] for line in reader.worker.lines("log.dropped"))
         created = len(reader.worker.lines("event.created"))
-    print(f"{told} deliveries while nobody read, {dropped} lines lost")
+    print(f"{delivered} deliveries while the log was not read, {dropped} lines lost")
     assert verdict.problems == []
-    assert told > PER_SECOND * for_s / 2
+    assert delivered > PER_SECOND * for_s / 2
     assert verdict.lag_ms(99) <= 2000
     assert 0 < verdict.committed - created < dropped, "what is missing was counted"
 
@@ -81,9 +81,9 @@ async def test_an_unread_log_holds_up_no_delivery(for_s: float, faults: dict[str
 async def test_a_log_whose_reader_closed_holds_up_neither_deliveries_nor_the_end() -> None:
     async with a_scene(leases=AS_IT_COMES) as scene, a_worker_that_is_read(scene) as reader:
         await scene.begin(PER_SECOND)
-        await scene.until_told(PER_SECOND, within_s=20)
+        await scene.until_delivered(PER_SECOND, within_s=20)
         reader.pipe.close()
-        await scene.until_told(5 * PER_SECOND, within_s=20)
+        await scene.until_delivered(5 * PER_SECOND, within_s=20)
         verdict = await scene.verdict()
         assert reader.worker.process.returncode == 0
         assert reader.worker.errors == ""

@@ -59,9 +59,9 @@ async def test_polls_that_cannot_keep_up_make_one_event_per_account_and_one_log_
                 await rig.events(ACCOUNTS, within_s=20)
                 polls = worker.counters.polls
                 async with asyncio.timeout(20):
-                    while not told(lines, "account.stale"):  # noqa: ASYNC110 - a list sends no signal
+                    while not lines_of(lines, "account.stale"):  # noqa: ASYNC110 - a list sends no signal
                         await asyncio.sleep(0.1)
-                (line,) = told(lines, "account.stale")
+                (line,) = lines_of(lines, "account.stale")
                 assert worker.counters.polls > polls
                 assert types(rig) == {"account.stale": ACCOUNTS}, "polls that come late do not end it"
                 assert (await scrape(port)).value("watcher_accounts_stale", provider="loopring") == ACCOUNTS
@@ -77,5 +77,5 @@ async def test_polls_that_cannot_keep_up_make_one_event_per_account_and_one_log_
     assert "take 20 requests/s, 4.75 can be made" in line["reason"]
 
 
-def told(lines: list[Any], event: str) -> list[Any]:
+def lines_of(lines: list[Any], event: str) -> list[Any]:
     return [line for line in [*lines] if line["event"] == event]

@@ -56,10 +56,10 @@ async def test_a_killed_server_loses_nothing_and_no_worker_ends(
             scene.server.kill()
             await asyncio.sleep(scene.random.uniform(0.3, every_s / 2))
             scene.server.start()
-            back_s.append(await scene.until_told(1, within_s=20))
+            back_s.append(await scene.until_delivered(1, within_s=20))
         verdict = await scene.verdict(within_s=50, losses=kills if is_rolled_back else 0)
         assert [worker.process.returncode for worker in workers] == [0, 0]
-    print("told again after", ", ".join(f"{seconds:.2f} s" for seconds in back_s))
+    print("delivered again after", ", ".join(f"{seconds:.2f} s" for seconds in back_s))
     assert verdict.problems == []
     assert max(back_s) <= 2
 
@@ -75,7 +75,7 @@ async def test_a_hanging_server_is_waited_for_quietly(hang_s: float) -> None:
     async with _a_busy_scene() as scene:
         with scene.server.paused():
             watch = await _watch(scene.workers, hang_s)
-        back_s = await scene.until_told(1, within_s=10)
+        back_s = await scene.until_delivered(1, within_s=10)
         verdict = await scene.verdict(within_s=50)
     assert verdict.problems == []
     assert verdict.repeats <= _repeatable(hang_s)
@@ -91,7 +91,7 @@ async def test_a_closed_port_is_waited_for_quietly(closed_s: float, leases: Mapp
         await scene.proxy.close()
         watch = await _watch(scene.workers, closed_s)
         await scene.proxy.open()
-        back_s = await scene.until_told(1, within_s=10)
+        back_s = await scene.until_delivered(1, within_s=10)
         verdict = await scene.verdict(within_s=50)
     assert verdict.problems == []
     assert verdict.repeats <= WORKERS * IN_FLIGHT
@@ -105,7 +105,7 @@ async def test_a_network_that_swallows_everything_is_waited_for_quietly(for_s: f
         scene.proxy.is_silent = True
         watch = await _watch(scene.workers, for_s)
         scene.proxy.is_silent = False
-        back_s = await scene.until_told(1, within_s=10)
+        back_s = await scene.until_delivered(1, within_s=10)
         verdict = await scene.verdict(within_s=50)
     assert verdict.problems == []
     assert verdict.repeats <= _repeatable(for_s)
@@ -164,7 +164,7 @@ async def _a_busy_scene(
     async with a_scene(leases=leases, through_proxy=through_proxy) as scene:
         await scene.start_workers(WORKERS)
         await scene.begin(changes_per_second=200)
-        await scene.until_told(100, within_s=10)
+        await scene.until_delivered(100, within_s=10)
         yield scene
 
 
@@ -210,13 +210,13 @@ async def test_a_failover_is_healed_and_no_sequence_is_used_twice(engine: str) -
                 scene.go_by(url, Pipe(redis))
                 workers = await scene.start_workers(WORKERS)
                 await scene.begin(changes_per_second=150)
-                await scene.until_told(100, within_s=20)
+                await scene.until_delivered(100, within_s=20)
                 scene.server.kill()
-                back_s = await scene.until_told(1, within_s=20)
+                back_s = await scene.until_delivered(1, within_s=20)
                 verdict = await scene.verdict(losses=1)
                 assert (await redis.info("server"))["tcp_port"] != port, "the replica has taken over"
         assert [worker.process.returncode for worker in workers] == [0, 0]
-    print(f"told again after {back_s:.2f} s")
+    print(f"delivered again after {back_s:.2f} s")
     assert verdict.problems == []
     assert back_s <= 10
 

@@ -56,9 +56,9 @@ async def test_a_server_that_refuses_writes_is_named_and_waited_for(engine: str,
         await scene.start_workers(WORKERS)
         await scene.begin(changes_per_second=200)
         for times, (name, refusal) in enumerate(REFUSALS.items(), 1):
-            await scene.until_told(100, within_s=10)
+            await scene.until_delivered(100, within_s=10)
             await _refuse(scene, refusal(scene.redis), for_s)
-            back_s = await scene.until_told(1, within_s=10)
+            back_s = await scene.until_delivered(1, within_s=10)
             assert back_s <= 5
             await asyncio.gather(*(worker.logged("store.recovered", times) for worker in scene.workers))
             for worker in scene.workers:
@@ -80,12 +80,12 @@ async def test_a_server_that_is_demoted_again_and_again_loses_nothing(times: int
         await scene.begin(changes_per_second=200)
         back_s = []
         for _ in range(times):
-            await scene.until_told(400, within_s=20)
+            await scene.until_delivered(400, within_s=20)
             async with replica(scene.redis):
                 await asyncio.sleep(scene.random.uniform(0.1, 4))
-            back_s.append(await scene.until_told(1, within_s=10))
+            back_s.append(await scene.until_delivered(1, within_s=10))
         verdict = await scene.verdict()
-    print("told again after", ", ".join(f"{seconds:.2f} s" for seconds in back_s))
+    print("delivered again after", ", ".join(f"{seconds:.2f} s" for seconds in back_s))
     assert verdict.problems == []
     assert verdict.repeats == 0
     assert max(back_s) <= 5
@@ -107,13 +107,13 @@ async def test_a_server_that_takes_rights_away_for_a_while_is_waited_for() -> No
         scene.receiver.delay_s = scene.provider.delay_s = 0.1  # so that something is in hand
         await scene.start_workers(WORKERS)
         await scene.begin(changes_per_second=200)
-        await scene.until_told(100, within_s=20)
+        await scene.until_delivered(100, within_s=20)
         await scene.redis.acl_setuser("default", enabled=True, commands=["-evalsha", "-eval"])
         await asyncio.sleep(4)
         assert all(worker.is_running for worker in scene.workers)
         said = [len(worker.lines("store.refusing")) for worker in scene.workers]
         await scene.redis.acl_setuser("default", enabled=True, commands=["+evalsha", "+eval"])
-        assert await scene.until_told(1, within_s=10) <= 5
+        assert await scene.until_delivered(1, within_s=10) <= 5
         verdict = await scene.verdict()
     assert verdict.problems == []
     assert verdict.repeats == 0
@@ -124,7 +124,7 @@ async def _refuse(scene: Scene, refusal: AbstractAsyncContextManager[None], for_
     """Let the server refuse for a while: nothing uncommitted is sent, and no worker ends."""
     async with refusal:
         await asyncio.sleep(1)
-        told = scene.receiver.taken
+        taken_before = scene.receiver.taken
         await asyncio.sleep(for_s)
-        assert scene.receiver.taken == told
+        assert scene.receiver.taken == taken_before
         assert all(worker.is_running for worker in scene.workers)

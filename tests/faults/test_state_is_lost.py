@@ -37,18 +37,18 @@ async def test_a_wiped_server_means_new_baselines_and_no_false_changes() -> None
     async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
-        await scene.until_told(2 * ACCOUNTS, within_s=20)
+        await scene.until_delivered(2 * ACCOUNTS, within_s=20)
         await scene.provider.rest()
         scene.provider.move_all()
-        assert await scene.until_all_is_told(within_s=20)
-        told = scene.receiver.taken
+        assert await scene.until_all_is_delivered(within_s=20)
+        before = scene.receiver.taken
         last = {arrival.account: arrival.event["data"]["sequence"] for arrival in scene.receiver.arrivals}
         await scene.redis.flushall()
         await scene.until_polled(within_s=10)
-        assert scene.receiver.taken == told, "a baseline is no change"
+        assert scene.receiver.taken == before, "a baseline is no change"
         verdict = await scene.verdict(losses=1)
         lost = [line["accounts"] for worker in workers for line in worker.lines("state.lost")]
-        news = scene.receiver.arrivals[told:]
+        news = scene.receiver.arrivals[before:]
     assert verdict.problems == []
     assert lost == [ACCOUNTS], "one worker logs that it enrolled all accounts again"
     first_by_account: dict[str, Event] = {}
@@ -66,7 +66,7 @@ async def test_after_repeated_wipes_under_load_no_sequence_is_used_twice(wipes: 
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
         for _ in range(wipes):
-            await scene.until_told(2 * ACCOUNTS, within_s=20)
+            await scene.until_delivered(2 * ACCOUNTS, within_s=20)
             await scene.redis.flushall()
             await scene.until_polled(within_s=10)
         verdict = await scene.verdict(losses=wipes)
@@ -76,7 +76,7 @@ async def test_after_repeated_wipes_under_load_no_sequence_is_used_twice(wipes: 
             for arrival in scene.receiver.arrivals
             if arrival.event["subscription"]["previous_sequence"] is None
         )
-    print(f"{scene.receiver.taken} events told over {wipes} wipes")
+    print(f"{scene.receiver.taken} events sent over {wipes} wipes")
     assert verdict.problems == []
     assert lost == [ACCOUNTS] * wipes
     assert max(first.values()) == wipes + 1
@@ -86,10 +86,10 @@ async def test_after_a_rollback_events_are_sent_again_and_no_sequence_is_used_tw
     async with a_scene(accounts=ACCOUNTS) as scene:
         await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
-        await scene.until_told(100, within_s=20)
+        await scene.until_delivered(100, within_s=20)
         kept, earlier = scene.server.directory / "appendonlydir", scene.directory / "earlier"
         shutil.copytree(kept, earlier)
-        await scene.until_told(300, within_s=20)
+        await scene.until_delivered(300, within_s=20)
         scene.server.kill()
         shutil.rmtree(kept)
         earlier.rename(kept)
@@ -104,7 +104,7 @@ async def test_damaged_states_quarantine_only_their_own_accounts() -> None:
     async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
-        await scene.until_told(100, within_s=20)
+        await scene.until_delivered(100, within_s=20)
         of_another_type, cut, of_the_future = map(scene.keys.state, sorted(damaged))
         await scene.redis.delete(of_another_type)
         await scene.redis.hset(of_another_type, "not", "a string")
@@ -126,7 +126,7 @@ async def test_damaged_keys_stop_their_shards_and_nothing_else(shape: str) -> No
     async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
-        await scene.until_told(100, within_s=20)
+        await scene.until_delivered(100, within_s=20)
         keys = _one_key_of_each_kind(scene.keys)
         spared = {name for name in NAMES if shard_of(name) < len(keys)}
         async with _damaged(scene.redis, keys, SHAPES[shape]):
@@ -134,8 +134,8 @@ async def test_damaged_keys_stop_their_shards_and_nothing_else(shape: str) -> No
             seen = len(scene.receiver.arrivals)
             await asyncio.sleep(2.5)
             assert all(worker.is_running for worker in workers)
-            told = {arrival.account for arrival in scene.receiver.arrivals[seen:]}
-            assert told >= {*NAMES} - spared, "all others go on"
+            emitted = {arrival.account for arrival in scene.receiver.arrivals[seen:]}
+            assert emitted >= {*NAMES} - spared, "all others go on"
         verdict = await scene.verdict(spared=spared, may_say={"bug"})
     assert len(keys) < SHARDS
     assert verdict.problems == []
@@ -147,7 +147,7 @@ async def test_damaged_keys_shared_by_all_workers_end_none(shape: str) -> None:
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
         for key in _keys_of_all(scene.keys):
-            await scene.until_told(100, within_s=60)
+            await scene.until_delivered(100, within_s=60)
             async with _damaged(scene.redis, [key], SHAPES[shape]):
                 await asyncio.sleep(3)
                 assert all(worker.is_running for worker in workers)

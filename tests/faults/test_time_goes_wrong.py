@@ -66,7 +66,7 @@ async def test_a_server_whose_clock_is_set_loses_nothing(steps_s: tuple[float, .
     async with a_scene(accounts=60, leases=AS_IT_COMES, has_clock=True) as scene:
         await scene.start_workers(2)
         await scene.begin(changes_per_second=100)
-        await scene.until_told(100, within_s=20)
+        await scene.until_delivered(100, within_s=20)
         assert scene.clock
         began = time.monotonic()
         for ahead_s in steps_s:

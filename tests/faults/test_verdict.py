@@ -89,7 +89,7 @@ def test_a_repeat_is_counted_and_is_no_problem() -> None:
         (
             [*ARRIVALS[:2], an_arrival(an_event(3, previous=2, total="4"))],
             [*RECORDS[:2], a_record(an_event(3, previous=2, total="4"))],
-            "was not told as it is: a, asset 0 (1 in all)",
+            "was not sent as it is: a, asset 0 (1 in all)",
         ),
         (
             [*ARRIVALS[:2], an_arrival(an_event(3, previous=2, before="1"))],
@@ -156,7 +156,7 @@ def test_after_a_loss_of_state_an_account_may_start_anew_once() -> None:
 
 
 def test_a_subscription_that_got_nothing_is_found() -> None:
-    assert judge([], [], TRUTH).problems == ["was not told as it is: a, asset 0 (1 in all)"]
+    assert judge([], [], TRUTH).problems == ["was not sent as it is: a, asset 0 (1 in all)"]
 
 
 def test_damaged_accounts_are_not_judged() -> None:

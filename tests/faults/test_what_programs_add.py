@@ -43,7 +43,7 @@ async def test_accounts_added_by_the_api_while_workers_are_killed_lose_nothing()
                 await programs.directory.delete("account", account_name(number))
                 await put(number, interval="2s")
             await scene.start_worker()
-            await scene.until_told(60, within_s=20)
+            await scene.until_delivered(60, within_s=20)
         verdict = await scene.verdict(within_s=50)
     assert verdict.problems == []
     assert verdict.repeats <= IN_FLIGHT * 4

@@ -102,12 +102,12 @@ async def test_after_the_last_worker_was_killed_the_next_one_goes_on_from_there(
         scene.receiver.delay_s = 0.2  # so that deliveries are waiting when all workers die
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=300)
-        await scene.until_told(200, within_s=20)
+        await scene.until_delivered(200, within_s=20)
         await asyncio.gather(*(worker.kill() for worker in workers))
         scene.receiver.delay_s = 0
         await asyncio.sleep(wait_s)
         await scene.start_workers(1)
-        first_s = await scene.until_told(1, within_s=10)
+        first_s = await scene.until_delivered(1, within_s=10)
         verdict = await scene.verdict()
     assert verdict.problems == []
     assert verdict.repeats <= IN_FLIGHT * len(workers)
@@ -154,7 +154,7 @@ async def test_a_second_signal_ends_a_worker_at_once_and_loses_nothing() -> None
         scene.receiver.delay_s = 1
         worker, _ = await scene.start_workers(2)
         await scene.begin(changes_per_second=60)
-        await scene.until_told(20, within_s=20)
+        await scene.until_delivered(20, within_s=20)
         worker.send(signal.SIGTERM)
         await worker.logged("worker.draining")
         assert worker.lines("worker.draining")[0]["in_flight"], "else it has ended before the second signal"

@@ -40,7 +40,7 @@ async def test_memory_descriptors_tasks_and_keys_are_bounded(
 ) -> None:
     async with a_scene(accounts=ACCOUNTS, leases=AS_IT_COMES) as scene:
         scene.receiver.fail_every = 100
-        workers = await scene.start_workers(2, tells_tasks=True)
+        workers = await scene.start_workers(2, reports_tasks=True)
         await scene.begin(changes_per_second=rate)
         await asyncio.sleep(warm_up_s)
         sizes, keys, before = [], [], scene.receiver.taken

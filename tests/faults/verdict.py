@@ -95,8 +95,8 @@ def judge(
     total = add_up(course.received, true, losses=losses, spared=spared)
     leapt = {_named(one.place) for one in total.leaps}
     _complain(verdict, "does not begin where the one before it ended", leapt)
-    _complain(verdict, "was not told as it is", map(_named, total.wrong))
-    verdict.lags_ms = sorted(1000 * (one.arrival.at - told_at(one.arrival)) for one in course.received)
+    _complain(verdict, "was not sent as it is", map(_named, total.wrong))
+    verdict.lags_ms = sorted(1000 * (one.arrival.at - emitted_at(one.arrival)) for one in course.received)
     return verdict
 
 
@@ -145,7 +145,7 @@ def _named(asset: Place) -> str:
     return f"{asset[0]}, asset {asset[1]}"
 
 
-def told_at(arrival: Arrival) -> float:
+def emitted_at(arrival: Arrival) -> float:
     return datetime.fromisoformat(arrival.event["timestamp"]).timestamp()
 
 

@@ -119,7 +119,7 @@ class WorkerProcess:
         return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
 
     def size(self) -> Size:
-        """How much it holds now. Its tasks and blocks only it can count, started with `tells_tasks`."""
+        """How much it holds now. Its tasks and blocks only it can count, started with `reports_tasks`."""
         process = Path(f"/proc/{self.process.pid}")
         pages = int((process / "statm").read_text().split()[1])
         tasks, blocks = map(int, (self.directory / f"{self.name}.tasks").read_text().split())
@@ -139,18 +139,18 @@ class WorkerProcess:
 
     async def terminate(self, within_s: float = 30) -> int:
         """Ask it to end, once it handles that signal; returns its exit code."""
-        await self._until_it_hears(signal.SIGTERM)
+        await self._until_it_handles(signal.SIGTERM)
         self.send(signal.SIGTERM)
         async with asyncio.timeout(within_s):
             return await self.process.wait()
 
-    async def _until_it_hears(self, number: signal.Signals, *, within_s: float = 20) -> None:
+    async def _until_it_handles(self, number: signal.Signals, *, within_s: float = 20) -> None:
         """Wait until it handles a signal that would end it at once before, or has ended."""
         async with asyncio.timeout(within_s):
-            while self.is_running and not self.hears(number):  # noqa: ASYNC110
+            while self.is_running and not self.handles(number):  # noqa: ASYNC110
                 await asyncio.sleep(_TICK_S)
 
-    def hears(self, number: signal.Signals) -> bool:
+    def handles(self, number: signal.Signals) -> bool:
         """Say whether it handles a signal by now."""
         return bool(self._handled() >> (number - 1) & 1)
 

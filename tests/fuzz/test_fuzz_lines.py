@@ -80,8 +80,8 @@ def test_any_script_can_be_played_or_all_its_mistakes_are_reported(text: str) ->
     try:
         script = read_script(text, default_world())
     except ScriptError as mistakes:
-        told = str(mistakes).splitlines()
-        assert all(line.startswith("script:") and is_harmless(line) for line in told)
+        shown = str(mistakes).splitlines()
+        assert all(line.startswith("script:") and is_harmless(line) for line in shown)
     else:
         assert all(step.at >= 0 for step in script.steps)
 

@@ -352,7 +352,7 @@ async def _delivers(store: Store) -> None:
 async def _goes_by_breakers(store: Store) -> None:
     """Let a worker read the subscription's breaker, fail once and deliver once."""
     shared, now_ms = Breakers(store.pipe, KEYS), store.schedule.now_ms
-    breakers = SubscriptionBreakers(shared, now_ms=now_ms, alert=_nobody, most=100)
+    breakers = SubscriptionBreakers(shared, now_ms=now_ms, alert=_without_backlog, most=100)
     await breakers.refresh()
     assert 0 <= breakers.backoff_ms(OPS) <= MINUTE_MS
     assert breakers.capacity(SETTINGS, 0, 0)
@@ -364,5 +364,5 @@ async def _goes_by_breakers(store: Store) -> None:
     assert 0 <= breakers.backoff_ms(OPS) <= MINUTE_MS
 
 
-async def _nobody(_subscription: str, _breaker: Breaker) -> None:
+async def _without_backlog(_subscription: str, _breaker: Breaker) -> None:
     pass

@@ -90,9 +90,9 @@ def share(movement: Movement, lag: int, settle_polls: int, *, trials: int, noise
         chance = Random(f"{movement.name} {lag} {trial}")
         amount = chance.randint(1, 9)
         snapshots = list(readings(movement, amount, lag, noise, chance))
-        told = amount_by_type(snapshots, settle_polls, movement.withdrawals)
-        recognised += told[movement.recognised] == amount
-        mistaken += told[movement.mistaken] > 0
+        delivered = amount_by_type(snapshots, settle_polls, movement.withdrawals)
+        recognised += delivered[movement.recognised] == amount
+        mistaken += delivered[movement.mistaken] > 0
     return Share(recognised / trials, mistaken / trials)
 
 
@@ -115,7 +115,7 @@ def readings(movement: Movement, amount: int, lag: int, noise: float, chance: Ra
 
 def amount_by_type(snapshots: list[Vector], settle_polls: int, withdrawals: Withdrawals) -> Counter[str]:
     published, confirmation_polls = snapshots[0], 0
-    told: Counter[str] = Counter()
+    delivered: Counter[str] = Counter()
     for seen in snapshots[1:]:
         explanation = explain(
             published,
@@ -126,8 +126,8 @@ def amount_by_type(snapshots: list[Vector], settle_polls: int, withdrawals: With
         )
         published, confirmation_polls = explanation.published, explanation.confirmation_polls
         for change in explanation.changes:
-            told[change.type] += change.amount
-    return told
+            delivered[change.type] += change.amount
+    return delivered
 
 
 def times(amount: int, half: Vector) -> Vector:
@@ -142,15 +142,15 @@ def table(*, trials: int = TRIALS, noise: float = NOISE) -> Iterator[str]:
         for lag in LAGS:
             shares = (share(movement, lag, polls, trials=trials, noise=noise) for polls in SETTLE_POLLS)
             cells = (f"{recognised:.0%} / {mistaken:.0%}" for recognised, mistaken in shares)
-            yield " | ".join(chain((f"| {movement.name}", spoken_lag(lag)), cells)) + " |"
+            yield " | ".join(chain((f"| {movement.name}", lag_text(lag)), cells)) + " |"
 
 
-def spoken_lag(lag: int) -> str:
+def lag_text(lag: int) -> str:
     if lag == 0:
         return "in one poll"
     return f"{'pending' if lag > 0 else 'total'} {abs(lag)} before {'total' if lag > 0 else 'pending'}"
 
 
 if __name__ == "__main__":
-    print(f"Recognised / told as something else, of {TRIALS} trials each, noise {NOISE:.0%} a poll:\n")
+    print(f"Recognised / emitted as something else, of {TRIALS} trials each, noise {NOISE:.0%} a poll:\n")
     print("\n".join(table()))

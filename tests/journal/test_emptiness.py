@@ -40,7 +40,7 @@ def poll(
     return load_state(dump_state(after, {}), {}), step
 
 
-def told(*polls: tuple[float, Snapshot], state: AccountState | None = None) -> list[list[str]]:
+def emitted(*polls: tuple[float, Snapshot], state: AccountState | None = None) -> list[list[str]]:
     """The types of the events of each poll, made so many seconds after the first."""
     types = []
     for at_s, snapshot in polls:
@@ -66,7 +66,7 @@ GONE = ["locked.decreased", "total.decreased"]
 def test_an_empty_listing_counts_after_a_minute_and_three_more_polls(
     seconds: list[float], counts_at: float
 ) -> None:
-    events = told(*((at_s, NOTHING) for at_s in seconds), state=HELD_STATE)
+    events = emitted(*((at_s, NOTHING) for at_s in seconds), state=HELD_STATE)
     first = next(place for place, types in enumerate(events) if types)
     assert seconds[first] == counts_at
     assert events[first] == ["total.decreased", *GONE, "threshold.crossed"]
@@ -94,16 +94,16 @@ def test_a_listing_that_names_an_asset_again_ends_the_suspicion_without_a_trace(
 
 def test_an_asset_missing_afterwards_must_be_confirmed_by_itself() -> None:
     rest = a_snapshot(ETH="10")
-    assert told((0, NOTHING), (20, rest), (22, rest), state=HELD_STATE) == [[], [], GONE]
+    assert emitted((0, NOTHING), (20, rest), (22, rest), state=HELD_STATE) == [[], [], GONE]
 
 
 def test_an_earlier_suspicion_is_confirmed_by_the_next_listing_that_is_not_empty() -> None:
     rest = a_snapshot(ETH="10")
-    assert told((0, rest), (2, NOTHING), (22, rest), state=HELD_STATE) == [[], [], GONE]
+    assert emitted((0, rest), (2, NOTHING), (22, rest), state=HELD_STATE) == [[], [], GONE]
 
 
 def test_a_first_listing_may_be_empty_and_later_assets_make_events() -> None:
-    assert told((0, NOTHING), (30, NOTHING), (60, a_snapshot(ETH="10"))) == [
+    assert emitted((0, NOTHING), (30, NOTHING), (60, a_snapshot(ETH="10"))) == [
         ["account.baseline"],
         [],
         ["total.increased"],
@@ -119,8 +119,8 @@ def test_an_account_that_holds_nothing_may_list_zeros_or_nothing() -> None:
 
 def test_rows_of_zeros_count_after_two_polls() -> None:
     zeros = a_snapshot(ETH="0", LRC="0")
-    assert told((0, zeros), (2, zeros), state=HELD_STATE)[0] == []
-    assert told((0, zeros), (2, zeros), state=HELD_STATE)[1]
+    assert emitted((0, zeros), (2, zeros), state=HELD_STATE)[0] == []
+    assert emitted((0, zeros), (2, zeros), state=HELD_STATE)[1]
 
 
 @pytest.mark.parametrize("watched", [None, ("ETH", "LRC")])
@@ -138,7 +138,7 @@ def test_the_suspicion_outlives_an_account_that_goes_stale() -> None:
     stale = go_stale(
         state, origin, "gone", "no answer", interest=INTEREST, version="v", now_ms=NOW_MS + 90_000
     )
-    assert told((100, NOTHING), (120, NOTHING), (140, NOTHING), state=stale.state) == [
+    assert emitted((100, NOTHING), (120, NOTHING), (140, NOTHING), state=stale.state) == [
         ["account.recovered"],
         [],
         ["total.decreased", *GONE, "threshold.crossed"],
@@ -147,7 +147,7 @@ def test_the_suspicion_outlives_an_account_that_goes_stale() -> None:
 
 def test_a_clock_that_is_set_back_delays_it_but_not_for_ever() -> None:
     polls = [(0, NOTHING), *((at_s - 3600, NOTHING) for at_s in (20, 40, 60, 80))]
-    assert [bool(types) for types in told(*polls, state=HELD_STATE)] == [False, False, False, False, True]
+    assert [bool(types) for types in emitted(*polls, state=HELD_STATE)] == [False, False, False, False, True]
 
 
 def test_tokens_added_meanwhile_still_get_a_baseline() -> None:
@@ -183,10 +183,10 @@ def test_a_threshold_on_an_unlisted_asset_fires_once_and_not_for_an_empty_listin
     zero = (a_snapshot(ETH="0").row_by_asset["ETH"],)
     crossed = "threshold.crossed"
     listed, emptied = absent._replace(zeros=zero), NOTHING._replace(zeros=zero)
-    events = told((0, listed), (30, emptied), (50, listed), (80, listed))
+    events = emitted((0, listed), (30, emptied), (50, listed), (80, listed))
     assert [crossed in types for types in events] == [True, False, False, False]
     state, _ = poll(None, absent, 0)
-    events = told((30, emptied), (50, listed), state=state)
+    events = emitted((30, emptied), (50, listed), state=state)
     assert [crossed in types for types in events] == [False, True]
 
 

@@ -141,8 +141,8 @@ def test_a_poll_emits_each_type_at_most_once_in_table_order_and_shape(
     order = [rule.type for rule in RULES[terms.withdrawals]]
     shape_by_type = SHARED_SHAPES | SHAPE_BY_TYPE[terms.withdrawals]
     for explanation in explained(snapshots, terms):
-        told = [change.type for change in explanation.changes]
-        assert told == sorted(set(told), key=order.index)
+        emitted = [change.type for change in explanation.changes]
+        assert emitted == sorted(set(emitted), key=order.index)
         for change in explanation.changes:
             assert change.amount > 0
             assert shape_by_type[change.type](change.amount, change.effect), change
@@ -178,10 +178,10 @@ def test_the_same_readings_are_always_explained_the_same_way_in_whatever_unit(
     snapshots: list[Vector], unit: int, terms: Terms
 ) -> None:
     in_units = [Vector(*(unit * amount for amount in snapshot)) for snapshot in snapshots]
-    told, again = explained(snapshots, terms), explained(in_units, terms)
-    assert [each.why for each in again] == [each.why for each in told]
+    emitted, again = explained(snapshots, terms), explained(in_units, terms)
+    assert [each.why for each in again] == [each.why for each in emitted]
     assert [(change.type, change.amount) for change in changes_of(again)] == [
-        (change.type, unit * change.amount) for change in changes_of(told)
+        (change.type, unit * change.amount) for change in changes_of(emitted)
     ]
 
 

@@ -16,9 +16,9 @@ def name_of(scenario: dict[str, Any]) -> str:
     return f"{scenario['name']} ({scenario['withdrawals']})"
 
 
-def told_by_the_journal(scenario: dict[str, Any]) -> list[list[dict[str, Any]]]:
+def emitted_by_the_journal(scenario: dict[str, Any]) -> list[list[dict[str, Any]]]:
     baseline, *later = (Vector(*snapshot) for snapshot in scenario["snapshots"])
-    published, confirmation_polls, told = baseline, 0, []
+    published, confirmation_polls, emitted = baseline, 0, []
     for seen in later:
         explanation = explain(
             published,
@@ -28,8 +28,8 @@ def told_by_the_journal(scenario: dict[str, Any]) -> list[list[dict[str, Any]]]:
             withdrawals=scenario["withdrawals"],
         )
         published, confirmation_polls = explanation.published, explanation.confirmation_polls
-        told.append([as_in_the_file(change._asdict()) for change in explanation.changes])
-    return told
+        emitted.append([as_in_the_file(change._asdict()) for change in explanation.changes])
+    return emitted
 
 
 def as_in_the_file(change: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def as_in_the_file(change: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("scenario", SCENARIOS["cases"], ids=name_of)
 def test_the_journal_emits_exactly_what_the_scenario_says(scenario: dict[str, Any]) -> None:
-    assert told_by_the_journal(scenario) == scenario["told"]
+    assert emitted_by_the_journal(scenario) == scenario["emitted"]
 
 
 def test_all_scenarios_are_here_with_our_fields_in_our_order() -> None:

@@ -16,7 +16,7 @@ def step(state: AccountState | None, snapshot: Snapshot, *, source: str = "here"
     return advance(state, snapshot, source=source, rules=RULES, observed_ms=0)
 
 
-def told(result: Advance) -> list[tuple[str, str]]:
+def emitted(result: Advance) -> list[tuple[str, str]]:
     return [(moved.asset.id, moved.change.type) for moved in result.moved]
 
 
@@ -26,7 +26,7 @@ def followed(state: AccountState | None, *snapshots: Snapshot) -> list[list[tupl
     for snapshot in snapshots:
         result = step(state, snapshot)
         state = AccountState("here", snapshot.watched, result.entry_by_asset)
-        heard.append(told(result))
+        heard.append(emitted(result))
     return heard
 
 
@@ -34,7 +34,7 @@ def test_the_first_snapshot_is_a_baseline_without_events() -> None:
     result = step(None, a_snapshot(ETH="10"))
     assert result.is_baseline
     assert result.is_news
-    assert told(result) == []
+    assert emitted(result) == []
     assert result.entry_by_asset["ETH"].published.total == "10"
 
 
@@ -45,32 +45,32 @@ def test_the_same_snapshot_again_changes_nothing() -> None:
 def test_another_source_is_another_account() -> None:
     result = step(a_state(ETH="10"), a_snapshot(LRC="7"), source="there")
     assert result.is_baseline
-    assert told(result) == []
+    assert emitted(result) == []
     assert set(result.entry_by_asset) == {"LRC"}
     assert result.forgotten == ["ETH"]
 
 
 def test_a_new_asset_in_a_full_listing_counts_from_zero() -> None:
     result = step(a_state(ETH="10"), a_snapshot(ETH="10", LRC="7"))
-    assert told(result) == [("LRC", "total.increased")]
+    assert emitted(result) == [("LRC", "total.increased")]
 
 
 def test_a_newly_watched_token_gets_a_baseline() -> None:
     before = a_state(ETH="10", watched=("ETH",))
     result = step(before, a_snapshot(ETH="10", LRC="7", watched=("ETH", "LRC")))
-    assert told(result) == []
+    assert emitted(result) == []
     assert list(result.baselined) == ["LRC"]
 
 
 def test_watching_all_tokens_gives_the_others_a_baseline() -> None:
     before = a_state(ETH="10", watched=("ETH",))
-    assert told(step(before, a_snapshot(ETH="10", LRC="7"))) == []
+    assert emitted(step(before, a_snapshot(ETH="10", LRC="7"))) == []
 
 
 def test_a_token_no_longer_watched_is_forgotten_without_an_event() -> None:
     before = a_state(ETH="10", LRC="7")
     result = step(before, a_snapshot(ETH="10", watched=("ETH",)))
-    assert told(result) == []
+    assert emitted(result) == []
     assert result.forgotten == ["LRC"]
     assert set(result.entry_by_asset) == {"ETH"}
 
@@ -110,7 +110,7 @@ def test_an_asset_absent_from_a_full_listing_is_zero_only_after_two_polls() -> N
 
 def test_a_suspect_asset_does_not_hold_up_the_others() -> None:
     result = step(a_state(ETH="10", LRC="7"), a_snapshot(ETH="11", LRC="0"))
-    assert told(result) == [("ETH", "total.increased")]
+    assert emitted(result) == [("ETH", "total.increased")]
     assert list(result.suspect) == ["LRC"]
 
 
@@ -118,7 +118,7 @@ def test_an_unconfirmed_suspicion_leaves_no_trace() -> None:
     before = a_state(LRC="7")
     suspect = step(before, a_snapshot(LRC="0"))
     again = step(AccountState("here", None, suspect.entry_by_asset), a_snapshot(LRC="7"))
-    assert told(again) == []
+    assert emitted(again) == []
     assert again.is_news, "what is stored says that it is suspect"
     assert again.entry_by_asset == before.entry_by_asset
 
@@ -132,7 +132,7 @@ def test_other_decimals_are_a_new_baseline_for_that_asset() -> None:
     before = a_state(ETH="10")
     row = a_row(Asset("ETH", decimals=18), "0.1")
     result = step(before, Snapshot({"ETH": row}, None, absent_is_zero=True))
-    assert told(result) == []
+    assert emitted(result) == []
     assert result.baselined == {"ETH": "its unit changed"}
     assert result.entry_by_asset["ETH"].published.total == "0.1"
 
@@ -152,7 +152,7 @@ def test_lost_decimals_are_taken_from_the_next_answer() -> None:
     for total, expected in (("10", []), ("11", [("ETH", "total.increased")])):
         row = a_row(Asset("ETH", "ETH", decimals=18), total)
         result = step(lost, Snapshot({"ETH": row}, None, absent_is_zero=True))
-        assert (told(result), result.baselined, result.is_news) == (expected, {}, True)
+        assert (emitted(result), result.baselined, result.is_news) == (expected, {}, True)
         assert result.entry_by_asset["ETH"].asset.decimals == 18
 
 
@@ -177,7 +177,7 @@ def test_a_pending_change_stays_in_its_entry_until_it_is_emitted() -> None:
     dropped = a_snapshot(LRC=a_balance("100", pending_deposit="0"))
     result = step(before, dropped)
     entry = result.entry_by_asset["LRC"]
-    assert told(result) == []
+    assert emitted(result) == []
     assert (entry.published.pending_deposit, entry.seen.pending_deposit, entry.confirmation_polls) == (
         "5",
         "0",
@@ -189,11 +189,11 @@ def test_a_pending_change_stays_in_its_entry_until_it_is_emitted() -> None:
 def test_the_order_of_rows_does_not_matter() -> None:
     balances = {str(i): str(i * i) for i in range(6)}
     moved = {asset: str(int(total) + 1) for asset, total in balances.items()}
-    expected = told(step(a_state(balances), a_snapshot(moved)))
+    expected = emitted(step(a_state(balances), a_snapshot(moved)))
     for seed in range(1000):
         shuffled = list(moved.items())
         Random(seed).shuffle(shuffled)
-        assert told(step(a_state(balances), a_snapshot(dict(shuffled)))) == expected
+        assert emitted(step(a_state(balances), a_snapshot(dict(shuffled)))) == expected
 
 
 def test_a_thousand_edits_of_the_configuration_make_no_event() -> None:
@@ -213,6 +213,6 @@ def test_a_thousand_edits_of_the_configuration_make_no_event() -> None:
         if chance.random() < 0.05:
             state = None  # taken out, and put back
         result = step(state, Snapshot(rows, watched, watched is None), source=source)
-        assert told(result) == []
+        assert emitted(result) == []
         assert not result.suspect
         state = AccountState(source, watched, result.entry_by_asset)

@@ -67,21 +67,21 @@ def followed(series: Iterable[Poll], rules: Rules) -> Iterable[tuple[AccountStat
 @tried(60)
 @given(SERIES, RULES)
 def test_all_events_match_the_schema_and_their_chain_has_no_gap(series: list[Poll], rules: Rules) -> None:
-    told: dict[str, Vector] = {}
+    emitted: dict[str, Vector] = {}
     for state, result in followed(series, rules):
         for asset in result.forgotten:
-            told.pop(asset, None)
+            emitted.pop(asset, None)
         for asset in result.baselined:
-            told[asset] = in_atoms(state.entry_by_asset[asset].published)
+            emitted[asset] = in_atoms(state.entry_by_asset[asset].published)
         for moved in result.moved:
             # An asset that a full listing names for the first time had nothing before.
-            before = told.get(moved.asset.id, Vector())
+            before = emitted.get(moved.asset.id, Vector())
             assert moved.change.before == before
-            told[moved.asset.id] = before + moved.change.effect
-            assert moved.change.after == told[moved.asset.id]
+            emitted[moved.asset.id] = before + moved.change.effect
+            assert moved.change.after == emitted[moved.asset.id]
         published = {asset: in_atoms(entry.published) for asset, entry in state.entry_by_asset.items()}
-        assert {asset: told.get(asset, Vector()) for asset in published} == published
-        assert all(asset in published or vector == Vector() for asset, vector in told.items())
+        assert {asset: emitted.get(asset, Vector()) for asset in published} == published
+        assert all(asset in published or vector == Vector() for asset, vector in emitted.items())
 
 
 def called_x(state: AccountState) -> AccountState:
@@ -148,11 +148,11 @@ def test_the_same_answers_make_the_same_events(series: list[Poll], rules: Rules)
 def test_repeating_an_answer_more_than_twice_changes_nothing(
     listings: list[dict[str, Balance]], withdrawals: Withdrawals
 ) -> None:
-    impatient = Rules(withdrawals, settle_polls=0)
+    with_short_timeouts = Rules(withdrawals, settle_polls=0)
     once = [Poll(listing, None) for listing in listings for _ in range(2)]
     thrice = [Poll(listing, None) for listing in listings for _ in range(3)]
-    *_, (state, _) = followed(once, impatient)
-    *_, (same, _) = followed(thrice, impatient)
+    *_, (state, _) = followed(once, with_short_timeouts)
+    *_, (same, _) = followed(thrice, with_short_timeouts)
     assert {key: entry.published for key, entry in state.entry_by_asset.items()} == {
         key: entry.published for key, entry in same.entry_by_asset.items()
     }

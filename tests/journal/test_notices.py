@@ -136,10 +136,10 @@ def test_an_asset_that_a_full_listing_does_not_name_crosses_like_a_zero_row(asse
     )
     heard = follow([unnamed, unnamed, poor, unnamed, unnamed, rich, unnamed, unnamed], below)
     assert values(heard) == [["0"], [], [], [], [], [], [], ["0"]]
-    told = heard[0][0]["data"]
-    assert told["asset"] == {"id": "1", "symbol": "LRC", "name": None, "decimals": 18}
-    assert told["before"] == told["after"]
-    assert told["after"]["total"] == "0"
+    emitted = heard[0][0]["data"]
+    assert emitted["asset"] == {"id": "1", "symbol": "LRC", "name": None, "decimals": 18}
+    assert emitted["before"] == emitted["after"]
+    assert emitted["after"]["total"] == "0"
 
 
 def test_a_bound_that_is_set_twice_crosses_once_and_clears_at_the_wider_one() -> None:
@@ -207,8 +207,8 @@ def test_a_crossing_is_part_of_the_chain_of_its_asset() -> None:
     heard = follow(
         eth("10", "4", "3"), a_subscription(events=("*",), thresholds=a_threshold(below="5").thresholds)
     )
-    told = [body["data"] for poll in heard for body in poll if body["data"]["asset"]]
-    for one, following in pairwise(told):
+    emitted = [body["data"] for poll in heard for body in poll if body["data"]["asset"]]
+    for one, following in pairwise(emitted):
         assert one["after"] == following["before"]
     sequences = [body["data"]["sequence"] for poll in heard for body in poll]
     assert sequences == sorted(set(sequences))
@@ -220,8 +220,8 @@ def test_an_account_goes_stale_once_and_recovers_without_a_change() -> None:
     before = a_state(ETH="10")
     origin = Origin("treasury", "loopring", before.sequence, 1_000, NOW_MS)
     stale = go_stale(before, origin, "gone", "no connection", interest=interest, version="v2", now_ms=NOW_MS)
-    (told,) = bodies(stale)
-    assert (told["type"], told["data"]["since"]) == ("account.stale", "1970-01-01T00:00:01.000Z")
+    (emitted,) = bodies(stale)
+    assert (emitted["type"], emitted["data"]["since"]) == ("account.stale", "1970-01-01T00:00:01.000Z")
     assert stale.state.entry_by_asset == before.entry_by_asset
     assert stale.state.polled_at_ms == before.polled_at_ms
     back, after = follow(eth("10", "10"), subscription, state=stale.state)

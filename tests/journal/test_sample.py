@@ -22,10 +22,10 @@ def test_a_sample_of_each_type_matches_the_catalogue_and_is_marked_as_a_sample(t
     event = sample(type_, "ops", nonce="1", now_ms=NOW_MS)
     body = event.to("ops").body
     assert_valid(body)
-    told = json.loads(body)
-    assert (told["type"], told["id"]) == (type_, event.id)
-    assert (told["data"]["account"] or {"name": SAMPLE})["name"] == SAMPLE
-    assert told["data"].get("sample", type_ == "subscription.ping")
+    emitted = json.loads(body)
+    assert (emitted["type"], emitted["id"]) == (type_, event.id)
+    assert (emitted["data"]["account"] or {"name": SAMPLE})["name"] == SAMPLE
+    assert emitted["data"].get("sample", type_ == "subscription.ping")
     assert event.id != sample(type_, "ops", nonce="2", now_ms=NOW_MS).id
 
 

@@ -182,8 +182,8 @@ async def put_back(books: Books) -> None:
         key = books.keys.log(shard)
         timed = []
         for _, fields in await books.pipe.command("XRANGE", key, "-", "+"):
-            told = fields[3].partition(b" ")[2]
-            timed.append((json.loads(told)["sequence"] if told[:1] == b"{" else int(told.split()[1]), fields))
+            rest = fields[3].partition(b" ")[2]
+            timed.append((json.loads(rest)["sequence"] if rest[:1] == b"{" else int(rest.split()[1]), fields))
         await books.pipe.command("DEL", key)
         for number, (at_ms, fields) in enumerate(sorted(timed)):
             await books.pipe.command("XADD", key, f"{at_ms}-{number}", *fields)

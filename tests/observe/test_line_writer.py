@@ -73,8 +73,8 @@ def test_a_write_holds_whole_lines_and_is_atomic_unless_one_line_is_larger() -> 
 
 
 def test_a_stopped_reader_loses_lines_delays_nothing_and_then_sees_one_line_about_the_loss() -> None:
-    reader, told = Reader(), list[int]()
-    writer = LineWriter(reader.write, on_drop=told.append, capacity=10)
+    reader, shown = Reader(), list[int]()
+    writer = LineWriter(reader.write, on_drop=shown.append, capacity=10)
     reader.is_reading.clear()
     writer.put(a_line(0))
     started = time.monotonic()
@@ -83,26 +83,26 @@ def test_a_stopped_reader_loses_lines_delays_nothing_and_then_sees_one_line_abou
     assert time.monotonic() - started < 1
     lost = writer.dropped
     assert lost > 900
-    assert told == []
+    assert shown == []
     reader.is_reading.set()
-    until(lambda: told != [])
+    until(lambda: shown != [])
     writer.close()
-    assert told == [lost]
+    assert shown == [lost]
     assert len(reader.lines) + lost == 1_000
 
 
 def test_lines_are_lost_while_there_is_no_reader() -> None:
-    reader, told = Reader(), list[int]()
-    writer = LineWriter(reader.write, on_drop=told.append)
+    reader, shown = Reader(), list[int]()
+    writer = LineWriter(reader.write, on_drop=shown.append)
     reader.is_gone = True
     for number in range(5):
         writer.put(a_line(number))
     until(lambda: writer.dropped == 5)
-    assert told == []
+    assert shown == []
     reader.is_gone = False
     writer.put(a_line(5))
     writer.close()
-    assert told == [5]
+    assert shown == [5]
     assert reader.lines == [a_line(5)]
 
 
@@ -134,13 +134,13 @@ def test_closing_does_not_wait_for_ever_for_a_reader() -> None:
 
 def test_the_last_lines_get_out_too() -> None:
     reader = Reader()
-    writer = LineWriter(reader.write, on_drop=lambda _: writer.put(b"told\n"), capacity=1)
+    writer = LineWriter(reader.write, on_drop=lambda _: writer.put(b"shown\n"), capacity=1)
     reader.is_reading.clear()
     for number in range(10):
         writer.put(a_line(number))
     threading.Timer(0.02, reader.is_reading.set).start()
     writer.close()
-    assert reader.lines[-1] == b"told\n"
+    assert reader.lines[-1] == b"shown\n"
 
 
 def test_a_non_blocking_pipe_gets_every_line_whole() -> None:
@@ -156,18 +156,18 @@ def test_a_non_blocking_pipe_gets_every_line_whole() -> None:
 
 
 def test_an_unexpected_error_loses_the_lines_of_that_moment_and_is_reported() -> None:
-    reader, told, bugs = Reader(), list[int](), list[Exception]()
+    reader, shown, bugs = Reader(), list[int](), list[Exception]()
 
     def write(data: bytes) -> int:
         if not reader.written and not bugs:
             raise TypeError("nobody thought of this")
         return reader.write(data)
 
-    writer = LineWriter(write, on_drop=told.append, on_bug=bugs.append)
+    writer = LineWriter(write, on_drop=shown.append, on_bug=bugs.append)
     writer.put(a_line(0))
     until(lambda: writer.dropped == 1)
     writer.put(a_line(1))
-    until(lambda: told == [1])
+    until(lambda: shown == [1])
     writer.close()
     assert reader.lines == [a_line(1)]
     assert [str(bug) for bug in bugs] == ["nobody thought of this"]

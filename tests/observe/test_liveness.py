@@ -58,14 +58,14 @@ async def test_a_blocked_event_loop_is_measured_and_logged(monkeypatch: pytest.M
 
 def test_a_repeated_lag_is_logged_once_and_its_end_after_a_quiet_minute() -> None:
     liveness = Liveness("w", dict)
-    told = []
+    shown = []
     for lags_s in ([2, 3, 1.5], [2], [0.1], [0.1], [5]):
         with capture_logs() as lines:
             for lag_s in lags_s:
                 liveness.note_lag(lag_s)
             liveness.end_of_minute()
-        told.append([(line["event"], line["times"]) for line in lines])
-    assert told == [[("loop.lagged", 1)], [], [("loop.recovered", 4)], [], [("loop.lagged", 1)]]
+        shown.append([(line["event"], line["times"]) for line in lines])
+    assert shown == [[("loop.lagged", 1)], [], [("loop.recovered", 4)], [], [("loop.lagged", 1)]]
 
 
 def test_a_lag_that_costs_no_lease_is_not_logged() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import watcher
-from tests.observe.spoken_lines import Spoken, problems, spoken_in
+from tests.observe.logged_lines import LoggedLine, logged_in, problems
 from watcher.observe.catalogue import EVENTS, FIELD_MEANINGS, Line
 from watcher.observe.counters import Counters
 
@@ -24,26 +24,26 @@ NOT_IN_THE_CALL = {
 
 
 @cache
-def everything_spoken() -> list[Spoken]:
+def every_logged_line() -> list[LoggedLine]:
     return [
         spoken
         for path in sorted(PACKAGE.rglob("*.py"))
-        for spoken in spoken_in(path.read_text(), str(path.relative_to(PACKAGE.parent)))
+        for spoken in logged_in(path.read_text(), str(path.relative_to(PACKAGE.parent)))
     ]
 
 
 def test_every_line_that_the_code_logs_is_in_the_catalogue() -> None:
-    assert [problem for spoken in everything_spoken() for problem in problems(spoken, EVENTS)] == []
+    assert [problem for spoken in every_logged_line() for problem in problems(spoken, EVENTS)] == []
 
 
 def test_every_name_in_the_catalogue_is_logged_somewhere() -> None:
-    logged = {name for spoken in everything_spoken() for name in spoken.names}
+    logged = {name for spoken in every_logged_line() for name in spoken.names}
     assert set(EVENTS) - logged == set()
 
 
 def test_every_field_in_the_catalogue_is_in_some_line_of_its_event() -> None:
     carried = {name: set(NOT_IN_THE_CALL.get(name, ())) for name in EVENTS}
-    for spoken in everything_spoken():
+    for spoken in every_logged_line():
         for name in spoken.names:
             carried[name] |= spoken.fields - {"exc_info"}
     assert carried == {name: set(line.fields) for name, line in EVENTS.items()}
@@ -81,7 +81,7 @@ CATALOGUE = {"poll.finished": Line("info", "", ("account",)), "poll.rejected": L
     ],
 )
 def test_a_line_that_differs_from_the_catalogue_is_found(source: str, problem: str) -> None:
-    (spoken,) = spoken_in(source, "room.py")
+    (spoken,) = logged_in(source, "room.py")
     (found,) = problems(spoken, CATALOGUE)
     assert problem in found
 
@@ -93,7 +93,7 @@ log.debug("poll.finished", **names)
 log.bind(account=1).warning("poll.rejected" if x else "poll.rejected", exc_info=True)
 math.log(2), logging.info("not ours")
 """
-    found = list(spoken_in(source, "room.py"))
+    found = list(logged_in(source, "room.py"))
     assert [spoken.level for spoken in found] == ["info", "debug", "warning"]
     assert list(problems(found[0], CATALOGUE)) == list(problems(found[1], CATALOGUE)) == []
     assert list(problems(found[2], CATALOGUE)) == [

@@ -175,9 +175,9 @@ def test_a_repeated_bug_is_logged_once_and_later_with_a_count(
             poll(f"account-{number}", "no")
     log.error("bug", affected="poll", exc_info=ValueError("at another place"))
     writer.close()
-    told = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [line.get("times") for line in told] == [None, 3601, None]
-    assert [line.get("account") for line in told] == ["account-0", "account-3600", None]
+    shown = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line.get("times") for line in shown] == [None, 3601, None]
+    assert [line.get("account") for line in shown] == ["account-0", "account-3600", None]
 
 
 def test_pretty_puts_a_traceback_below_its_line_indented() -> None:
@@ -318,9 +318,9 @@ def test_lost_lines_are_counted_in_the_log_itself() -> None:
         assert process.stderr is not None
         dropped = int(process.stderr.readline().split()[1])
         lines = [json.loads(line) for line in process.stdout]
-    told = sum(line["lines"] for line in lines if line["event"] == "log.dropped")
-    assert told >= dropped > 0
-    assert len([line for line in lines if line["event"] == "poll.finished"]) + told >= 20_000
+    shown = sum(line["lines"] for line in lines if line["event"] == "log.dropped")
+    assert shown >= dropped > 0
+    assert len([line for line in lines if line["event"] == "poll.finished"]) + shown >= 20_000
 
 
 def test_a_bug_of_the_writing_thread_is_logged_and_the_log_goes_on(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ SEEN = Overview(
 )
 
 
-async def told(seen: Overview | None = None) -> str:
+async def exported(seen: Overview | None = None) -> str:
     """The metrics of a worker that has done nothing, and reads this from Redis."""
 
     async def look() -> Overview | None:
@@ -133,7 +133,7 @@ def test_a_name_against_the_conventions_is_found(name: str, meaning: Meaning) ->
 
 
 async def test_exactly_the_metrics_of_the_catalogue_are_exported() -> None:
-    text = await told(SEEN)
+    text = await exported(SEEN)
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     ours = {name: kind for name, kind in kinds.items() if name.startswith("watcher_")}
     assert ours == {name: meaning.kind for name, meaning in METRICS.items()}
@@ -145,13 +145,13 @@ async def test_exactly_the_metrics_of_the_catalogue_are_exported() -> None:
 
 
 async def test_an_unreachable_redis_is_shown_as_down_and_its_metrics_are_left_out() -> None:
-    names = {name for name, _ in parsed(await told()).samples}
+    names = {name for name, _ in parsed(await exported()).samples}
     assert {name for name, meaning in METRICS.items() if meaning.is_shared} & names == set()
-    assert parsed(await told()).value("watcher_store_up") == 0
+    assert parsed(await exported()).value("watcher_store_up") == 0
 
 
 async def test_metrics_from_redis_are_labelled_with_configured_names() -> None:
-    scraped = parsed(await told(SEEN))
+    scraped = parsed(await exported(SEEN))
     assert scraped.value("watcher_store_up") == 1
     assert scraped.value("watcher_accounts_failing", provider="loopring") == 2
     assert scraped.value("watcher_accounts_stale", provider="loopring") == 1
@@ -168,14 +168,14 @@ async def test_metrics_from_redis_are_labelled_with_configured_names() -> None:
 
 
 async def test_every_sample_carries_exactly_the_labels_of_the_catalogue() -> None:
-    for name, labels in parsed(await told(SEEN)).samples:
+    for name, labels in parsed(await exported(SEEN)).samples:
         told_of = re.sub(r"_(bucket|sum|count)$", "", name)
         if told_of.startswith("watcher_"):
             assert {label for label, _ in labels} - {"le"} == set(METRICS[told_of].labels)
 
 
 async def test_every_count_begins_at_zero_so_that_its_first_is_an_increase() -> None:
-    scraped = parsed(await told())
+    scraped = parsed(await exported())
     assert scraped.value("watcher_attempts_total", subscription="others", outcome="refused") == 0
     assert scraped.value("watcher_polls_total", provider="shop", outcome="quarantined") == 0
     assert scraped.value("watcher_changes_total", provider="shop", type="withdrawal.returned") == 0
@@ -185,7 +185,7 @@ async def test_every_count_begins_at_zero_so_that_its_first_is_an_increase() -> 
 
 async def test_the_number_of_series_is_bounded_by_the_configuration() -> None:
     """With 2 providers and 2 subscriptions: no more than these, whatever happens."""
-    assert len(parsed(await told(SEEN)).samples) < 170
+    assert len(parsed(await exported(SEEN)).samples) < 170
 
 
 def test_the_documented_label_values_are_those_of_the_code() -> None:
@@ -200,7 +200,7 @@ def test_promtool_finds_no_problem() -> None:
         pytest.skip("no promtool on this machine (it comes with Prometheus)")
     checked = subprocess.run(
         [promtool, "check", "metrics"],
-        input=asyncio.run(told(SEEN)).encode(),
+        input=asyncio.run(exported(SEEN)).encode(),
         capture_output=True,
         check=False,
         timeout=30,
@@ -237,7 +237,7 @@ def test_a_histogram_is_exported_with_buckets_count_and_sum() -> None:
 
 async def test_writing_the_metrics_of_thousands_does_not_block_other_work() -> None:
     many = SEEN._replace(waiting={f"s-{number}": Backlog() for number in range(5_000)})
-    writing, turns = asyncio.create_task(told(many)), 0
+    writing, turns = asyncio.create_task(exported(many)), 0
     while not writing.done():
         await asyncio.sleep(0)
         turns += 1

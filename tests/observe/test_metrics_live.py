@@ -72,25 +72,25 @@ async def test_the_counts_of_a_worker_under_load_match_what_happened(rig: Rig) -
             account, asset = (TREASURY, "ETH") if number % 2 else (ALICE, MK)
             rig.sandbox.world.credit(account, asset, number)
             await rig.events(number)
-    told = parsed((await Metrics(worker).text()).decode())
+    shown = parsed((await Metrics(worker).text()).decode())
     for provider, path in (("loopring", LOOPRING), ("shop", SHOP)):
         polls = rig.sandbox.traffic.count(path)
-        assert told.sum("watcher_polls_total", provider=provider) == polls
-        assert told.value("watcher_poll_duration_seconds_count", provider=provider) == polls
-        assert told.value("watcher_polls_total", provider=provider, outcome="committed") == 1 + changes / 2
-        assert told.value("watcher_changes_total", provider=provider, type="total.increased") == changes / 2
-    assert told.sum("watcher_polls_rejected_total") == 0
-    assert told.sum("watcher_changes_total") == changes + 2  # the baselines
-    assert told.value("watcher_attempts_total", subscription="ops", outcome="delivered") == changes
-    assert told.value("watcher_attempts_total", subscription="ops", outcome="retry") == changes
-    assert told.value("watcher_delivery_lag_seconds_count") == changes
-    assert told.value("watcher_delivery_lag_seconds_bucket", le="30.0") == changes
-    assert told.value("watcher_requests_in_flight") == 0
-    assert told.value("watcher_store_up") == 0  # it is closed: the metrics are what the worker counted
+        assert shown.sum("watcher_polls_total", provider=provider) == polls
+        assert shown.value("watcher_poll_duration_seconds_count", provider=provider) == polls
+        assert shown.value("watcher_polls_total", provider=provider, outcome="committed") == 1 + changes / 2
+        assert shown.value("watcher_changes_total", provider=provider, type="total.increased") == changes / 2
+    assert shown.sum("watcher_polls_rejected_total") == 0
+    assert shown.sum("watcher_changes_total") == changes + 2  # the baselines
+    assert shown.value("watcher_attempts_total", subscription="ops", outcome="delivered") == changes
+    assert shown.value("watcher_attempts_total", subscription="ops", outcome="retry") == changes
+    assert shown.value("watcher_delivery_lag_seconds_count") == changes
+    assert shown.value("watcher_delivery_lag_seconds_bucket", le="30.0") == changes
+    assert shown.value("watcher_requests_in_flight") == 0
+    assert shown.value("watcher_store_up") == 0  # it is closed: the metrics are what the worker counted
 
 
 async def test_rejected_polls_are_counted_by_error_class(rig: Rig) -> None:
-    async with rig.worker(rig.impatient()) as worker:
+    async with rig.worker(rig.with_short_timeouts()) as worker:
         await polled(rig)
         rig.sandbox.metakeep.every_answer = Answer(500, b"no")
         rig.sandbox.loopring.every_answer = Answer(200, b"{}")
@@ -99,10 +99,10 @@ async def test_rejected_polls_are_counted_by_error_class(rig: Rig) -> None:
             while not {("loopring", "malformed"), ("shop", "transient")} <= seen.keys():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         async with a_listener_of(worker) as port:
-            told = await until(lambda: scrape(port), lambda seen: seen.sum("watcher_accounts_stale") == 2)
-    assert told.value("watcher_accounts_failing", provider="shop") == 1
-    refused = told.sum("watcher_polls_rejected_total", provider="shop")
-    assert refused == told.value("watcher_polls_total", provider="shop", outcome="rejected") > 0
+            shown = await until(lambda: scrape(port), lambda seen: seen.sum("watcher_accounts_stale") == 2)
+    assert shown.value("watcher_accounts_failing", provider="shop") == 1
+    refused = shown.sum("watcher_polls_rejected_total", provider="shop")
+    assert refused == shown.value("watcher_polls_total", provider="shop", outcome="rejected") > 0
 
 
 async def test_the_backlog_of_a_subscriber_that_is_down_is_exported(rig: Rig) -> None:
@@ -115,11 +115,11 @@ async def test_the_backlog_of_a_subscriber_that_is_down_is_exported(rig: Rig) ->
         healthy = await scrape(port)
         rig.sandbox.world.credit(TREASURY, "ETH", 1)
         rig.sandbox.world.credit(ALICE, MK, 1)
-        told = await until(
+        shown = await until(
             lambda: scrape(port), lambda seen: seen.value("watcher_queues_waiting", subscription="ops") == 2
         )
-        assert 0 <= told.value("watcher_oldest_undelivered_seconds", subscription="ops") < 60
-        assert told.value("watcher_subscription_paused", subscription="ops") == 0
+        assert 0 <= shown.value("watcher_oldest_undelivered_seconds", subscription="ops") < 60
+        assert shown.value("watcher_subscription_paused", subscription="ops") == 0
         assert worker.opened
         shared = Breakers(worker.opened.schedule.pipe, Keys(rig.settings.redis.namespace))
         await fail(shared, "ops", "status 503", open_ms=60_000)
@@ -148,11 +148,11 @@ async def test_dead_letters_are_exported(rig: Rig) -> None:
         await polled(rig)
         for number in (1, 2, 3):
             rig.sandbox.world.credit(TREASURY, "ETH", number)
-            told = await until(
+            shown = await until(
                 lambda: scrape(port),
                 lambda seen: seen.value("watcher_dead_letters", subscription="ops") == number,  # noqa: B023
             )
-    assert told.value("watcher_attempts_total", subscription="ops", outcome="refused") == 3
+    assert shown.value("watcher_attempts_total", subscription="ops", outcome="refused") == 3
 
 
 async def test_a_hanging_redis_leaves_its_metrics_out_and_the_worker_lives(
@@ -164,12 +164,12 @@ async def test_a_hanging_redis_leaves_its_metrics_out_and_the_worker_lives(
             await polled(rig)
             assert (await get(port, "/readyz")).status == 200
             with server.paused():
-                told = await scrape(port)
+                shown = await scrape(port)
                 lives, ready = await asyncio.gather(get(port, "/livez"), get(port, "/readyz"))
             again = await until(lambda: scrape(port), lambda seen: seen.value("watcher_store_up") == 1)
-    assert told.value("watcher_store_up") == 0
-    assert not any(told.has(name) for name in ("watcher_queues_waiting", "watcher_accounts_stale"))
-    assert told.value("watcher_polls_total", provider="shop", outcome="committed") == 1
+    assert shown.value("watcher_store_up") == 0
+    assert not any(shown.has(name) for name in ("watcher_queues_waiting", "watcher_accounts_stale"))
+    assert shown.value("watcher_polls_total", provider="shop", outcome="committed") == 1
     assert (lives.status, ready.status) == (200, 503)
     assert ready.body == "Redis cannot be used now\n"
     assert again.has("watcher_queues_waiting")
@@ -186,8 +186,8 @@ async def test_labels_are_configured_names_and_fixed_words_only(rig: Rig) -> Non
         rig.sandbox.world.credit(ALICE, MK, 1)
         await rig.events(2)
         async with a_listener_of(worker) as port:
-            told = await scrape(port)
-    named = {(name, value) for _, labels in told.samples for name, value in labels}
+            shown = await scrape(port)
+    named = {(name, value) for _, labels in shown.samples for name, value in labels}
     assert {value for name, value in named if name == "subscription"} == {"others"}
     assert {value for name, value in named if name == "provider"} == {"loopring", "shop"}
     assert {name for name, _ in named} == {
@@ -262,9 +262,9 @@ async def test_a_loop_that_is_stuck_turns_livez_to_503_and_is_named(
 async def test_before_redis_is_open_a_worker_is_live_and_not_ready(rig: Rig) -> None:
     worker = Worker(rig.settings, name="new")
     async with a_listener_of(worker) as port:
-        lives, ready, told = await asyncio.gather(get(port, "/livez"), get(port, "/readyz"), scrape(port))
+        lives, ready, shown = await asyncio.gather(get(port, "/livez"), get(port, "/readyz"), scrape(port))
         assert (lives.status, ready.status) == (200, 503)
-        assert told.value("watcher_store_up") == 0
+        assert shown.value("watcher_store_up") == 0
         worker.stop()
         assert (await get(port, "/readyz")).body == "the worker drains\n"
 
@@ -286,9 +286,9 @@ async def test_an_unclaimed_poll_is_exported_as_overdue(rig: Rig) -> None:
                 "shop", ["alice"], now_ms=overdue_ms
             ):
                 await asyncio.sleep(0.01)
-            told = await scrape(port)
-    assert told.value("watcher_poll_overdue_seconds", provider="shop") >= 90
-    assert told.value("watcher_poll_overdue_seconds", provider="loopring") == 0
+            shown = await scrape(port)
+    assert shown.value("watcher_poll_overdue_seconds", provider="shop") >= 90
+    assert shown.value("watcher_poll_overdue_seconds", provider="loopring") == 0
 
 
 async def test_a_heartbeat_line_shows_the_health_of_the_process(

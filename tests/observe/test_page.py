@@ -81,7 +81,7 @@ async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
         yield rig
 
 
-async def told(worker: Worker) -> Any:
+async def summary(worker: Worker) -> Any:
     return json.loads(await Look(worker).json())
 
 
@@ -158,7 +158,7 @@ async def test_the_page_shows_balances_with_their_past_pending_changes_and_the_r
             ],
             at_ms=now_ms - 3 * MINUTE_MS,
         )
-        seen = (await told(worker))["seen"]
+        seen = (await summary(worker))["seen"]
     (treasury,) = seen["accounts"]["shown"]
     assert sorted(treasury["problems"]) == ["pending confirmation", "suspect"]
     row_by_asset = {row["asset"]["id"]: row for row in treasury["balances"]}
@@ -196,7 +196,7 @@ async def test_the_page_shows_failed_attempts_and_the_one_that_delivered(rig: Ri
         async with asyncio.timeout(20):
             while not (at_once := await delivered(worker, 2))["attempts"]:  # it is settled, then remembered
                 pass
-        (ops,) = (await told(worker))["seen"]["subscriptions"]["shown"]
+        (ops,) = (await summary(worker))["seen"]["subscriptions"]["shown"]
         worker.counters.delivered.clear()
         elsewhere = await delivered(worker, 2)
     assert [attempt["status"] for attempt in delivery["attempts"]][:2] == [500, 500]
@@ -210,7 +210,7 @@ async def delivered(worker: Worker, count: int = 1) -> Any:
     """The delivery of the latest of so many events, once it is over."""
     async with asyncio.timeout(20):
         while True:
-            events = (await told(worker))["seen"]["events"]
+            events = (await summary(worker))["seen"]["events"]
             if len(events) == count and all(one["deliveries"] for one in events):
                 (delivery,) = events[0]["deliveries"]
                 if delivery["state"] == "delivered":
@@ -234,7 +234,7 @@ async def test_the_page_shows_entries_of_the_api_and_what_keeps_them_from_workin
         breakers = Breakers(worker.opened.schedule.pipe, Keys(namespace))
         await breakers.change("customer", lambda _, __: Breaker(ping_error="status 404"))
         await worker.followed.follow_now()
-        seen = (await told(worker))["seen"]
+        seen = (await summary(worker))["seen"]
     record_by_account = {one["account"]: one["record"] for one in seen["accounts"]["shown"]}
     assert record_by_account == {"treasury": "shadowed", "alice": "file", "carol": "in_force"}
     shown = {one["subscription"]: one for one in seen["subscriptions"]["shown"]}
@@ -263,7 +263,7 @@ async def test_an_event_deep_in_a_queue_is_shown_as_not_looked_up(rig: Rig) -> N
         at_ms = books.schedule.now_ms() - 90 * MINUTE_MS
         await books.live([a_snapshot(ETH=str(number)) for number in range(1, 62)], at_ms=at_ms)
         await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")], "alice", at_ms=at_ms)
-        events = (await told(worker))["seen"]["events"]
+        events = (await summary(worker))["seen"]["events"]
     states = [
         one["state"] for event in events if event["account"] == "treasury" for one in event["deliveries"]
     ]
@@ -282,7 +282,7 @@ async def test_problems_that_only_a_person_can_fix_are_listed_first(rig: Rig) ->
             for number, why in enumerate(whys):
                 lease = await books.lease(f"a{number}", provider)
                 await books.polls.postpone(provider, lease, why=why, at_least_ms=0, waits_ms=[99_000])
-        shop, loopring = (await told(worker))["seen"]["providers"]["shown"]
+        shop, loopring = (await summary(worker))["seen"]["providers"]["shown"]
     assert (shop["provider"], loopring["provider"]) == ("shop", "loopring")
     assert (shop["errors"][0]["reason"], shop["errors"][0]["todo"]) == (
         "a wrong key",
@@ -347,7 +347,7 @@ async def test_of_many_subscriptions_those_with_something_to_show_are_shown_and_
         queues = Queues(books.schedule, books.keys)
         await queues.enqueue("s-240", "treasury", [Delivery("evt_1", "total.increased", 1, b"{", "s-240")])
         await pause(Breakers(books.pipe, books.keys), "s-245", "status 410")
-        seen = (await told(worker))["seen"]
+        seen = (await summary(worker))["seen"]
     shown = seen["subscriptions"]["shown"]
     assert [one["subscription"] for one in shown[:3]] == ["s-245", "s-240", "s-0"]
     assert (len(shown), seen["subscriptions"]["left_out"]) == (document.MOST_SUBSCRIPTIONS, 150)
@@ -394,7 +394,7 @@ async def test_the_backlog_of_a_removed_subscription_is_shown(rig: Rig) -> None:
     async with some_books(rig) as (books, worker):
         queues = Queues(books.schedule, books.keys)
         await queues.enqueue("left", "treasury", [Delivery("evt_1", "total.increased", 1, b"{", "left")])
-        seen = (await told(worker))["seen"]
+        seen = (await summary(worker))["seen"]
         metrics = (await Metrics(worker).text()).decode()
     left, ops = sorted(seen["subscriptions"]["shown"], key=lambda line: line["is_configured"])
     assert (left["subscription"], left["deliveries"], ops["subscription"]) == ("left", 1, "ops")
@@ -408,7 +408,7 @@ async def test_a_provider_whose_rate_limit_is_too_low_is_named_with_its_rates(ri
     providers = {**rig.settings.provider_by_name, "shop": shop}
     async with rig.worker(rig.settings.model_copy(update={"provider_by_name": providers})) as worker:
         async with asyncio.timeout(20):
-            while not (worker.has_begun and (seen := (await told(worker))["seen"])):  # noqa: ASYNC110 - it has no signal
+            while not (worker.has_begun and (seen := (await summary(worker))["seen"])):  # noqa: ASYNC110 - it has no signal
                 await asyncio.sleep(0.01)
     (line,) = [one for one in seen["providers"]["shown"] if one["too_few_requests"]]
     assert (line["provider"], line["requests_per_second"]) == ("shop", 0.001)
@@ -429,7 +429,7 @@ async def test_the_page_shows_how_full_redis_is_and_why_it_refuses_writes(namesp
             await client.set("of-another-program", b"x" * 20_000_000)
             used = (await client.info("memory"))["used_memory"]
             await client.config_set("maxmemory", int(used / 0.9))
-            line = (await told(worker))["seen"]["server"]
+            line = (await summary(worker))["seen"]["server"]
             assert 0.87 < line["used_bytes"] / line["limit_bytes"] < 0.93
             assert " % of its memory is used (" in line["warnings"][0]
             (found,) = ratio.findall(await Metrics(worker).text())
@@ -437,7 +437,7 @@ async def test_the_page_shows_how_full_redis_is_and_why_it_refuses_writes(namesp
             await client.config_set("maxmemory", 0)
             refused = StoreRefuses("Redis at db refuses writes (OOM): its memory is full")
             await worker.opened.health.failed(refused)
-            after = await told(worker)
+            after = await summary(worker)
     assert after["error"].startswith(f"{refused}: until then nothing is polled, and ")
     assert after["seen"] is None, "another look has seen nothing yet"
 
@@ -467,7 +467,7 @@ async def test_a_read_that_takes_too_long_is_left_out_and_the_page_says_since_wh
     async with some_books(rig) as (books, worker):
         now_ms = books.schedule.now_ms()
         await books.live([a_snapshot(ETH=str(number)) for number in range(1, 9)], at_ms=now_ms - MINUTE_MS)
-        seen = (await told(worker))["seen"]
+        seen = (await summary(worker))["seen"]
     assert [event["amount"] for event in seen["events"]] == ["1"], "the latest"
     (account,) = seen["accounts"]["shown"]
     assert [total for _, total in account["balances"][0]["curve"]] == ["7", "8"]

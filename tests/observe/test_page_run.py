@@ -29,9 +29,9 @@ async def test_the_page_is_served_and_shows_this_worker(place: Path) -> None:
         page = await get(port, "/")
         assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
         await until(lambda: lines(place, "poll.rejected"))
-        told = json.loads((await get(port, "/page.json")).body)
-        assert told["worker"] == lines(place, "worker.started")[0]["worker"]
-        assert [one["account"] for one in told["seen"]["accounts"]["shown"]] == ["account-1"]
+        found = json.loads((await get(port, "/page.json")).body)
+        assert found["worker"] == lines(place, "worker.started")[0]["worker"]
+        assert [one["account"] for one in found["seen"]["accounts"]["shown"]] == ["account-1"]
         if PROGRAM:
             async with a_browser() as browser:
                 await browser.open(f"http://{address}/")

@@ -128,7 +128,7 @@ async def bench(
         yield bench
 
 
-def told(lines: list[Any], event: str) -> set[str]:
+def lines_of(lines: list[Any], event: str) -> set[str]:
     return {line["account"] for line in lines if line["event"] == event}
 
 
@@ -144,7 +144,7 @@ async def test_event_log_metric_status_and_page_agree_on_what_is_stale(bench: Be
             watch.follow(PROVIDER, name, await bench.store.now_ms() - 1)
         assert await bench.agreed() == STALE
         bench.configured.report.gathered(at_once=True)
-    assert await bench.emitted() == told(lines, "account.stale") == STALE
+    assert await bench.emitted() == lines_of(lines, "account.stale") == STALE
 
 
 async def test_an_account_that_another_worker_polls_successfully_is_stale_nowhere(bench: Bench) -> None:
@@ -172,7 +172,7 @@ async def test_a_stale_event_refused_by_a_full_server_is_logged_delays_no_other_
             await bench.configured.poll_work.look_stale()
         bench.configured.report.gathered(at_once=True)
         assert await bench.emitted() == STALE - refused
-        assert told(lines, "account.stale") == STALE
+        assert lines_of(lines, "account.stale") == STALE
         refused.clear()
         assert await bench.agreed() == STALE
         bench.configured.report.gathered(at_once=True)

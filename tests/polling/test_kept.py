@@ -80,8 +80,8 @@ async def events(store: Store) -> list[Any]:
 
 async def moves(store: Store) -> list[tuple[str, str]]:
     """The totals that were emitted, before and after each."""
-    told = [event["data"] for event in await events(store) if event["type"].startswith("total.")]
-    return [(data["before"]["total"], data["after"]["total"]) for data in told]
+    shown = [event["data"] for event in await events(store) if event["type"].startswith("total.")]
+    return [(data["before"]["total"], data["after"]["total"]) for data in shown]
 
 
 async def test_neither_the_last_state_nor_unchanged_rows_are_read_again(
@@ -242,14 +242,14 @@ async def test_any_answers_make_the_same_events_with_and_without_the_cache(
             assert left[0].entry_by_asset == left[1].entry_by_asset
             assert (left[0].watched, left[0].crossed) == (left[1].watched, left[1].crossed)
             assert bool(left[0].emptiness) == bool(left[1].emptiness)
-        told, expected = [
+        shown, expected = [
             [
                 (event["type"], *(event["data"].get(part) for part in ("asset", "amount", "before", "after")))
                 for event in await events(polled.store)
             ]
             for polled in (worker, forgetful)
         ]
-        assert told == expected
+        assert shown == expected
         assert pipe.reads < all_read.reads
 
 

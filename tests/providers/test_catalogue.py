@@ -145,8 +145,8 @@ async def test_beside_a_row_without_an_id_no_asset_counts_as_unlisted() -> None:
 
 async def test_a_list_that_only_a_person_can_make_readable_says_so() -> None:
     told_by_trouble: dict[ErrorClass, ErrorClass] = {"auth": "auth", "gone": "transient"}
-    for error_class, told in told_by_trouble.items():
+    for error_class, shown in told_by_trouble.items():
         listed = Listed("0")
         listed.kept.refused = Rejected(error_class, "forbidden (403)", status=403)
         refused = listed.kept.refusal({"5"})
-        assert (refused.error_class, refused.status) == (told, 403)
+        assert (refused.error_class, refused.status) == (shown, 403)

@@ -117,7 +117,7 @@ async def a_rig_on(
         yield rig
 
 
-def told(events: list[Any]) -> list[tuple[str, str, str]]:
+def emitted(events: list[Any]) -> list[tuple[str, str, str]]:
     return [(event["type"], event["data"]["asset"]["symbol"], event["data"]["amount"]) for event in events]
 
 
@@ -157,7 +157,7 @@ async def test_transfers_make_events_and_a_reorganisation_moves_no_total(
             chain.mine(8)
             events = await rig.events(8)
     ether, tokens = "123.456789012345678901", "7.000000000000000001"
-    assert told(events) == [
+    assert emitted(events) == [
         ("deposit.pending", "TST", tokens),
         ("deposit.pending", "ETH", ether),
         ("deposit.cleared", "TST", tokens),
@@ -191,7 +191,7 @@ async def test_answers_of_a_lagging_node_are_discarded_until_it_has_caught_up(
             assert len(rig.receiver.events) == 1, "a deposit that a lagging node does not know is not dropped"
             chain.mine(3)
             events = await rig.events(2)
-    assert told(events) == [("deposit.pending", "ETH", "5"), ("deposit.dropped", "ETH", "5")]
+    assert emitted(events) == [("deposit.pending", "ETH", "5"), ("deposit.dropped", "ETH", "5")]
     behind_lines = [line for line in lines if line["event"] == "poll.rejected" and line["account"] == "gas"]
     assert {line["error_class"] for line in behind_lines} == {"transient"}
 
@@ -208,4 +208,4 @@ async def test_a_chain_without_multicall3_works_too(
         await rig.events(1)
         chain.mine(5)
         events = await rig.events(2)
-    assert told(events) == [("deposit.pending", "OLD", "5.000001"), ("deposit.cleared", "OLD", "5.000001")]
+    assert emitted(events) == [("deposit.pending", "OLD", "5.000001"), ("deposit.cleared", "OLD", "5.000001")]

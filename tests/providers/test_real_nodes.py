@@ -140,8 +140,8 @@ async def test_a_bitcoin_wallet_is_followed_through_a_reorganisation_until_it_is
             block = chain.mine()
             assert await watched.next("shop", 1) == [("deposit.cleared", amount)]
             chain.node.call("invalidateblock", block)
-            told = await watched.next("shop", 2)
-            assert sorted(told) == [("deposit.pending", amount), ("total.decreased", amount)]
+            shown = await watched.next("shop", 2)
+            assert sorted(shown) == [("deposit.pending", amount), ("total.decreased", amount)]
             chain.node.call("reconsiderblock", block)
             assert await watched.next("shop", 1) == [("deposit.cleared", amount)]
             chain.send("miner", "2", by="shop")
@@ -188,12 +188,12 @@ async def test_a_monero_wallet_is_read_to_the_last_digit_and_followed(
             assert await watched.balances("shop") == {"XMR": before}
             chain.mine()
             after = held_by(chain)
-            told = dict(await watched.next("shop", 2))
+            shown = dict(await watched.next("shop", 2))
             assert await watched.balances("shop") == {"XMR": after}
-            assert told["total.increased"] == to_text(to_atoms(after.total) - to_atoms(before.total))
+            assert shown["total.increased"] == to_text(to_atoms(after.total) - to_atoms(before.total))
             unlocked = to_atoms(before.locked) - to_atoms(after.locked)
             type_ = "locked.decreased" if unlocked > 0 else "locked.increased"
-            assert told[type_] == to_text(abs(unlocked))
+            assert shown[type_] == to_text(abs(unlocked))
 
 
 def held_by(chain: Monero) -> Balance:

@@ -448,7 +448,7 @@ def test_it_works_as_a_copy_outside_of_watcher(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    told = subprocess.run(
+    shown = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
     ).stdout
-    assert told.strip() == "evt_1"
+    assert shown.strip() == "evt_1"

@@ -201,7 +201,7 @@ class Listening:
     """`watcher listen` in a process of its own, at a free port."""
 
     def __init__(self, *arguments: str) -> None:
-        self.told: list[str] = []
+        self.shown: list[str] = []
         code = "from watcher.commands.listen import command; command()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, "--port", "0", "--secret-env", "S", *arguments],
@@ -211,10 +211,10 @@ class Listening:
             text=True,
         )
         assert self._process.stderr
-        while not (address := re.search(r"listening at (http://\S+/)", "".join(self.told))):
+        while not (address := re.search(r"listening at (http://\S+/)", "".join(self.shown))):
             line = self._process.stderr.readline()
-            assert line, self.told
-            self.told.append(line)
+            assert line, self.shown
+            self.shown.append(line)
         self.url = address[1]
 
     def post(self, webhook: Webhook) -> int:
@@ -324,7 +324,7 @@ def test_listen_fails_and_delays_as_asked_and_forwards_the_rest_unchanged() -> N
             took_s = time.monotonic() - started
             _, lines, _ = behind.end(signal.SIGTERM)
             statuses.append(listening.post(fresh()))  # the listener has ended
-            _, told, summary = listening.end(signal.SIGTERM)
+            _, shown, summary = listening.end(signal.SIGTERM)
     assert statuses == [503, 503, 200, 400, 200, 502]
     assert took_s >= 5 * 0.2
     handed_on = [json.loads(line) for line in lines]
@@ -332,17 +332,17 @@ def test_listen_fails_and_delays_as_asked_and_forwards_the_rest_unchanged() -> N
         (True, 1, 200),
         (True, 2, 200),
     ]
-    assert "answered 503" in told[1]
-    assert "attempt 3 here" in told[2]
-    assert "a repeat" in told[4]
-    assert "answered 502" in told[5]
+    assert "answered 503" in shown[1]
+    assert "attempt 3 here" in shown[2]
+    assert "a repeat" in shown[4]
+    assert "answered 502" in shown[5]
     assert summary.startswith("took 1 event; 1 repeat, 0 gaps")
 
 
 def saved_by(folder: Path, *webhooks: Webhook) -> tuple[list[Path], list[str]]:
     """What `listen --save` writes of these, and the lines that it prints."""
     with contextlib.closing(Listening("--save", str(folder))) as listening:
-        assert listening.told[0] == f"try each again: watcher verify --secret-env S {folder}/FILE\n"
+        assert listening.shown[0] == f"try each again: watcher verify --secret-env S {folder}/FILE\n"
         for webhook in webhooks:
             listening.post(webhook)
         _, lines, _ = listening.end(signal.SIGTERM)
@@ -405,5 +405,5 @@ def test_importing_the_commands_does_not_import_the_listener() -> None:
         "import sys, watcher.commands.listen, watcher.commands.verify, watcher.commands.secret;"
         "print([name for name in ('aiohttp', 'pydantic', 'cryptography') if name in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

@@ -40,15 +40,15 @@ def test_an_event_that_does_not_follow_the_last_one_is_reported(next_event: Even
 
 
 def test_the_order_is_found_again_after_a_gap_and_a_late_event() -> None:
-    told = orders(event(10, None), event(30, 20), event(20, 10), event(40, 30))
-    assert told == [None, "gap", "late", None]
+    shown = orders(event(10, None), event(30, 20), event(20, 10), event(40, 30))
+    assert shown == [None, "gap", "late", None]
 
 
 def test_a_repeat_is_never_late_and_its_new_sequence_is_the_latest() -> None:
     sequences = Sequences()
-    told = [sequences.note(event(10, None)), sequences.note(event(20, 10))]
-    told += [sequences.note(event(10, None), is_repeat=True), sequences.note(event(20, 10), is_repeat=True)]
-    assert told == [None] * 4
+    shown = [sequences.note(event(10, None)), sequences.note(event(20, 10))]
+    shown += [sequences.note(event(10, None), is_repeat=True), sequences.note(event(20, 10), is_repeat=True)]
+    assert shown == [None] * 4
     # The store was set back to where 10 was the last: 20 is made again, under a sequence that is free.
     assert sequences.note(event(30, 10), is_repeat=True) == "rewound"
     assert sequences.note(event(40, 30)) is None
@@ -56,8 +56,10 @@ def test_a_repeat_is_never_late_and_its_new_sequence_is_the_latest() -> None:
 
 
 def test_accounts_and_subscriptions_do_not_mix() -> None:
-    told = orders(event(10, None), event(5, None, account="alice"), event(7, None, to="audit"), event(11, 10))
-    assert told == [None] * 4
+    shown = orders(
+        event(10, None), event(5, None, account="alice"), event(7, None, to="audit"), event(11, 10)
+    )
+    assert shown == [None] * 4
 
 
 @pytest.mark.parametrize("sequence", [None, "11", 1.5, True])

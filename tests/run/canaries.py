@@ -195,7 +195,7 @@ def rotated(text: str) -> str:
 async def a_world_with_canaries(redis: str) -> AsyncIterator[tuple[Sandbox, Receiver, str]]:
     """Both providers, a receiver, one that repeats what it is sent, and a configuration that leads to all."""
     receiver = Receiver(secrets=[SECRET, NEXT_SECRET], fail=Fail(500, 1))
-    async with Sandbox() as sandbox, receiver, a_parrot() as parrot:
+    async with Sandbox() as sandbox, receiver, an_echo() as parrot:
         sandbox.loopring.requests_per_second = None
         sandbox.loopring.api_keys = {API_KEY}
         sandbox.loopring.error_messages = {104002: f"no such key: {WRONG_KEY}"}
@@ -213,7 +213,7 @@ async def a_world_with_canaries(redis: str) -> AsyncIterator[tuple[Sandbox, Rece
 
 
 @asynccontextmanager
-async def a_parrot() -> AsyncIterator[str]:
+async def an_echo() -> AsyncIterator[str]:
     """A subscriber that refuses everything, and says of it what frameworks and proxies say."""
 
     async def answer(request: web.BaseRequest) -> web.Response:

@@ -120,7 +120,7 @@ def contested(worker: Agreement) -> set[str]:
     return {name for name in ("treasury", "prod", "staging") if name in worker.neighbours.contested}
 
 
-def names_told(lines: list[MutableMapping[str, Any]]) -> list[list[str]]:
+def names_logged(lines: list[MutableMapping[str, Any]]) -> list[list[str]]:
     return [line["names"] for line in lines if line["event"] == "configuration.differs"]
 
 
@@ -143,9 +143,9 @@ async def test_a_worker_with_another_url_does_not_deliver_what_was_queued_for_th
     await production.look()
     assert (is_ours(production, "ops"), is_ours(staging, "ops")) == (True, False)
     both = ["provider loopring", "subscription ops", "account treasury"]
-    assert names_told(lines) == [both, both], "each side says so, once"
+    assert names_logged(lines) == [both, both], "each side says so, once"
     await fleet.later(120, production, staging)
-    assert len(names_told(lines)) == 2
+    assert len(names_logged(lines)) == 2
     assert [one.worker for one in production.differences] == ["s"]
 
 
@@ -204,7 +204,7 @@ async def test_waiting_for_a_missing_deployment_is_logged(
     await fleet.start("p1", PRODUCTION)
     fleet.stop("p1")
     staging = await fleet.start("s", STAGING)
-    assert names_told(lines) == [["provider loopring", "subscription ops", "account treasury"]]
+    assert names_logged(lines) == [["provider loopring", "subscription ops", "account treasury"]]
     assert "gone" in lines[0]["worker"]
     await fleet.later(AT_THE_START_S + 60, staging)
     assert is_ours(staging, "ops")

@@ -238,7 +238,7 @@ def test_the_load_of_a_provider_is_the_same_after_changes_as_after_a_start(chang
             polls.follow(name, interval_s and an_account(name, interval_s))
         await polls.choose_probe()
 
-    def borne(polls: ProviderPolls) -> tuple[Any, ...]:
+    def load_of(polls: ProviderPolls) -> tuple[Any, ...]:
         poller = polls.poller
         return poller.most_requests, poller.probe_account, pytest.approx(poller.needed_per_second)
 
@@ -249,7 +249,7 @@ def test_the_load_of_a_provider_is_the_same_after_changes_as_after_a_start(chang
             left |= change
             anew = some_polls()
             await follow(anew, {name: interval_s for name, interval_s in left.items() if interval_s})
-            assert borne(polls) == borne(anew)
+            assert load_of(polls) == load_of(anew)
             assert {*polls.accounts} == {*anew.accounts}
 
     asyncio.run(both())

@@ -130,5 +130,5 @@ def baselines(lines: list[MutableMapping[str, Any]]) -> list[str]:
 
 def amounts(rig: Rig) -> list[str]:
     """The movements of the account that both have, as they were sent."""
-    told = (event["data"] for event in rig.receiver.events)
-    return [data["amount"] for data in told if data["account"]["name"] == "treasury"]
+    shown = (event["data"] for event in rig.receiver.events)
+    return [data["amount"] for data in shown if data["account"]["name"] == "treasury"]

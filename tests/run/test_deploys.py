@@ -35,19 +35,19 @@ async def test_overlapping_workers_neither_poll_twice_nor_send_twice_or_out_of_o
     async with a_process(place, "run") as old:
         await until_logged(place, "account.baseline", 2)
         moving = asyncio.create_task(keep_moving())
-        await until_told(receiver, 2)
+        await until_delivered(receiver, 2)
         text = (place / "watcher.toml").read_text()
         (place / "watcher.toml").write_text(text.replace('name = "alice"', 'name = "bob"'))
         async with a_process(place, "run") as new:
             await until_logged(place, "worker.started", 2)
             await until_logged(place, "account.baseline", 3)  # bob's: the old worker does not know him
-            await until_told(receiver, receiver.taken + 2)
+            await until_delivered(receiver, receiver.taken + 2)
             old.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(old.wait(), 10) == 0
-            await until_told(receiver, receiver.taken + 4)
+            await until_delivered(receiver, receiver.taken + 4)
             moving.cancel()
             async with asyncio.timeout(20):
-                while told(receiver) != moved:
+                while moved_by(receiver) != moved:
                     await receiver.wait_for(receiver.taken + 1)
             new.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(new.wait(), 10) == 0
@@ -67,14 +67,14 @@ async def test_an_immediate_second_sigterm_harms_nothing(
     async with a_process(place, "run") as worker:
         await until_logged(place, "account.baseline", 2)
         sandbox.world.credit(TREASURY, "ETH", "1")
-        await until_told(receiver, 1)
+        await until_delivered(receiver, 1)
         await until_logged(place, "delivery.delivered")
         for _ in range(2):
             worker.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(worker.wait(), 5) == 0
     sandbox.world.credit(TREASURY, "ETH", "2")
     async with a_process(place, "run") as worker:
-        await until_told(receiver, 2)
+        await until_delivered(receiver, 2)
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(worker.wait(), 10) == 0
     assert [event["data"]["amount"] for event in receiver.events] == ["1", "2"]
@@ -94,11 +94,11 @@ async def test_until_the_last_worker_is_restarted_all_events_go_to_the_old_url(
         new = [await stack.enter_async_context(a_process(place, "run"))]
         await until_logged(place, "configuration.differs", 2)
         sandbox.world.credit(TREASURY, "ETH", "1")
-        await until_told(receiver, 1)
+        await until_delivered(receiver, 1)
         await ended(old[1])
         sandbox.world.credit(TREASURY, "ETH", "2")
         new.append(await stack.enter_async_context(a_process(place, "run")))
-        await until_told(moved, 1)
+        await until_delivered(moved, 1)
         for worker in new:
             await ended(worker)
     assert [event["data"]["amount"] for event in receiver.events] == ["1"]
@@ -115,7 +115,7 @@ async def ended(worker: asyncio.subprocess.Process) -> None:
     assert await asyncio.wait_for(worker.wait(), 15) == 0
 
 
-def told(receiver: Receiver) -> Counter[str]:
+def moved_by(receiver: Receiver) -> Counter[str]:
     """How much of each asset arrived, by the events."""
     found = Counter[str]()
     for event in receiver.events:
@@ -123,6 +123,6 @@ def told(receiver: Receiver) -> Counter[str]:
     return found
 
 
-async def until_told(receiver: Receiver, count: int) -> None:
+async def until_delivered(receiver: Receiver, count: int) -> None:
     async with asyncio.timeout(20):
         await receiver.wait_for(count)

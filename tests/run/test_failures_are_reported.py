@@ -32,7 +32,7 @@ def lines() -> Iterator[Lines]:
         yield lines
 
 
-def told(lines: Lines, event: str, account: str, *, level: str | None = None) -> Lines:
+def logged(lines: Lines, event: str, account: str, *, level: str | None = None) -> Lines:
     found = [line for line in lines if line["event"] == event and line.get("account") == account]
     return [line for line in found if level in (None, line["log_level"])]
 
@@ -44,21 +44,21 @@ async def until(is_so: Callable[[], object]) -> None:
 
 
 async def test_rejected_polls_are_reported_once_and_their_end_once(rig: Rig, lines: Lines) -> None:
-    async with rig.worker(rig.impatient()) as worker:
-        await until(lambda: told(lines, "account.baseline", "treasury"))
+    async with rig.worker(rig.with_short_timeouts()) as worker:
+        await until(lambda: logged(lines, "account.baseline", "treasury"))
         await rig.sandbox.take_down("loopring")
-        await until(lambda: len(told(lines, "poll.rejected", "treasury")) >= 4)
+        await until(lambda: len(logged(lines, "poll.rejected", "treasury")) >= 4)
         await until(lambda: worker.stale_accounts("loopring"))
         await rig.sandbox.bring_back("loopring")
         before = len(lines)
-        await until(lambda: len(told(lines[before:], "poll.finished", "treasury")) >= 3)
-    refused = told(lines, "poll.rejected", "treasury")
+        await until(lambda: len(logged(lines[before:], "poll.finished", "treasury")) >= 3)
+    refused = logged(lines, "poll.rejected", "treasury")
     assert [line["log_level"] for line in refused] == ["info", *["debug"] * (len(refused) - 1)]
     assert [line["times"] for line in refused] == [*range(1, len(refused) + 1)]
-    (end,) = (line for line in told(lines, "poll.finished", "treasury", level="info") if line.get("times"))
+    (end,) = (line for line in logged(lines, "poll.finished", "treasury", level="info") if line.get("times"))
     assert end["times"] == len(refused)
-    assert len(told(lines, "account.stale", "treasury")) == 1
-    (back,) = told(lines, "account.recovered", "treasury")
+    assert len(logged(lines, "account.stale", "treasury")) == 1
+    (back,) = logged(lines, "account.recovered", "treasury")
     assert back["duration_ms"] > 200  # three intervals and the time-out
 
 
@@ -68,16 +68,16 @@ async def test_a_damaged_state_is_reported_once_and_again_when_it_is_fixed(
     monkeypatch.setattr(poll, "_QUARANTINE_MS", (50,))
     key = Keys(rig.settings.redis.namespace).state("treasury")
     async with rig.worker() as worker:
-        await until(lambda: told(lines, "account.baseline", "treasury"))
+        await until(lambda: logged(lines, "account.baseline", "treasury"))
         state = await redis_client.get(key)
         assert isinstance(state, bytes)
         await redis_client.set(key, state[: state.index(b"\n")] + b"\n{")
         rig.sandbox.world.credit(10110, "ETH", "1")  # an answer like the last one need not look at the state
         await until(lambda: worker.counters.by_poll["loopring", "quarantined"] >= 3)
         await redis_client.set(key, state)
-        await until(lambda: told(lines, "account.recovered", "treasury"))
-    assert len(told(lines, "account.quarantined", "treasury")) == 1
-    (back,) = told(lines, "account.recovered", "treasury")
+        await until(lambda: logged(lines, "account.recovered", "treasury"))
+    assert len(logged(lines, "account.quarantined", "treasury")) == 1
+    (back,) = logged(lines, "account.recovered", "treasury")
     assert back["times"] >= 3
 
 
@@ -100,7 +100,7 @@ async def test_a_wrong_key_of_150_accounts_is_one_error_and_one_recovery(
         line = provider_line("loopring", failing, await survey.overdue("loopring"), await survey.now_ms())
         loud = [one for one in lines if one["log_level"] in ("warning", "error")]
         worker.reload(right)
-        await until(lambda: told(lines, "account.baseline", "a149"))
+        await until(lambda: logged(lines, "account.baseline", "a149"))
         await until(lambda: any(one["event"] == "provider.recovered" for one in lines))
     assert [(one["error_class"], one["accounts"]) for one in line["errors"]] == [("auth", 151)]
     assert "fix the key in [providers.loopring]" in loud[0]["reason"]

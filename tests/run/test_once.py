@@ -142,7 +142,7 @@ async def test_once_gives_up_if_redis_stays_unreachable(
 async def test_runs_that_cannot_read_an_account_report_it_stale_and_the_first_that_can_recovered(
     rig: Rig,
 ) -> None:
-    settings = rig.impatient()
+    settings = rig.with_short_timeouts()
     ops = settings.subscription_by_name["ops"].model_copy(
         update={"events": ("account.stale", "account.rec*")}
     )

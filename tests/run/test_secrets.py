@@ -65,8 +65,8 @@ each_form = pytest.mark.parametrize(
 async def test_no_output_contains_a_secret(
     tmp_path: Path, commands: Iterable[str], checks: Iterable[str]
 ) -> None:
-    told, file = tmp_path / "told", tmp_path / "watcher.toml"
-    with real_server("valkey", "--requirepass", PASSWORD) as server, told.open("ab") as out:
+    output, file = tmp_path / "output", tmp_path / "watcher.toml"
+    with real_server("valkey", "--requirepass", PASSWORD) as server, output.open("ab") as out:
         url = f"unix://:{PASSWORD}@{quote(str(server.socket))}"
         async with (
             a_world_with_canaries('url = "${URL}"') as (sandbox, receiver, text),
@@ -75,23 +75,23 @@ async def test_no_output_contains_a_secret(
             file.write_text(text)
             run = ("run", "--http", "127.0.0.1:0", "--page")
             async with a_process(tmp_path, out, *run, URL=url) as worker:
-                await live(told, sandbox, receiver)
-                (port,) = re.findall(r'"listener.started".*"address":"127.0.0.1:(\d+)"', told.read_text())
+                await live(output, sandbox, receiver)
+                (port,) = re.findall(r'"listener.started".*"address":"127.0.0.1:(\d+)"', output.read_text())
                 shown = [await asked(port, path) for path in PATHS]
                 await say(tmp_path, out, commands, {0, 1}, URL=url)
                 file.write_text(rotated(text))
                 worker.send_signal(signal.SIGHUP)
-                await until_said(told, "configuration.changed")
+                await until_said(output, "configuration.changed")
                 file.write_text(with_mistakes(text))
                 worker.send_signal(signal.SIGHUP)
-                await until_said(told, "configuration.refused")
+                await until_said(output, "configuration.refused")
                 await say(tmp_path, out, checks, {78}, URL=url)
                 await damage(client)
-                await until_said(told, "Traceback")
+                await until_said(output, "Traceback")
                 stored = await everything_in(client)
                 worker.terminate()
                 assert await asyncio.wait_for(worker.wait(), 20) == 0
-    said = told.read_bytes()
+    said = output.read_bytes()
     assert b"delivery.delivered" in said  # it did log
     assert b"total.increased" in stored  # and it did store
     assert b"Cannot POST" in stored  # what it was answered too
@@ -105,41 +105,41 @@ async def test_no_output_contains_a_secret(
 async def test_neither_terminal_nor_files_of_the_embedded_server_contain_a_secret(
     tmp_path: Path, state: Path, commands: Iterable[str], checks: Iterable[str]
 ) -> None:
-    told, file = tmp_path / "told", tmp_path / "watcher.toml"
-    with a_terminal(told) as terminal:
+    output, file = tmp_path / "output", tmp_path / "watcher.toml"
+    with a_terminal(output) as terminal:
         async with a_world_with_canaries(f'data_dir = "{state}"') as (sandbox, receiver, text):
             file.write_text(text)
             async with a_process(tmp_path, terminal, "run") as worker:
-                await live(told, sandbox, receiver)
+                await live(output, sandbox, receiver)
                 await say(tmp_path, terminal, commands, {0, 1})
                 file.write_text(with_mistakes(text))
                 worker.send_signal(signal.SIGHUP)
-                await until_said(told, "configuration.refused")
+                await until_said(output, "configuration.refused")
                 await say(tmp_path, terminal, checks, {78})
                 async with Redis.from_url(f"unix://{quote(str(state / 'server.sock'))}") as client:
                     await damage(client)
-                await until_said(told, "Traceback")
+                await until_said(output, "Traceback")
                 kept = files_of(state)
                 worker.terminate()
                 assert await asyncio.wait_for(worker.wait(), 20) == 0
     kept += files_of(state)
     assert b"total.increased" in kept
     assert b"Cannot POST" in kept
-    said = told.read_bytes()
+    said = output.read_bytes()
     assert b"\x1b[2maccount=\x1b[0mtreasury" in said
     assert obeyed(said) == set()
     assert canaries_in(said + kept) == []
 
 
-async def live(told: Path, sandbox: Sandbox, receiver: Receiver) -> None:
+async def live(output: Path, sandbox: Sandbox, receiver: Receiver) -> None:
     """Wait until the worker has polled, rejected, sent, retried and given up."""
-    await until_said(told, "account.baseline")
+    await until_said(output, "account.baseline")
     sandbox.world.credit(10110, "ETH", "1")
     async with asyncio.timeout(20):
         await receiver.wait_for(1)
-    await until_said(told, "delivery.dead")
-    await until_said(told, "poll.rejected", 3)
-    shutil.copy(told, told.parent / "copy")
+    await until_said(output, "delivery.dead")
+    await until_said(output, "poll.rejected", 3)
+    shutil.copy(output, output.parent / "copy")
 
 
 def files_of(state: Path) -> bytes:

@@ -36,7 +36,7 @@ class Worker:
     answers: dict[str, Attempt] = field(default_factory=dict)
     sent: list[str] = field(default_factory=list)
     noted: list[tuple[str, str]] = field(default_factory=list)
-    told: dict[str, str] = field(default_factory=dict)
+    errors_by_name: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         server = self.schedule.now_ms
@@ -55,7 +55,7 @@ class Worker:
         return True
 
     async def _tell(self, name: str, error: str) -> None:
-        self.told[name] = error
+        self.errors_by_name[name] = error
 
     async def sleep(self, ms: int, *hosts: str) -> None:
         """Let time pass; meanwhile other workers do nothing, and the hosts may be pinged again."""
@@ -91,7 +91,7 @@ async def test_a_url_that_answers_is_recorded_as_verified(workers: Iterator[Work
     one.answers["ops"] = OK
     assert await one.look(waiting("ops", since_ms=now_ms)) == ["ops"]
     assert one.noted == [("ops", f"https://{HOST}/hooks/ops")]
-    assert one.told == {"ops": ""}
+    assert one.errors_by_name == {"ops": ""}
 
 
 async def test_a_url_that_does_not_answer_is_pinged_at_the_breakers_intervals_for_a_day(
@@ -106,7 +106,7 @@ async def test_a_url_that_does_not_answer_is_pinged_at_the_breakers_intervals_fo
         await one.sleep(1000, HOST)
     await one.sleep(PATIENCE_MS, HOST)
     assert await one.look(new) == []
-    assert (one.noted, one.told) == ([], {"ops": "status 500"})
+    assert (one.noted, one.errors_by_name) == ([], {"ops": "status 500"})
 
 
 async def test_a_rewritten_record_is_pinged_at_once(workers: Iterator[Worker]) -> None:

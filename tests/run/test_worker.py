@@ -224,7 +224,7 @@ async def test_once_polls_everything_delivers_it_and_ends(rig: Rig) -> None:
 
 async def test_a_provider_that_never_recovers_is_reported_once_per_account(rig: Rig) -> None:
     ops = rig.settings.subscription_by_name["ops"].model_copy(update={"events": ("account.*", "total.*")})
-    settings = rig.impatient().model_copy(update={"subscription_by_name": {"ops": ops}})
+    settings = rig.with_short_timeouts().model_copy(update={"subscription_by_name": {"ops": ops}})
     async with rig.worker(settings):
         await rig.events(2)  # the baselines
         await rig.sandbox.take_down("loopring")

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from tests.delivery.moody_subscriber import some_settings
+from tests.delivery.staged_subscriber import some_settings
 from tests.delivery.test_chat_live import a_storm, said, seen
 from tests.run.test_worker import baselines
 from tests.support.chat import ChatService

@@ -60,7 +60,7 @@ def test_it_serves_what_it_prints_shows_movements_and_exits_with_0(
         loopring, shop = settings["providers"]["loopring"], settings["providers"]["shop"]
         treasury, alice, acme = settings["accounts"]
         assert process.stderr
-        told = [process.stderr.readline(), process.stderr.readline()]
+        shown = [process.stderr.readline(), process.stderr.readline()]
         request = urllib.request.Request(
             f"{loopring['base_url']}/api/v3/user/balances?accountId={treasury['account_id']}&tokens=1",
             headers={"X-API-KEY": loopring["api_key"]},
@@ -72,8 +72,8 @@ def test_it_serves_what_it_prints_shows_movements_and_exits_with_0(
     assert row["pending"]["deposit"] == "12500000000000000000"
     assert (shop["kind"], alice["of"]) == ("metakeep", {"email": "alice@example.com"})
     assert (settings["providers"]["bank"]["kind"], acme["of"]) == ("http", {"account": "acme"})
-    assert "10110  deposit.seen  LRC  pending_deposit +12.5 = 12.5" in told[0]
-    assert "metakeep  fault  hang, 1x" in told[1]
+    assert "10110  deposit.seen  LRC  pending_deposit +12.5 = 12.5" in shown[0]
+    assert "metakeep  fault  hang, 1x" in shown[1]
 
 
 def test_a_wrong_script_is_reported_before_anything_is_served(tmp_path: Path) -> None:

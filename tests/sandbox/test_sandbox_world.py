@@ -230,27 +230,27 @@ def test_accounts_and_assets_are_set_up_once() -> None:
 
 
 def test_every_half_is_reported_as_it_shows() -> None:
-    told: list[Move] = []
+    shown: list[Move] = []
     world = a_world(LRC=100)
-    world.on_move = told.append
+    world.on_move = shown.append
     world.deposit_seen(10110, "1", 5)
     world.deposit_cleared(10110, "1", 5, split=1)
     world.polled(10110)
-    assert [(move.do, tuple(move.effect)) for move in told] == [
+    assert [(move.do, tuple(move.effect)) for move in shown] == [
         ("deposit.seen", (0, 0, 5, 0)),
         ("deposit.cleared", (0, 0, -5, 0)),
         ("deposit.cleared", (5, 0, 0, 0)),
     ]
-    assert told[-1].after == Holding(total=105)
+    assert shown[-1].after == Holding(total=105)
 
 
 def test_a_copy_moves_alone_and_reports_nothing() -> None:
-    told: list[Move] = []
+    shown: list[Move] = []
     world = a_world(LRC=100)
-    world.on_move = told.append
+    world.on_move = shown.append
     copy = world.copy()
     copy.credit(10110, "1", 1)
-    assert (lrc(world), lrc(copy), told) == ((100, 0, 0, 0), (101, 0, 0, 0), [])
+    assert (lrc(world), lrc(copy), shown) == ((100, 0, 0, 0), (101, 0, 0, 0), [])
 
 
 @given(

@@ -41,8 +41,8 @@ async def test_a_killed_worker_loses_nothing_and_the_other_works_on(
                 # In the middle of an attempt it would take 30 s until the queue's lease ends.
                 await until_logged(place, "delivery.delivered", number)
                 first.kill()
-    told = [event["data"]["amount"] for event in receiver.events]
-    assert len(told) == changes
+    shown = [event["data"]["amount"] for event in receiver.events]
+    assert len(shown) == changes
     assert all(receipt.is_verified and receipt.order is None for receipt in receiver.receipts)
     assert not lines(place, "bug")
     await assert_reconciled(place)

@@ -64,10 +64,10 @@ async def test_more_than_twenty_bad_files_interrupt_nothing(
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(worker.wait(), 10) == 0
     assert max(sandbox.traffic.gaps(LOOPRING)) < 2.5  # its interval is 1 s
-    told = sum(
+    shown = sum(
         int(event["data"]["amount"]) for event in receiver.events if event["data"]["asset"]["symbol"] == "ETH"
     )
-    assert told == len(bad)
+    assert shown == len(bad)
     assert all(receipt.is_verified and receipt.order is None for receipt in receiver.receipts)
     refused = lines(place, "configuration.refused")
     assert len(refused) == len(bad)
@@ -141,11 +141,11 @@ async def test_a_reload_logs_what_it_changed_and_what_needs_a_restart(place: Pat
         await until_logged(place, "account.baseline", 3)
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(worker.wait(), 10) == 0
-    told = {line["section"]: line for line in lines(place, "configuration.changed")}
-    assert told["accounts"]["names"] == ["+bob", "-alice"]
-    assert [told["accounts"][name] for name in ("added", "removed", "changed")] == [1, 1, 0]
-    assert told["providers"]["names"] == ["loopring: timeout"]
-    assert told["settings"]["names"] == ["redis: namespace"]
+    shown = {line["section"]: line for line in lines(place, "configuration.changed")}
+    assert shown["accounts"]["names"] == ["+bob", "-alice"]
+    assert [shown["accounts"][name] for name in ("added", "removed", "changed")] == [1, 1, 0]
+    assert shown["providers"]["names"] == ["loopring: timeout"]
+    assert shown["settings"]["names"] == ["redis: namespace"]
     (doubt,) = lines(place, "configuration.doubtful")
     assert doubt["reason"] == "takes effect at the next start: redis: namespace"
     assert [line["account"] for line in lines(place, "account.baseline")][2:] == ["bob"]  # the others stay
@@ -160,7 +160,7 @@ async def test_a_secret_of_a_running_worker_is_rotated_by_its_file_alone(
     settings = {"OPS_SECRET": "", "OPS_SECRET_FILE": str(file), "LOG_FORMAT": "json"}
     number = 0
 
-    async def told() -> None:
+    async def shown() -> None:
         nonlocal number
         number += 1
         sandbox.world.credit(10110, "ETH", "1")
@@ -178,7 +178,7 @@ async def test_a_secret_of_a_running_worker_is_rotated_by_its_file_alone(
                     worker.send_signal(signal.SIGHUP)
                 await until_logged(place, "configuration.changed", reloads - 1)
                 for receiver.secrets in known:
-                    await told()
+                    await shown()
             worker.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(worker.wait(), 20) == 0
     assert all(receipt.is_verified and receipt.is_taken for receipt in receiver.receipts)

@@ -30,10 +30,10 @@ of_the_slow = partial(pytest.param, marks=pytest.mark.slow)
 MOMENTS_S = (0.1, 0.25, 0.4, 0.6, 0.9, 1.3, 2.0)
 
 
-async def until_it_hears(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+async def until_it_handles(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
     """Wait for its first instruction: before that, Python itself handles no signal."""
     async with asyncio.timeout(20):
-        while process.returncode is None and not _hears(process.pid, number):  # noqa: ASYNC110
+        while process.returncode is None and not _handles(process.pid, number):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
@@ -48,7 +48,7 @@ def _only_child(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
-def _hears(pid: int, number: signal.Signals) -> bool:
+def _handles(pid: int, number: signal.Signals) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught, 16) >> (number - 1) & 1)
@@ -72,7 +72,7 @@ def test_a_second_ctrl_c_or_a_sigterm_after_five_seconds_skips_the_drain(
 
 async def test_a_sighup_at_the_first_instruction_is_a_reload(place: Path) -> None:
     async with a_process(place, "run") as worker:
-        await until_it_hears(worker, signal.SIGHUP)
+        await until_it_handles(worker, signal.SIGHUP)
         worker.send_signal(signal.SIGHUP)
         await until_logged(place, "configuration.loaded", 2)
         await until_logged(place, "account.baseline", 2)
@@ -84,7 +84,7 @@ async def test_a_sighup_at_the_first_instruction_is_a_reload(place: Path) -> Non
 async def test_a_sigterm_at_the_first_instruction_is_an_orderly_end(place: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         async with a_process(place, "run") as worker:
-            await until_it_hears(worker, signal.SIGHUP)  # SIGINT is handled by Python itself
+            await until_it_handles(worker, signal.SIGHUP)  # SIGINT is handled by Python itself
             worker.send_signal(number)
             assert await asyncio.wait_for(worker.wait(), 20) == 0
     assert (place / "errors").read_text() == ""
@@ -110,19 +110,19 @@ async def test_the_service_manager_is_notified_of_each_phase(place: Path) -> Non
         manager.bind(str(place / "manager"))
         manager.setblocking(False)
 
-        async def told() -> bytes:
+        async def shown() -> bytes:
             return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(manager, 100), 20)
 
         settings = {"OPS_SECRET": SECRET, "NOTIFY_SOCKET": str(place / "manager")}
         with (place / "log").open("ab") as log:
             worker = await start(place, settings, "run", out=log)
         async with killed_in_the_end(worker):
-            assert await told() == b"READY=1"
+            assert await shown() == b"READY=1"
             worker.send_signal(signal.SIGHUP)
-            assert (await told()).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
-            assert await told() == b"READY=1"
+            assert (await shown()).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert await shown() == b"READY=1"
             worker.send_signal(signal.SIGTERM)
-            assert await told() == b"STOPPING=1"
+            assert await shown() == b"STOPPING=1"
             assert await asyncio.wait_for(worker.wait(), 20) == 0
 
 
@@ -175,7 +175,7 @@ async def test_other_long_commands_end_cleanly(place: Path, number: signal.Signa
     with (place / "out").open("ab") as out:
         process = await start(place, {}, "tail", "-f", "empty", out=out)
     async with killed_in_the_end(process):
-        await until_it_hears(process, signal.SIGHUP)
+        await until_it_handles(process, signal.SIGHUP)
         process.send_signal(number)
         assert await asyncio.wait_for(process.wait(), 20) == 128 + number
     assert (place / "out").read_text() == ""
@@ -229,7 +229,7 @@ async def test_signals_are_handled_at_every_moment_of_the_start(place: Path, fir
     for moment_s in moments_s[first % each :: each]:
         seen = len(lines(place, "configuration.loaded")) if (place / "log").exists() else 0
         async with a_process(place, "run") as worker:
-            await until_it_hears(worker, signal.SIGHUP)
+            await until_it_handles(worker, signal.SIGHUP)
             await asyncio.sleep(moment_s)
             worker.send_signal(number)
             if number == signal.SIGHUP:

@@ -81,8 +81,8 @@ class World:
             deliveries=deliveries,
         )
         if not subscriptions:  # events without a subscription are logged too
-            told = tuple(Event(f"evt_{one}", type_, account, None, "0", one, b"{}", None) for one in numbers)
-            commit = commit._replace(step=commit.step._replace(events=told))
+            made = tuple(Event(f"evt_{one}", type_, account, None, "0", one, b"{}", None) for one in numbers)
+            commit = commit._replace(step=commit.step._replace(events=made))
         reply, _ = await self.store.polls.commit(commit)
         assert reply == 1
         self._version[account] = version
@@ -237,7 +237,7 @@ def schedule(keys: Keys) -> str:
     return keys.queues(SHARD, OPS)
 
 
-async def one_letter_less(store: Store) -> None:
+async def one_dead_letter_less(store: Store) -> None:
     key = store.keys.dead(SHARD, OPS)
     (letter,) = await store.pipe.command("XRANGE", key, "-", "+")
     await store.pipe.command("XDEL", key, letter[0])
@@ -263,7 +263,7 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
         to("HSET", lambda keys: keys.tries(SHARD, OPS), OTHER, "1 evt_9 9 -"),
         {"retry"},
     ),
-    "a dead letter is gone": (one_letter_less, {"count", "size"}),
+    "a dead letter is gone": (one_dead_letter_less, {"count", "size"}),
     "the dead letters are gone": (to("DEL", lambda keys: keys.dead(SHARD, OPS)), {"count", "size"}),
     "the log is gone": (to("DEL", lambda keys: keys.log(SHARD)), {"count", "size"}),
     "the backlogs are gone": (to("DEL", backlogs), {"backlog"}),

@@ -50,7 +50,7 @@ async def fill(store: Store) -> None:
     await store.pipe.command("CONFIG", "SET", "maxmemory", 1)
 
 
-async def make_room(store: Store) -> None:
+async def free_memory(store: Store) -> None:
     await store.pipe.command("CONFIG", "SET", "maxmemory", 0)
 
 
@@ -74,7 +74,7 @@ async def test_on_a_full_server_polling_stops_without_partial_writes_and_resumes
         with pytest.raises(StoreUnreachable, match=r"refuses writes \(OOM\)"):
             await refused
     assert await store.contents() == before
-    await make_room(store)
+    await free_memory(store)
     assert (await store.polls.commit(step)).reply is Reply.DONE
 
 
@@ -168,7 +168,7 @@ async def test_a_full_server_refuses_records_whole_and_still_deletes_them(store:
         await directory.put_all(writes[2:])
     assert await store.contents() == before
     assert (await directory.delete("account", NEIGHBOURS[0])).outcome == "done"
-    await make_room(store)
+    await free_memory(store)
     assert [record.name for record in (await directory.read(SHARD)).records] == [NEIGHBOURS[1]]
     assert (await directory.put(writes[2])).outcome == "done"
 
@@ -180,7 +180,7 @@ async def test_accounts_are_removed_and_forgotten_on_a_full_server(store: Store)
     await fill(store)
     assert await store.roster.enroll({PROVIDER: ["other"]}, now_ms=now_ms) == Enrolled(0, 1, (ACCOUNT,))
     assert await store.roster.forget(now_ms + 10 * MINUTE_MS) == 1
-    await make_room(store)
+    await free_memory(store)
 
 
 async def a_store_with_everything(store: Store) -> Keeper:

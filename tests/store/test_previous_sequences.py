@@ -27,7 +27,7 @@ from watcher.store.state import BadState
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 
 
-async def told(store: Store, subscription: str = OPS) -> list[tuple[int, str]]:
+async def previous_sequences(store: Store, subscription: str = OPS) -> list[tuple[int, str]]:
     """The sequence of each delivery that waits, and what it says of the one before it."""
     entries = [entry.decode().split(" ") for entry in await store.queue(subscription=subscription)]
     return [(int(sequence), previous) for _, sequence, previous in entries]
@@ -50,14 +50,14 @@ async def test_each_subscription_has_a_chain_of_its_own_over_all_commits(
     )
     made = await Books(store.pipe, namespace).live(polls, subscriptions=filters)
     eth, lrc, eth_again, lrc_again = (event.sequence for step in made[1:] for event in step.events)
-    assert await told(store, "all") == [
+    assert await previous_sequences(store, "all") == [
         (eth, "-"),
         (lrc, f"{eth}"),
         (eth_again, f"{lrc}"),
         (lrc_again, f"{eth_again}"),
     ]
-    assert await told(store, "lrc") == [(lrc, "-"), (lrc_again, f"{lrc}")]
-    assert await told(store, "none") == []
+    assert await previous_sequences(store, "lrc") == [(lrc, "-"), (lrc_again, f"{lrc}")]
+    assert await previous_sequences(store, "none") == []
     contents = await store.contents()
     assert contents[store.keys.queued(ACCOUNT)] == {b"all": b"%d" % lrc_again, b"lrc": b"%d" % lrc_again}
 
@@ -70,7 +70,7 @@ async def test_the_chain_continues_after_the_queue_was_drained(redis_client: Red
     until = store.queues.until(lease, MINUTE_MS)
     assert await store.queues.delivered(OPS, lease, head, until=until) == (Reply.DONE, 0)
     await store.fill(a_delivery(2))
-    assert await told(store) == [(2, "1")]
+    assert await previous_sequences(store) == [(2, "1")]
 
 
 async def test_deliveries_queued_outside_of_a_commit_do_not_change_the_chain(
@@ -80,7 +80,7 @@ async def test_deliveries_queued_outside_of_a_commit_do_not_change_the_chain(
     await store.fill(a_delivery(1))
     await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(7, previous=3)])
     await store.fill(a_delivery(8))
-    assert await told(store) == [(1, "-"), (7, "3"), (8, "1")]
+    assert await previous_sequences(store) == [(1, "-"), (7, "3"), (8, "1")]
 
 
 async def test_a_refused_commit_does_not_change_the_chain(redis_client: Redis, namespace: str) -> None:
@@ -89,7 +89,7 @@ async def test_a_refused_commit_does_not_change_the_chain(redis_client: Redis, n
     late = a_commit(await store.lease(), expected="v7", version="v8", deliveries={OPS: [a_delivery(2)]})
     assert (await store.polls.commit(late)).reply is Reply.MOVED_ON
     await store.fill(a_delivery(3))
-    assert await told(store) == [(1, "-"), (3, "1")]
+    assert await previous_sequences(store) == [(1, "-"), (3, "1")]
 
 
 @pytest.mark.parametrize("damage", ["", "x", "-1", "1 2", "007", "9" * 15])

@@ -111,7 +111,7 @@ async def test_a_damaged_key_fails_before_anything_is_written(
     redis_client: Redis, namespace: str, damaged: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    letter = await a_letter(store, TWO)
+    letter = await a_dead_letter(store, TWO)
     await queue(store, ONE)
     keys = store.keys
     key = {
@@ -154,7 +154,7 @@ async def test_a_distant_turn_is_returned_and_not_reserved(redis_client: Redis, 
     assert 8000 < await breakers.take_turn(OPS, spacing_ms=1, within_ms=20_000) <= 10_000
 
 
-async def a_letter(store: Store, delivery: Delivery, account: str = ACCOUNT) -> str:
+async def a_dead_letter(store: Store, delivery: Delivery, account: str = ACCOUNT) -> str:
     """Give a delivery up; returns the id of the dead letter that it is then."""
     await store.queues.enqueue(OPS, account, [delivery])
     lease = await store.lease_queue(account)
@@ -162,10 +162,10 @@ async def a_letter(store: Store, delivery: Delivery, account: str = ACCOUNT) -> 
         OPS, lease, delivery.entry, until=store.queues.until(lease, MINUTE_MS), reason="no"
     )
     assert (reply, deadline) == (Reply.DONE, 0)
-    return await last_letter(store)
+    return await last_dead_letter(store)
 
 
-async def last_letter(store: Store) -> str:
+async def last_dead_letter(store: Store) -> str:
     key = store.keys.dead(SHARD, OPS)
     answer = await store.pipe.command("EVAL", "return redis.call('XREVRANGE', KEYS[1], '+', '-')", 1, key)
     return str(answer[0][0].decode())
@@ -175,12 +175,12 @@ async def test_resent_dead_letters_go_to_the_end_of_their_queue_and_leave_the_li
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    dead_letters = [await a_letter(store, each) for each in (ONE, TWO)]
-    kept = await a_letter(store, a_delivery(9), NEIGHBOURS[0])
+    dead_letters = [await a_dead_letter(store, each) for each in (ONE, TWO)]
+    kept = await a_dead_letter(store, a_delivery(9), NEIGHBOURS[0])
     await queue(store, THREE)
     assert await store.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), dead_letters=dead_letters) == 2
     assert await store.queue() == [each.entry for each in (THREE, ONE, TWO)]
-    assert await last_letter(store) == kept
+    assert await last_dead_letter(store) == kept
     assert len(await store.stream(store.keys.dead(SHARD, OPS))) == 1
     assert {body[:2] for body in (await store.bodies()).values()} == {b"1 "}
     assert list(await store.scores(store.keys.queues(SHARD, OPS))) == [ACCOUNT]
@@ -188,7 +188,7 @@ async def test_resent_dead_letters_go_to_the_end_of_their_queue_and_leave_the_li
 
 async def test_a_dead_letter_that_is_asked_for_twice_moves_once(redis_client: Redis, namespace: str) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
-    dead_letters = [await a_letter(store, each) for each in (ONE, TWO)]
+    dead_letters = [await a_dead_letter(store, each) for each in (ONE, TWO)]
     assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], dead_letters=dead_letters[:1]) == 1
     found = await asyncio.gather(
         *(each.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), dead_letters=dead_letters) for each in (store, other))
@@ -199,7 +199,7 @@ async def test_a_dead_letter_that_is_asked_for_twice_moves_once(redis_client: Re
 
 async def test_resending_missing_dead_letters_changes_nothing(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    letter = await a_letter(store, ONE)
+    letter = await a_dead_letter(store, ONE)
     await store.queues.enqueue(OPS, ACCOUNT, [ONE], dead_letters=[letter])
     before = await store.contents()
     assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], dead_letters=[letter]) == 0

@@ -51,8 +51,8 @@ def a_state(
     **balances: Balance | str,
 ) -> AccountState:
     entries = {}
-    for asset, told in {**(balance_by_asset or {}), **balances}.items():
-        balance = told if isinstance(told, Balance) else a_balance(told)
+    for asset, shown in {**(balance_by_asset or {}), **balances}.items():
+        balance = shown if isinstance(shown, Balance) else a_balance(shown)
         entries[asset] = Entry(Asset(asset, decimals=0), balance, balance)
     return AccountState(source, watched, entries, version, sequence, 1_000)
 

@@ -104,7 +104,7 @@ def give_form(items: Iterable[pytest.Item], *, is_long: bool) -> None:
         item.add_marker(pytest.mark.timeout(_LONG_S))
 
 
-def is_told(error: Exception) -> None:
+def can_be_shown(error: Exception) -> None:
     """Claim that an error can be shown as it is."""
     assert str(error).isprintable()
 

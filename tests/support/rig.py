@@ -57,7 +57,7 @@ class Rig:
         async with workers(settings or self.settings, f"w{next(_numbers)}") as (worker,):
             yield worker
 
-    def impatient(self) -> Settings:
+    def with_short_timeouts(self) -> Settings:
         """The settings with a time-out of 50 ms: what was not read for 200 ms is stale."""
         short = {"timeout": timedelta(milliseconds=50)}
         providers = {

@@ -25,11 +25,11 @@ class Scrape(NamedTuple):
     def sum(self, name: str, **labels: str) -> float:
         """Add up what has these labels, and any others."""
         return sum(
-            value for (told, at), value in self.samples.items() if told == name and labels.items() <= {*at}
+            value for (shown, at), value in self.samples.items() if shown == name and labels.items() <= {*at}
         )
 
     def has(self, name: str) -> bool:
-        return any(told == name for told, _ in self.samples)
+        return any(shown == name for shown, _ in self.samples)
 
 
 def parsed(text: str) -> Scrape:

@@ -69,7 +69,7 @@ def of_version(version: ssl.TLSVersion, *, wants_certificate: bool = False) -> t
     return context, certificate
 
 
-def that_nobody_trusts() -> tuple[ssl.SSLContext, str]:
+def untrusted() -> tuple[ssl.SSLContext, str]:
     return a_certificate(NAME)[0], a_certificate("other.example")[1]
 
 
@@ -103,7 +103,7 @@ TROUBLES = {
         lambda: a_certificate("other.example"), b"", f"{CERTIFICATE}hostname mismatch", "the name"
     ),
     "a certificate that nobody signed": TlsFault(
-        that_nobody_trusts, b"", f"{CERTIFICATE}self-signed certificate", "SSL_CERT_FILE="
+        untrusted, b"", f"{CERTIFICATE}self-signed certificate", "SSL_CERT_FILE="
     ),
     "http:// at a port that speaks TLS": TlsFault(
         None,
@@ -116,7 +116,7 @@ TROUBLES = {
 
 
 @contextmanager
-def a_troubled_port(trouble: TlsFault) -> Iterator[tuple[str, str]]:
+def a_faulty_port(trouble: TlsFault) -> Iterator[tuple[str, str]]:
     """Serve it as OpenSSL does, which says goodbye, and asyncio does not: yields URL and certificate."""
     context, certificate = trouble.tls() if trouble.tls else (None, a_certificate(NAME)[1])
     with socket.create_server(("127.0.0.1", 0)) as listening:

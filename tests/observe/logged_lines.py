@@ -21,7 +21,7 @@ _FIELDS_BY_NAME = {"streak": Streak._fields, "change": Change._fields}
 """What a `**name._asdict()` holds, by the one name that it is given everywhere."""
 
 
-class Spoken(NamedTuple):
+class LoggedLine(NamedTuple):
     """One call such as `log.info("poll.finished", account=…)`; no names where they cannot be read."""
 
     where: str
@@ -30,7 +30,7 @@ class Spoken(NamedTuple):
     fields: frozenset[str]
 
 
-def spoken_in(source: str, path: str) -> Iterator[Spoken]:
+def logged_in(source: str, path: str) -> Iterator[LoggedLine]:
     for call, room in _calls(ast.parse(source)).items():
         if not isinstance(call.func, ast.Attribute):
             continue
@@ -38,10 +38,10 @@ def spoken_in(source: str, path: str) -> Iterator[Spoken]:
             level = _LEVEL_BY_METHOD[call.func.attr]
             names = _texts(call.args[0], room) if call.args else frozenset()
             fields = _keywords(call, room) | _bound(call.func.value, room)
-            yield Spoken(f"{path}:{call.lineno}", level, names, fields)
+            yield LoggedLine(f"{path}:{call.lineno}", level, names, fields)
 
 
-def problems(spoken: Spoken, line_by_name: Mapping[str, Line]) -> Iterator[str]:
+def problems(spoken: LoggedLine, line_by_name: Mapping[str, Line]) -> Iterator[str]:
     if not spoken.names:
         yield f"{spoken.where}: the event name cannot be read from the source"
     for name in sorted(spoken.names):

@@ -44,7 +44,7 @@ class Arrival(NamedTuple):
 
 
 @dataclass(eq=False)
-class MoodySubscriber:
+class StagedSubscriber:
     """Verifies and answers as its first four fields say at the moment; `async with` it."""
 
     status: int = 200
@@ -93,7 +93,7 @@ class MoodySubscriber:
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class Backlogs:
     """The backlogs of a namespace's subscriptions, to be filled and read."""
 
     settings: Settings
@@ -107,7 +107,7 @@ class Owed:
         for account in accounts:
             await self.queues.enqueue(to, account, [a_sample(account, number, to) for number in numbers])
 
-    async def until_left_alone(self) -> None:
+    async def until_nothing_is_due(self) -> None:
         """Wait until every worker knows that nothing is due for delivery."""
         async with asyncio.timeout(10):
             while any([await self.queues.due_subscriptions(shard) for shard in range(SHARDS)]):  # noqa: ASYNC110
@@ -120,7 +120,7 @@ class Owed:
             yield worker
 
 
-def told(logged: list[Any], event: str) -> list[Any]:
+def lines_of(logged: list[Any], event: str) -> list[Any]:
     """The lines of one event, in what workers of this process log."""
     return [line for line in logged if line["event"] == event]
 
@@ -137,11 +137,13 @@ def a_sample(account: str, number: int, to: str = "ops") -> Delivery:
     return Delivery(event_id, "total.increased", number, content, to, number - 1 or None)
 
 
-def owed(client: Redis, url: str, namespace: str, **url_by_name: str) -> Owed:
+def backlogs_of(client: Redis, url: str, namespace: str, **url_by_name: str) -> Backlogs:
     """A namespace with these subscriptions; their retries are quick."""
     settings = some_settings(url, namespace, {name: {"url": url} for name, url in url_by_name.items()})
     pipe, keys = Pipe(client), Keys(namespace)
-    return Owed(settings, Queues(Schedule(pipe), keys), Reader(pipe, keys), Breakers(pipe, keys), pipe, keys)
+    return Backlogs(
+        settings, Queues(Schedule(pipe), keys), Reader(pipe, keys), Breakers(pipe, keys), pipe, keys
+    )
 
 
 def some_settings(url: str, namespace: str, subscriptions: Mapping[str, Mapping[str, Any]]) -> Settings:
