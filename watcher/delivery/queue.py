@@ -427,7 +427,8 @@ class DeliveryWork(Generic[T_target]):
             "duration_ms": attempt.duration_ms,
         }
         if many > 1 and outcome is not Outcome.REFUSED:
-            fields |= {"deliveries": many, "last_event_id": one.deliveries[-1].event_id}
+            fields["deliveries"] = many
+            fields["last_event_id"] = one.deliveries[-1].event_id
         if outcome is Outcome.DELIVERED:
             for each in one.deliveries:
                 counters.deliver(name, each.event_id, attempted, max(0, now_ms - each.sequence) / 1000)

@@ -348,29 +348,29 @@ class PollReport:
         self._count(account.provider, outcome, duration_s)
         failures = self._failures.get(account.provider)
         rejected = failures.succeeded(account.name) if failures else None
-        names: dict[str, object] = {
-            "account": account.name,
-            "provider": account.provider,
-            "duration_ms": round(1000 * duration_s),
-        }
-        if rejected:
-            names["times"] = rejected.times
-        if reply is Reply.LEASE_LOST:
-            log.info("poll.discarded", **names, reason="the lease ran out before the answer came")
-        elif reply is Reply.MOVED_ON:
-            log.info("poll.discarded", **names, reason="another worker was faster")
-        elif step:
-            log.info(
-                "poll.finished",
-                **names,
-                unchanged=False,
-                changes=len(step.events),
-                pending_confirmation=len(step.advance.pending_confirmation),
+        name, provider, duration_ms = account.name, account.provider, round(1000 * duration_s)
+        if is_done and not step and not rejected:  # as most do
+            log.debug(
+                "poll.finished", account=name, provider=provider, duration_ms=duration_ms, unchanged=True
             )
-        elif rejected:
-            log.info("poll.finished", **names, unchanged=True)
         else:
-            log.debug("poll.finished", **names, unchanged=True)
+            fields = {"account": name, "provider": provider, "duration_ms": duration_ms}
+            if rejected:
+                fields["times"] = rejected.times
+            if reply is Reply.LEASE_LOST:
+                log.info("poll.discarded", **fields, reason="the lease ran out before the answer came")
+            elif reply is Reply.MOVED_ON:
+                log.info("poll.discarded", **fields, reason="another worker was faster")
+            elif step:
+                log.info(
+                    "poll.finished",
+                    **fields,
+                    unchanged=False,
+                    changes=len(step.events),
+                    pending_confirmation=len(step.advance.pending_confirmation),
+                )
+            else:
+                log.info("poll.finished", **fields, unchanged=True)
         if failures:
             await failures.report_fixed(account.name)
 
