@@ -426,21 +426,27 @@ class DeliveryWork(Generic[T_target]):
             "status": attempt.status,
             "duration_ms": attempt.duration_ms,
         }
-        if many > 1 and outcome is not Outcome.REFUSED:
-            fields["deliveries"] = many
-            fields["last_event_id"] = one.deliveries[-1].event_id
+        together: dict[str, Any] = {}
+        if many > 1:
+            together = {"deliveries": many, "last_event_id": one.deliveries[-1].event_id}
         if outcome is Outcome.DELIVERED:
             for each in one.deliveries:
                 counters.deliver(name, each.event_id, attempted, max(0, now_ms - each.sequence) / 1000)
-            log.info("delivery.delivered", **fields, lag_ms=max(0, now_ms - head.sequence))
+            log.info("delivery.delivered", **fields, **together, lag_ms=max(0, now_ms - head.sequence))
             return
         excerpt = attempt.excerpt or None  # a line shows no more than 200 characters of it
         if outcome is Outcome.REFUSED:
             log.warning("delivery.dead", **fields, reason=attempt.reason, answer=excerpt)
         else:
             counters.retried += 1
-            why = attempt.reason
-            log.info("delivery.retried", **fields, reason=why, next_ms=verdict.wait_ms, answer=excerpt)
+            log.info(
+                "delivery.retried",
+                **fields,
+                **together,
+                reason=attempt.reason,
+                next_ms=verdict.wait_ms,
+                answer=excerpt,
+            )
 
 
 def gathered(target: Target, waiting: Iterable[tuple[bytes, Delivery | None]]) -> Sequence[Delivery]:
