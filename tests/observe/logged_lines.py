@@ -31,29 +31,29 @@ class LoggedLine(NamedTuple):
 
 
 def logged_in(source: str, path: str) -> Iterator[LoggedLine]:
-    for call, room in _calls(ast.parse(source)).items():
+    for call, scope in _calls(ast.parse(source)).items():
         if not isinstance(call.func, ast.Attribute):
             continue
         if call.func.attr in _LEVEL_BY_METHOD and _is_logger(call.func.value):
             level = _LEVEL_BY_METHOD[call.func.attr]
-            names = _texts(call.args[0], room) if call.args else frozenset()
-            fields = _keywords(call, room) | _bound(call.func.value, room)
+            names = _texts(call.args[0], scope) if call.args else frozenset()
+            fields = _keywords(call, scope) | _bound(call.func.value, scope)
             yield LoggedLine(f"{path}:{call.lineno}", level, names, fields)
 
 
-def problems(spoken: LoggedLine, line_by_name: Mapping[str, Line]) -> Iterator[str]:
-    if not spoken.names:
-        yield f"{spoken.where}: the event name cannot be read from the source"
-    for name in sorted(spoken.names):
+def problems(logged: LoggedLine, line_by_name: Mapping[str, Line]) -> Iterator[str]:
+    if not logged.names:
+        yield f"{logged.where}: the event name cannot be read from the source"
+    for name in sorted(logged.names):
         line = line_by_name.get(name)
         if line is None:
-            yield f"{spoken.where}: {name} is not in the catalogue"
+            yield f"{logged.where}: {name} is not in the catalogue"
             continue
-        if spoken.level not in (line.level, "debug"):
-            yield f"{spoken.where}: {name} is {line.level}, not {spoken.level}"
-        for field in sorted(spoken.fields - set(line.fields) - _NOT_FIELDS):
+        if logged.level not in (line.level, "debug"):
+            yield f"{logged.where}: {name} is {line.level}, not {logged.level}"
+        for field in sorted(logged.fields - set(line.fields) - _NOT_FIELDS):
             known = "does not list" if field in FIELD_MEANINGS else "does not know"
-            yield f"{spoken.where}: {name} carries {field}, which the catalogue {known}"
+            yield f"{logged.where}: {name} carries {field}, which the catalogue {known}"
 
 
 def _is_logger(node: ast.expr) -> bool:
@@ -67,23 +67,25 @@ def _is_logger(node: ast.expr) -> bool:
 
 def _calls(module: ast.Module) -> Mapping[ast.Call, ast.AST]:
     """Every call, with the innermost function around it."""
-    rooms = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return {call: room for room in (module, *rooms) for call in ast.walk(room) if isinstance(call, ast.Call)}
+    scopes = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {
+        call: scope for scope in (module, *scopes) for call in ast.walk(scope) if isinstance(call, ast.Call)
+    }
 
 
-def _bound(node: ast.expr, room: ast.AST) -> frozenset[str]:
+def _bound(node: ast.expr, scope: ast.AST) -> frozenset[str]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        return _keywords(node, room) | _bound(node.func.value, room)
+        return _keywords(node, scope) | _bound(node.func.value, scope)
     return frozenset()
 
 
-def _keywords(call: ast.Call, room: ast.AST) -> frozenset[str]:
+def _keywords(call: ast.Call, scope: ast.AST) -> frozenset[str]:
     return frozenset().union(
-        *({keyword.arg} if keyword.arg else _keys(keyword.value, room) for keyword in call.keywords)
+        *({keyword.arg} if keyword.arg else _keys(keyword.value, scope) for keyword in call.keywords)
     )
 
 
-def _keys(node: ast.expr, room: ast.AST) -> frozenset[str]:
+def _keys(node: ast.expr, scope: ast.AST) -> frozenset[str]:
     """The keys of a `**fields` whose dict is written out in the same function."""
     match node:
         case ast.Dict(keys=keys):
@@ -91,26 +93,26 @@ def _keys(node: ast.expr, room: ast.AST) -> frozenset[str]:
                 key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
             )
         case ast.Name(id=name):
-            return frozenset().union(*(_keys(value, room) for value in _assigned(name, room)))
+            return frozenset().union(*(_keys(value, scope) for value in _assigned(name, scope)))
         case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="_asdict")):
             return frozenset(_FIELDS_BY_NAME[name])
     return frozenset()
 
 
-def _texts(node: ast.expr, room: ast.AST) -> frozenset[str]:
+def _texts(node: ast.expr, scope: ast.AST) -> frozenset[str]:
     match node:
         case ast.Constant(value=str(text)):
             return frozenset({text})
         case ast.IfExp(body=body, orelse=orelse):
-            return _texts(body, room) | _texts(orelse, room)
+            return _texts(body, scope) | _texts(orelse, scope)
         case ast.Name(id=name):
-            return frozenset().union(*(_texts(value, room) for value in _assigned(name, room)))
+            return frozenset().union(*(_texts(value, scope) for value in _assigned(name, scope)))
     return frozenset()
 
 
-def _assigned(name: str, room: ast.AST) -> Iterator[ast.expr]:
+def _assigned(name: str, scope: ast.AST) -> Iterator[ast.expr]:
     """What a name is given in a function, and each key that it is given as a dict."""
-    for node in ast.walk(room):
+    for node in ast.walk(scope):
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:

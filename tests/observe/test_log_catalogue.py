@@ -26,26 +26,26 @@ NOT_IN_THE_CALL = {
 @cache
 def every_logged_line() -> list[LoggedLine]:
     return [
-        spoken
+        logged
         for path in sorted(PACKAGE.rglob("*.py"))
-        for spoken in logged_in(path.read_text(), str(path.relative_to(PACKAGE.parent)))
+        for logged in logged_in(path.read_text(), str(path.relative_to(PACKAGE.parent)))
     ]
 
 
 def test_every_line_that_the_code_logs_is_in_the_catalogue() -> None:
-    assert [problem for spoken in every_logged_line() for problem in problems(spoken, EVENTS)] == []
+    assert [problem for logged in every_logged_line() for problem in problems(logged, EVENTS)] == []
 
 
 def test_every_name_in_the_catalogue_is_logged_somewhere() -> None:
-    logged = {name for spoken in every_logged_line() for name in spoken.names}
+    logged = {name for logged in every_logged_line() for name in logged.names}
     assert set(EVENTS) - logged == set()
 
 
 def test_every_field_in_the_catalogue_is_in_some_line_of_its_event() -> None:
     carried = {name: set(NOT_IN_THE_CALL.get(name, ())) for name in EVENTS}
-    for spoken in every_logged_line():
-        for name in spoken.names:
-            carried[name] |= spoken.fields - {"exc_info"}
+    for logged in every_logged_line():
+        for name in logged.names:
+            carried[name] |= logged.fields - {"exc_info"}
     assert carried == {name: set(line.fields) for name, line in EVENTS.items()}
 
 
@@ -81,8 +81,8 @@ CATALOGUE = {"poll.finished": Line("info", "", ("account",)), "poll.rejected": L
     ],
 )
 def test_a_line_that_differs_from_the_catalogue_is_found(source: str, problem: str) -> None:
-    (spoken,) = logged_in(source, "room.py")
-    (found,) = problems(spoken, CATALOGUE)
+    (logged,) = logged_in(source, "room.py")
+    (found,) = problems(logged, CATALOGUE)
     assert problem in found
 
 
@@ -94,7 +94,7 @@ log.bind(account=1).warning("poll.rejected" if x else "poll.rejected", exc_info=
 math.log(2), logging.info("not ours")
 """
     found = list(logged_in(source, "room.py"))
-    assert [spoken.level for spoken in found] == ["info", "debug", "warning"]
+    assert [logged.level for logged in found] == ["info", "debug", "warning"]
     assert list(problems(found[0], CATALOGUE)) == list(problems(found[1], CATALOGUE)) == []
     assert list(problems(found[2], CATALOGUE)) == [
         "room.py:4: poll.rejected carries account, which the catalogue does not list"
