@@ -79,6 +79,11 @@ def test_since_begins_with_the_balance_at_that_time(run: Run) -> None:
         before = [line for line in lines if line["asset"] == asset and line["timestamp"] < third["timestamp"]]
         first = next(line for line in found if line["asset"] == asset)
         assert (first["timestamp"], first["total"]) == (third["timestamp"], before[-1]["total"])
+        assert (first["event"], first["sequence"]) == ("start", before[-1]["sequence"])
+    changes = [line for line in found if line["event"] != "start"]
+    assert changes == [line for line in lines if line["timestamp"] >= third["timestamp"]]
+    table = run("history", "--wide", "--since", third["timestamp"], "treasury").out.splitlines()
+    assert [" total " in line for line in table if " start " in line] == [False] * (len(found) - len(changes))
 
 
 def test_an_unknown_account_is_refused_and_one_without_events_is_not(run: Run) -> None:

@@ -104,6 +104,14 @@ def test_columns_that_do_not_fit_are_named(capsys: pytest.CaptureFixture[str]) -
     assert done.err == "no room for id: --wide shows all\n"
 
 
+def test_columns_that_hold_nothing_give_way_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with Table(*BALANCES, width=60) as table:
+        table.say([("treasury", "ETH", "1", "-", "evt_exq2atkfezkrl7uwjqzorlfh", "")])
+    done = capsys.readouterr()
+    assert done.out.splitlines()[0].split() == ["account", "asset", "total", "id"]
+    assert done.err == "no room for available, why: --wide shows all\n"
+
+
 def test_without_a_terminal_all_columns_are_there_and_amounts_are_still_cut(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

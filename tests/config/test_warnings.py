@@ -143,6 +143,12 @@ def test_a_message_for_people_needs_no_secrets_and_does_not_use_them(warned: War
     assert found == ["subscriptions[0].secrets: are not used: a message for people is not signed"]
 
 
+def test_a_misspelled_format_warns_of_no_secrets(warned: Warned) -> None:
+    with pytest.raises(ConfigRefused) as refused:
+        warned(NOBODY + CHAT.replace('"slack"', '"slak"') + OPS)
+    assert not refused.value.warnings
+
+
 def test_a_pager_for_every_change_is_a_warning(warned: Warned) -> None:
     pager = CHAT.replace("hooks.slack.com/services/T/B/x", "events.pagerduty.com/v2/enqueue").replace(
         '"slack"', f'"pagerduty"\nrouting_key = "{"a" * 32}"'

@@ -40,6 +40,14 @@ def test_the_page_uses_no_absolute_path() -> None:
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+@pytest.mark.slow
+async def test_a_token_in_the_address_opens_the_page(rig: Rig) -> None:
+    async with some_books(rig) as (_, worker), a_page(worker, TOKEN) as port, a_browser() as browser:
+        await browser.open(f"http://me:{TOKEN}@127.0.0.1:{port}/")
+        assert await state_of(browser, "not read yet") == "1 account not read yet"
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("end", ["/", ""])
 async def test_the_page_is_complete_under_a_prefix_and_a_public_name(rig: Rig, end: str) -> None:
     async with (

@@ -252,6 +252,7 @@ def cell_of_sheet(text: str | None) -> str | None:
 _MOST_DECIMALS, _LONGEST_AMOUNT = 8, 31
 """Of an amount for the eye: its significant decimals, and its characters in all."""
 
+_NOTHING = {"", "-"}
 _GAP = "  "
 
 
@@ -331,8 +332,8 @@ def amount_text(text: str, width: int = _LONGEST_AMOUNT) -> str:
 
 class Column(NamedTuple):
     """A text that may be cut; a `whole` text that is not; a number; an amount; or, last, prose that wraps. If
-    the terminal is too narrow, texts are cut, to `least` columns; then the columns with the highest `rank`
-    are left out, but none of rank 0."""
+    the terminal is too narrow, texts are cut, to `least` columns; then columns are left out, but none of rank
+    0: first those that hold nothing, then those with the highest `rank`."""
 
     title: str
     kind: Literal["text", "whole", "number", "amount", "prose"] = "text"
@@ -394,10 +395,11 @@ class Table:
         if self._width is None:
             return
         while self._sum(leasts) > self._width:
-            _, place = max((self._columns[i].rank, i) for i in self._places)
-            if not self._columns[place].rank:
+            places = [i for i in self._places if self._columns[i].rank]
+            if not places:
                 break
-            self._places.remove(place)
+            empty = [i for i in places if not {*cells[i]} - _NOTHING]
+            self._places.remove(max(empty or places, key=lambda i: (self._columns[i].rank, i)))
         for i in sorted(self._places, key=leasts.__getitem__, reverse=True):  # no more can be left out
             if self._columns[i].kind != "whole":
                 leasts[i] = max(4, leasts[i] - max(0, self._sum(leasts) - self._width))

@@ -139,6 +139,7 @@ def keyring_of(look: "Look") -> "Keyring":
     if look.settings.api is None:
         raise NoKey(
             "what came through the API is encrypted: this needs a configuration with [api] secret_key"
+            " (with --redis or --data-dir, --config has to name it)"
         )
     keys = [key.get_secret_value() for key in look.settings.api.secret_key]
     return Keyring(keys, look.settings.redis.namespace)

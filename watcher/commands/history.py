@@ -89,7 +89,8 @@ async def command(
     """Show the balances of ACCOUNT over time: a line for each change that was emitted, and for each baseline.
 
     Read from the event log, which keeps the latest records that fit into an eighth of Redis' memory. A line
-    shows the balances from that time on.
+    shows the balances from that time on. With --since, the first line of an asset may say `start`: what was
+    there when that time began.
 
     \b
     Examples:
@@ -142,8 +143,8 @@ async def command(
 
 
 async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -> AsyncIterator[_Row]:
-    """Read an account's balances from each change on; first those of each asset when the time asked for
-    began."""
+    """Read an account's balances from each change on; first, as `start`, those of each asset when the time
+    asked for began."""
     from watcher.amounts import Conversions
     from watcher.journal.events import amounts_of, iso
     from watcher.journal.log import Damaged, moments
@@ -153,7 +154,8 @@ async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -
     before: dict[str, Moment] = {}
     conversions, is_there = Conversions(), False
 
-    async def row(moment: "Moment", *, at_ms: int) -> _Row:
+    async def row(moment: "Moment") -> _Row:
+        is_start, at_ms = moment.at_ms < start_ms, max(moment.at_ms, start_ms)
         nothing: Mapping[str, Any] = dict.fromkeys(_FIELDS)
         held = amounts_of(moment.balance, conversions) if moment.balance else nothing
         return {
@@ -162,9 +164,9 @@ async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -
             "account": account,
             "asset": moment.asset,
             "symbol": moment.symbol or await name_of(moment.asset),
-            "event": moment.type,
+            "event": "start" if is_start else moment.type,
             "sequence": moment.sequence,
-            "effect": moment.effect,
+            "effect": None if is_start else moment.effect,
             **held,
         }
 
@@ -183,12 +185,12 @@ async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -
                 continue
             for earlier in before.values():
                 if earlier.balance:
-                    yield await row(earlier, at_ms=start_ms)
+                    yield await row(earlier)
             before.clear()
-            yield await row(moment, at_ms=moment.at_ms)
+            yield await row(moment)
     for earlier in before.values():
         if earlier.balance:
-            yield await row(earlier, at_ms=start_ms)
+            yield await row(earlier)
     names = () if is_there else (await known(look)).account_by_name
     if not is_there and account not in names:
         raise Unknown("account", account, names)

@@ -108,7 +108,10 @@ async def command(
 
     settings = load_or_exit(config_path).settings
     if settings.api is None:
-        raise NoKey("what is imported gets encrypted: this needs a configuration with [api] secret_key")
+        raise NoKey(
+            "what is imported gets encrypted: this needs a configuration with [api] secret_key"
+            " (with --redis or --data-dir, --config has to name it)"
+        )
     findings = Findings()
     try:
         given = read(files, findings)

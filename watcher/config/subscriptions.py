@@ -153,7 +153,7 @@ def _check_format(entry: Entry, findings: Findings) -> None:
         if template is not None:
             reason = "is for messages to people, but format is standard: events are sent as they are"
             findings.mistake(entry.finding(("template",), reason))
-    elif entry.table.get("secrets"):
+    elif format_ in FORMATS and entry.table.get("secrets"):
         findings.warn(entry.finding(("secrets",), "are not used: a message for people is not signed"))
     if isinstance(template, str) and (flaw := _template_flaw(template)):
         findings.mistake(entry.finding(("template",), flaw))
