@@ -24,7 +24,7 @@ WHY_NOT_RUN = {
     "python3": "makes a virtual environment that the next line fills",
     "/opt/watcher/bin/pip": "needs a package index",
     "uv": "needs a package index; what it made is looked at by tests/deploy/test_requirements.py",
-    "watcher": "needs accounts that a program added; tests/commands/test_api_made_commands.py exports them",
+    "watcher": "needs accounts of the API; tests/commands/test_commands_on_api_entries.py exports them",
     "echo": "writes for the program behind it",
 }
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.faults.half_well import HANG_S, HEAD, ROW_BY_NAME, ROWS, Row, line, run, some
+from tests.faults.partly_failing import HANG_S, HEAD, ROW_BY_NAME, ROWS, Row, line, run, some
 from tests.faults.recording_receiver import Said
 from tests.faults.scene import BOUNDED, LONG
 

@@ -1,8 +1,8 @@
 """Measures what a partly failing receiver gets of 200 events a second of 100 accounts.
 
-    python -m tests.benchmarks.half_well                                # every row for two minutes: an hour
-    python -m tests.benchmarks.half_well --seconds 30 --workers 3 503   # the rows whose names contain 503
-    python -m tests.benchmarks.half_well --times 0.5 --times 2 bucket   # with half and twice as much offered
+    python -m tests.benchmarks.partly_failing                              # every row, two minutes each
+    python -m tests.benchmarks.partly_failing --seconds 30 --workers 3 503 # rows whose names contain 503
+    python -m tests.benchmarks.partly_failing --times 0.5 --times 2 bucket # with half and twice the load
 
 Prints a table, and exits 1 where a promise is not kept. Needs a machine with nothing else to do: a worker
 that is slow for want of a processor looks like one that waits.
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from tests.faults.half_well import HEAD, ROWS, Row, line, run
+from tests.faults.partly_failing import HEAD, ROWS, Row, line, run
 
 
 async def measure(rows: Sequence[Row], *, seconds: float | None, workers: int, together: int) -> bool:
@@ -32,7 +32,7 @@ async def measure(rows: Sequence[Row], *, seconds: float | None, workers: int, t
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measures what a receiver gets that is half well.")
+    parser = argparse.ArgumentParser(description="Measures what a partly failing receiver gets.")
     parser.add_argument(
         "--seconds", type=float, help="for each row; by default two minutes, or as long as it says"
     )

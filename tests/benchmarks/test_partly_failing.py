@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tests.faults.half_well import ANSWER_S, HANG_S, Found, Row, judge
+from tests.faults.partly_failing import ANSWER_S, HANG_S, Found, Row, judge
 from tests.faults.recording_receiver import Answered, Arrival, RecordingReceiver, Said
 
 SINCE, UNTIL = 1000.0, 1100.0
