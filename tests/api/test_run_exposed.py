@@ -129,6 +129,7 @@ def test_a_variable_that_is_named_for_the_token_must_hold_one(place: Path) -> No
 def test_an_api_always_takes_a_token_a_key_and_an_address(place: Path) -> None:
     for environment, missing in (
         ({}, "WATCHER_HTTP_TOKEN"),
+        ({}, "; and a key to encrypt what it stores"),
         ({"WATCHER_HTTP_TOKEN": "a-token-of-some-length"}, "watcher secret new --key"),
     ):
         refused = ran(place, "--http", "127.0.0.1:0", "--api", **environment).exception

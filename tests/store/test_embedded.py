@@ -198,7 +198,9 @@ async def test_a_killed_server_comes_back_with_its_state(data_dir: Path) -> None
         pid = running(data_dir)
         assert pid
         os.kill(pid, signal.SIGKILL)
-        await asyncio.gather(server.ensure(), server.ensure(), other.ensure())
+        with capture_logs() as lines:
+            await asyncio.gather(server.ensure(), server.ensure(), other.ensure())
+        assert [line["event"] for line in lines] == ["store.restarted"]
         assert running(data_dir) not in (pid, None)
         assert await count(server.url) == 2
 

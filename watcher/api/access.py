@@ -6,6 +6,7 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
+from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -110,17 +111,22 @@ class Door:
 
 def check_api(token: str | None, *, has_key: bool) -> None:
     """Refuse to open /v1 without a token, on loopback as well, or without a key to encrypt what comes in.
-    Raises ListenerRefused."""
+    Raises ListenerRefused, which names all that is missing."""
+    missing = []
     if token is None:
-        raise ListenerRefused(
-            "--api always needs a token: put one into WATCHER_HTTP_TOKEN, such as "
+        missing.append(
+            "a token, also on loopback: put one into WATCHER_HTTP_TOKEN, such as "
             "`python3 -c 'import secrets; print(secrets.token_urlsafe(32))'` prints"
         )
     if not has_key:
-        raise ListenerRefused(
-            "--api needs a key to encrypt what it stores: let [api] secret_key be "
+        missing.append(
+            "a key to encrypt what it stores: let [api] secret_key be "
             '"${WATCHER_SECRET_KEY}", and put there what `watcher secret new --key` prints'
         )
+        if not find_spec("cryptography"):
+            missing.append("cryptography: pip install 'balance-watcher[api]'")
+    if missing:
+        raise ListenerRefused(f"--api needs {'; and '.join(missing)}")
 
 
 class Caller(NamedTuple):

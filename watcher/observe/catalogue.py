@@ -247,6 +247,11 @@ EVENTS: Mapping[str, Line] = {
         "end was cut off, and a copy of the file was kept.",
         ("file", "bytes", "copy", "reason"),
     ),
+    "store.restarted": Line(
+        "warning",
+        "The embedded server had ended, and this worker started it again. `file` is its log.",
+        ("file", "reason"),
+    ),
     "store.unreachable": Line(
         "error", "Redis does not answer; work waits for it.", ("reason", "next_ms", *_LASTS)
     ),
@@ -298,7 +303,7 @@ EVENTS: Mapping[str, Line] = {
     "state.lost": Line(
         "error",
         "Redis lost its state: accounts get new baselines, and no events of what changed.",
-        ("accounts",),
+        ("accounts", "reason"),
     ),
     "account.baseline": Line(
         "info",

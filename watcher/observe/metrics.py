@@ -471,7 +471,8 @@ async def readyz(worker: Worker) -> web.Response:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await reader.now_ms()
                 return _ok()
-    return _no(["Redis cannot be used now"])
+        return _no(["Redis cannot be used now"])
+    return _no([f"Redis cannot be used now: {worker.opened.health.error}"])
 
 
 def _ok() -> web.Response:

@@ -85,6 +85,11 @@ _PATIENCE_S = 30.0
 _OVERFLOWS_S = 300.0
 """Between two log lines about what a subscription gave up: as often as an open breaker has a line."""
 
+_LOST = (
+    "Redis has none of the state that was there: it was restarted without its data, failed over to an empty "
+    "server, or was flushed; what waited for receivers is gone, and they can compare the new baselines"
+)
+
 
 class Overflows:
     """Deliveries that were given up and are not logged yet. For each subscription and reason the first are
@@ -387,7 +392,7 @@ class Upkeep:
             has_lost, polls.has_lost = has_lost or polls.has_lost, False
         # The worker that misses a schedule may be the first to notice that everything is gone.
         if await self._enrolment.keep() or (has_lost and await self._enrolment.begin()):
-            log.error("state.lost", accounts=len(self._configured.settings.account_by_name))
+            log.error("state.lost", accounts=len(self._configured.settings.account_by_name), reason=_LOST)
 
     async def _keep_agreed(self) -> None:
         """Read what other workers run, and deliver what was left to them once they are gone."""

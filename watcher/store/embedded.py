@@ -58,6 +58,7 @@ OLDEST_MAJOR = 7
 
 _SOCKET = "server.sock"
 _LOG = "server.log"
+_ENDED = "the embedded server had ended: it was killed, or ran out of memory"
 
 _MARKER = "ENGINE"
 _BEFORE_THE_MARKER = {"lock", "users", f"{_MARKER}.new"}
@@ -136,6 +137,7 @@ class Embedded:
         self._shortcut: Path | None = None
         self._one_at_a_time = asyncio.Lock()
         self._starting: asyncio.Future[bool] | None = None
+        self._has_answered = False
 
     @property
     def url(self) -> str:
@@ -187,6 +189,9 @@ class Embedded:
                     await asyncio.sleep(_TICK_S)
         except TimeoutError:
             raise StoreUnreachable(self._complaint(f"has not answered for {PATIENCE_S} s")) from None
+        if has_started and self._has_answered and structlog.is_configured():
+            log.warning("store.restarted", file=str(self.data_dir / _LOG), reason=_ENDED)
+        self._has_answered = True
         return self.url
 
     @property
