@@ -41,7 +41,7 @@ be away for so long without anything being sent twice."""
 _LEAST_MS = 12_000
 """What a lease must have left when an attempt begins: a quick attempt, and those 10 s."""
 
-_PER_CLAIM = 8
+_PER_CLAIM = 16
 """How many queues make it worth claiming at one more shard: queues of the same shard are settled together."""
 
 _AGAIN_S = 0.5

@@ -5,22 +5,24 @@
 -- returns for each step: 1 done, also where a repeat finds it done, -1 another head, -2 the lease was lost
 local queues, nothing = unpack(KEYS, 1, 2)
 redis.call('DEL', nothing)
-local accounts, reply, kept = {}, {}, {}
-for i = 1, #KEYS - 2 do accounts[i] = ARGV[i * 4 - 3] end
+local lists = {unpack(KEYS, 3)}
+local accounts, reply, kept = {unpack(lists)}, {unpack(lists)}, {}
+for i = 1, #lists do accounts[i] = ARGV[i * 4 - 3] end
 local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
-for i = 1, #accounts do
+local alone = alone_in(lists)
+for i = 1, #lists do
   local list = KEYS[2 + i]
-  local account, deadline, new, head = unpack(ARGV, i * 4 - 3, i * 4)
+  local deadline, new, head = unpack(ARGV, i * 4 - 2, i * 4)
   if deadlines[i] == new then
     reply[i] = 1
   elseif deadlines[i] ~= deadline then
     reply[i] = -2
-  elseif head ~= '' and waiting_in(list, 0, 0)[1] ~= head then
+  elseif head ~= '' and (alone[i] or redis.call('LINDEX', list, 0)) ~= head then
     reply[i] = -1
   else
     reply[i] = 1
     kept[#kept + 1] = new
-    kept[#kept + 1] = account
+    kept[#kept + 1] = accounts[i]
   end
 end
 if kept[1] then redis.call('ZADD', queues, unpack(kept)) end

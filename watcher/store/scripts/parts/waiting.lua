@@ -2,6 +2,7 @@
 -- a LIST takes 90 bytes more. This is no script of its own: it stands in front of those that say `-- uses waiting`.
 
 local function alone_in(lists) -- by place: the delivery that waits alone there, or false
+  if lists[1] and not lists[1001] then return redis.call('MGET', unpack(lists)) end
   local found = {}
   for i = 1, #lists, 1000 do
     local some = redis.call('MGET', unpack(lists, i, math.min(i + 999, #lists)))
