@@ -411,7 +411,7 @@ def test_two_subscriptions_that_alert_each_other_are_no_warning(warned: Warned) 
     assert warned(f'{HEAD}{OPS}alerts_to = "desk"\n{other}{OPS}alerts_to = "ops"\n') == []
 
 
-def test_a_mistyped_alerts_to_is_not_said_to_mean_the_subscription_itself(
+def test_a_mistyped_alerts_to_does_not_suggest_the_subscription_itself(
     warned: Warned,
 ) -> None:
     with pytest.raises(ConfigRefused) as refused:

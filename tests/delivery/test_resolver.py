@@ -271,7 +271,7 @@ async def test_a_provider_whose_name_did_not_resolve_is_polled_as_soon_as_there_
         await until(lambda: worker.counters.by_request["loopring"] >= 3)
 
 
-async def test_names_are_looked_up_by_the_files_of_this_machine_unless_told_otherwise() -> None:
+async def test_names_are_looked_up_by_the_files_of_this_machine_by_default() -> None:
     resolver = CurrentResolver()
     assert {answer["host"] for answer in await resolver.resolve("localhost")} <= {"127.0.0.1", "::1"}
     await resolver.close()

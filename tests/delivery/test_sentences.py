@@ -68,7 +68,7 @@ def test_the_example_of_the_readme_reads_as_it_says() -> None:
     assert sentence(a_change()) == "treasury: deposit cleared, +12.5 LRC (total 112.5)"
 
 
-def test_an_amount_is_said_to_its_last_digit() -> None:
+def test_an_amount_is_written_to_its_last_digit() -> None:
     wide = "1" * 60 + "." + "000000000000000001"
     said = sentence(a_change(amount=wide, after={"total": f"-{wide}"}), width=WIDTHS[-1])
     assert said == f"treasury: deposit cleared, +{wide} LRC (total -{wide})"

@@ -139,6 +139,17 @@ def test_a_word_that_the_field_has_too_is_not(text: str) -> None:
     assert not private_words(text)
 
 
+def test_names_of_tests_use_the_words_of_the_field() -> None:
+    """They may name the package `store`."""
+    found = [
+        (path.name, name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def test_(\w+)\(", path.read_text())
+        if private_words(re.sub(r"\bstores?\b", "Redis", name.replace("_", " ")))
+    ]
+    assert found == [], SAY_BY_WORD
+
+
 def test_every_allowed_use_is_in_use() -> None:
     everything = "\n".join(text for _, text in texts())
     assert [use for use in ALLOWED if use not in everything] == []

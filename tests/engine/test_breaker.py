@@ -256,7 +256,7 @@ def test_a_pause_is_reported_by_one_worker_at_a_time_until_it_is_reported() -> N
     assert decide.report_taken(done, due + 2 * REPORT_MS, paused_at_ms=NOW_MS) == done
 
 
-def test_a_report_of_a_pause_that_is_over_says_nothing_of_the_next_one() -> None:
+def test_a_report_of_a_finished_pause_does_not_count_for_the_next_one() -> None:
     following = Breaker(NOW_MS + 1, 7, "by hand", 5)
     for found in (following, None):
         assert decide.reported(found, NOW_MS + 2, paused_at_ms=NOW_MS) == found

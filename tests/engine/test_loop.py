@@ -203,7 +203,7 @@ async def test_a_key_that_was_full_is_claimed_for_as_soon_as_something_of_it_end
     assert world.deliveries.claimed == [1, 2]
 
 
-async def test_a_key_without_capacity_is_held_in_the_index_for_as_long(world: World) -> None:
+async def test_a_key_without_capacity_is_put_on_hold_in_the_index(world: World) -> None:
     world.deliveries.room_of = lambda: Capacity(0, 60)
     async with world.running():
         world.loop.wake(OPS, 1)

@@ -28,7 +28,7 @@ def test_rejections_of_a_single_account_are_no_outage() -> None:
     assert a_breaker(accounts=1, rejections=50).state(NOW) is State.CLOSED
 
 
-def test_mistakes_in_a_configuration_say_nothing_of_the_provider() -> None:
+def test_mistakes_in_a_configuration_do_not_count_for_the_breaker() -> None:
     assert a_breaker(rejections=50, error_class="configuration").state(NOW) is State.CLOSED
 
 

@@ -84,7 +84,7 @@ async def test_a_server_whose_clock_is_set_loses_nothing(steps_s: tuple[float, .
     ("block_s", "for_s"),
     [pytest.param(2, 4, id="within leases"), pytest.param(8, 45, id="beyond leases", marks=LONG)],
 )
-async def test_a_loop_that_is_held_up_does_no_harm_and_is_named(block_s: float, for_s: float) -> None:
+async def test_a_blocked_loop_does_no_harm_and_is_named(block_s: float, for_s: float) -> None:
     async with a_scene(accounts=60) as scene:
         await scene.start_workers(1)
         (slow,) = await scene.start_workers(1, block_s=block_s, block_every=50)

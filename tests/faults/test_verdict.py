@@ -111,7 +111,7 @@ def test_a_trimmed_log_is_judged_from_its_oldest_record_on() -> None:
     assert problems == ["arrived, but was never committed: evt_2 (1 in all)"]
 
 
-def test_a_balance_must_continue_character_for_character() -> None:
+def test_a_balance_must_continue_character_by_character() -> None:
     three = an_event(3, previous=2)
     three["data"]["before"]["available"] = "2"
     problems = judge([*ARRIVALS[:2], an_arrival(three)], [*RECORDS[:2], a_record(three)], TRUTH).problems

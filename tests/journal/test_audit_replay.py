@@ -330,7 +330,7 @@ def test_a_finding_says_what_differs_and_where() -> None:
     ]
 
 
-def test_a_threshold_event_on_an_asset_that_was_never_held_is_no_difference() -> None:
+def test_a_threshold_event_on_an_asset_that_never_had_a_balance_is_no_difference() -> None:
     nothing = a_snapshot(ETH="1")._replace(zeros=(a_row("LRC", "0"),))
     below = a_subscription(thresholds=(ThresholdSettings(asset="LRC", below="5"),))
     made = steps([a_snapshot(ETH="1"), nothing], subscriptions=[below])

@@ -157,7 +157,7 @@ def test_a_bound_that_is_set_twice_crosses_once_and_clears_at_the_wider_one() ->
     assert values(follow(polls, both)) == [[], ["4"], [], [], [], ["4"]]
 
 
-def test_an_unlisted_asset_that_was_never_held_crosses_nothing() -> None:
+def test_an_unlisted_asset_that_never_had_a_balance_crosses_nothing() -> None:
     (heard,) = follow([with_zeros(a_snapshot(ETH="1"), LRC)], a_threshold(below="5"))
     assert [body["data"]["asset"]["id"] for body in heard] == ["ETH"]
 

@@ -58,7 +58,7 @@ def test_a_plain_reading_counts_at_once(balance: Balance) -> None:
 
 
 @pytest.mark.parametrize("field", range(4))
-def test_an_asset_that_held_anything_is_suspect_when_absent(field: int) -> None:
+def test_an_asset_with_any_balance_is_suspect_when_absent(field: int) -> None:
     held = Balance(*("1" if each == field else "0" for each in range(4)))
     assert why_suspect(held, None) == "the asset disappeared"
 

@@ -113,7 +113,7 @@ async def test_a_webhook_signed_with_another_secret_is_refused(post: Post) -> No
     assert not receiver.events
 
 
-async def test_the_sender_is_told_why_it_is_refused() -> None:
+async def test_the_answer_says_why_a_webhook_is_refused() -> None:
     webhook = signed()
     async with (
         a_receiver(OTHER_SECRET) as receiver,
@@ -247,7 +247,7 @@ async def test_errors_of_forwarding_have_messages_of_their_own(
     assert receiver.taken == 0
 
 
-async def test_a_name_that_does_not_resolve_and_an_answer_of_the_target_are_told_apart(post: Post) -> None:
+async def test_an_unresolved_name_and_an_answer_of_the_target_are_distinguished(post: Post) -> None:
     async with a_receiver(forward_to="http://a..invalid/") as receiver:
         assert await post(receiver, signed()) == 502
     assert receiver.receipts[0].forwarded == "not forwarded: its name does not resolve"

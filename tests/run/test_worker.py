@@ -293,7 +293,7 @@ async def test_a_worker_that_starts_beside_a_damaged_schedule_polls_the_others(
     assert [event["data"]["account"]["name"] for event in events] == ["treasury"]
 
 
-async def test_a_threshold_on_a_token_that_was_never_held_fires_and_the_audit_passes(rig: Rig) -> None:
+async def test_a_threshold_on_a_token_that_never_had_a_balance_fires_and_the_audit_passes(rig: Rig) -> None:
     below = ThresholdSettings(asset="USDT", below="5")
     ops = rig.settings.subscription_by_name["ops"].model_copy(update={"thresholds": (below,)})
     rig.settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})

@@ -183,7 +183,7 @@ async def test_a_queue_whose_worker_died_is_found_through_the_index(
     assert members(await claim_queues(store)) == [ACCOUNT]
 
 
-async def test_a_held_subscription_is_not_found_until_new_work_of_it_is_due(
+async def test_a_subscription_on_hold_is_not_found_until_new_work_of_it_is_due(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -195,7 +195,9 @@ async def test_a_held_subscription_is_not_found_until_new_work_of_it_is_due(
     assert await store.queues.due_subscriptions(SHARD) == [OPS]
 
 
-async def test_any_number_of_subscriptions_can_be_held_at_once(redis_client: Redis, namespace: str) -> None:
+async def test_any_number_of_subscriptions_can_be_put_on_hold_at_once(
+    redis_client: Redis, namespace: str
+) -> None:
     store = a_store(redis_client, namespace)
     await store.fill(a_delivery())
     names = [*(f"s{number}" for number in range(5000)), OPS]

@@ -86,7 +86,7 @@ async def test_an_account_without_a_baseline_has_no_state(redis_client: Redis, n
     assert await a_store(redis_client, namespace).polls.read_state(PROVIDER, ACCOUNT) is None
 
 
-async def test_the_next_step_replaces_the_state_and_appends_to_the_queue(
+async def test_the_next_commit_replaces_the_state_and_appends_to_the_queue(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -99,14 +99,14 @@ async def test_the_next_step_replaces_the_state_and_appends_to_the_queue(
     assert await store.queue() == [one.entry, two.entry, three.entry]
 
 
-async def test_a_successful_poll_ends_the_row_of_rejections(redis_client: Redis, namespace: str) -> None:
+async def test_a_successful_poll_resets_the_count_of_rejections(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.polls.postpone(PROVIDER, await store.lease(), why="down", at_least_ms=0, waits_ms=[5])
     await committed(store)
     assert store.keys.failing(SHARD, PROVIDER) not in await store.contents()
 
 
-async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejections(
+async def test_a_commit_without_a_successful_poll_keeps_its_time_and_the_rejections(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -123,7 +123,7 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     assert store.keys.failing(SHARD, PROVIDER) in await store.contents()
 
 
-async def test_a_step_without_a_poll_needs_no_lease_and_leaves_the_schedule_as_it_is(
+async def test_a_commit_without_a_poll_needs_no_lease_and_keeps_the_schedule(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -139,7 +139,7 @@ async def test_a_step_without_a_poll_needs_no_lease_and_leaves_the_schedule_as_i
     assert (await store.polls.commit(poll)).reply is Reply.DONE, "the poll under way goes on from it"
 
 
-async def test_a_step_without_a_poll_brings_no_account_back_that_is_not_scheduled(
+async def test_a_commit_without_a_poll_schedules_no_unscheduled_account(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -159,7 +159,7 @@ async def test_an_account_may_have_a_state_before_its_first_successful_poll(
     assert state.polled_at_ms == 0
 
 
-async def test_a_step_from_a_state_that_moved_on_is_refused(redis_client: Redis, namespace: str) -> None:
+async def test_a_commit_from_an_outdated_state_is_refused(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await committed(store, deliveries={OPS: [a_delivery(1)]})
     await committed(store, expected="v1", version="v2", deliveries={OPS: [a_delivery(2)]})
@@ -175,13 +175,15 @@ async def test_a_second_baseline_is_refused(redis_client: Redis, namespace: str)
     await refused(store, a_commit(await store.lease(), version="v1b", ETH="11"), Reply.MOVED_ON)
 
 
-async def test_a_step_on_a_state_that_was_lost_is_refused(redis_client: Redis, namespace: str) -> None:
+async def test_a_commit_on_a_lost_state_is_refused(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await refused(store, a_commit(await store.lease(), expected="v7", version="v8"), Reply.MOVED_ON)
 
 
 @pytest.mark.parametrize("off_ms", [-MINUTE_MS, -1, 1])
-async def test_a_step_without_the_lease_is_refused(redis_client: Redis, namespace: str, off_ms: int) -> None:
+async def test_a_commit_without_the_lease_is_refused(
+    redis_client: Redis, namespace: str, off_ms: int
+) -> None:
     store = a_store(redis_client, namespace)
     held = await store.lease()
     late = a_commit(
@@ -190,7 +192,7 @@ async def test_a_step_without_the_lease_is_refused(redis_client: Redis, namespac
     await refused(store, late, Reply.LEASE_LOST)
 
 
-async def test_a_step_of_an_account_that_was_removed_meanwhile_is_refused(
+async def test_a_commit_of_an_account_removed_meanwhile_is_refused(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -200,7 +202,7 @@ async def test_a_step_of_an_account_that_was_removed_meanwhile_is_refused(
     await refused(store, step, Reply.LEASE_LOST)
 
 
-async def test_a_worker_that_wakes_after_its_lease_cannot_undo_what_another_did(
+async def test_a_worker_that_wakes_after_its_lease_undoes_no_work_of_another(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -215,7 +217,7 @@ async def test_a_worker_that_wakes_after_its_lease_cannot_undo_what_another_did(
     await refused(store, zombie, Reply.MOVED_ON)
 
 
-async def test_a_repeated_step_is_recognized_and_queues_nothing_twice(
+async def test_a_repeated_commit_is_recognized_and_queues_nothing_twice(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -224,7 +226,7 @@ async def test_a_repeated_step_is_recognized_and_queues_nothing_twice(
     await refused(store, step, Reply.DONE_BEFORE)
 
 
-async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redis, namespace: str) -> None:
+async def test_a_commit_sent_twice_in_one_pipeline_is_done_once(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     step = a_commit(await store.lease(), notes=[b"event"], deliveries={OPS: [a_delivery()]})
     async with running(store.pipe):
@@ -234,16 +236,14 @@ async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redi
     assert len(await store.stream(store.keys.log(SHARD))) == 2
 
 
-async def test_a_repeat_that_comes_after_the_next_step_changes_nothing(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_repeat_after_the_next_commit_changes_nothing(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     step = await committed(store, deliveries={OPS: [a_delivery(1)]})
     await committed(store, expected="v1", version="v2", deliveries={OPS: [a_delivery(2)]})
     await refused(store, step, Reply.MOVED_ON)
 
 
-async def test_bytes_pass_through_untouched(redis_client: Redis, namespace: str) -> None:
+async def test_bytes_are_stored_unchanged(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     delivery = a_delivery(content=HOSTILE)
     huge = a_balance("9" * 77, "0." + "1" * 78, None, "-" + "7" * 77)
@@ -255,7 +255,7 @@ async def test_bytes_pass_through_untouched(redis_client: Redis, namespace: str)
     assert await store.polls.read_state(PROVIDER, ACCOUNT) == step.step.state
 
 
-async def test_a_step_may_be_large(redis_client: Redis, namespace: str) -> None:
+async def test_a_commit_may_be_large(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     numbers = range(1, 201)
     await committed(
@@ -273,7 +273,7 @@ async def test_a_step_may_be_large(redis_client: Redis, namespace: str) -> None:
         assert await store.queue(subscription=f"s{n}") == [each.entry for each in some_deliveries(*numbers)]
 
 
-async def test_a_queue_takes_more_than_one_call_of_a_script_passes_on(
+async def test_a_queue_takes_more_values_than_lua_unpacks_at_once(
     redis_client: Redis, namespace: str
 ) -> None:
     store, many = a_store(redis_client, namespace), some_deliveries(*range(1, 2502))
@@ -281,9 +281,7 @@ async def test_a_queue_takes_more_than_one_call_of_a_script_passes_on(
     assert await store.queue() == [each.entry for each in many]
 
 
-async def test_a_queue_that_waits_for_its_retry_or_is_leased_keeps_its_time(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_leased_or_waiting_queue_keeps_its_time(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await committed(store, deliveries={OPS: [a_delivery(1)]})
     lease = await store.lease_queue()
@@ -293,7 +291,7 @@ async def test_a_queue_that_waits_for_its_retry_or_is_leased_keeps_its_time(
     assert await store.scores(store.keys.due_subscriptions(SHARD)) == {OPS: lease.deadline}
 
 
-async def test_a_new_queue_never_puts_off_a_subscription_that_was_due_before(
+async def test_a_new_queue_never_delays_a_subscription_that_was_due_before(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -303,7 +301,7 @@ async def test_a_new_queue_never_puts_off_a_subscription_that_was_due_before(
     assert await store.scores(store.keys.due_subscriptions(SHARD)) == before
 
 
-async def test_the_log_is_trimmed_to_its_bytes_and_what_waits_keeps_its_body(
+async def test_the_log_is_trimmed_to_its_bytes_and_queued_events_keep_their_bodies(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace, bounds=Bounds(log=20_000))
@@ -323,7 +321,7 @@ async def test_the_log_is_trimmed_to_its_bytes_and_what_waits_keeps_its_body(
     }
 
 
-async def test_a_large_step_is_trimmed_over_the_steps_to_come(redis_client: Redis, namespace: str) -> None:
+async def test_a_large_commit_is_trimmed_by_later_commits(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace, bounds=Bounds(log=2_000))
     await committed(store, deliveries={OPS: some_deliveries(*range(1, 401))})
     for number in range(500, 600):
@@ -334,7 +332,7 @@ async def test_a_large_step_is_trimmed_over_the_steps_to_come(redis_client: Redi
     assert len(await store.bodies()) == 500
 
 
-async def test_a_log_whose_bound_was_lowered_is_within_it_after_a_few_steps(
+async def test_a_log_with_a_lowered_bound_is_within_it_after_a_few_commits(
     redis_client: Redis, namespace: str
 ) -> None:
     for bound, numbers in ((8 << 20, range(1, 101)), (1_000, range(101, 112))):
@@ -344,9 +342,7 @@ async def test_a_log_whose_bound_was_lowered_is_within_it_after_a_few_steps(
     assert len(await store.stream(store.keys.log(SHARD))) < 10
 
 
-async def test_an_event_that_is_committed_once_more_is_counted_once_more(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_an_event_that_is_committed_again_is_counted_again(redis_client: Redis, namespace: str) -> None:
     """Its id and sequence may come again: a server that was rolled back computes the same event anew."""
     store = a_store(redis_client, namespace)
     await committed(store, deliveries={OPS: [a_delivery()]})
@@ -375,7 +371,7 @@ async def test_an_event_that_is_committed_once_more_is_counted_once_more(
         *("second queue", "second queues"),
     ],
 )
-async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
+async def test_a_damaged_key_fails_the_commit_before_anything_is_written(
     redis_client: Redis, namespace: str, damaged: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -412,7 +408,7 @@ async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"schema":2}', b"\xff"])
-async def test_a_damaged_state_is_reported_and_hurts_no_other_account(
+async def test_a_damaged_state_is_reported_and_affects_no_other_account(
     redis_client: Redis, namespace: str, body: bytes
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -450,7 +446,7 @@ async def test_a_state_that_is_cut_off_is_reported_as_damage(
         await store.polls.read_state(PROVIDER, ACCOUNT)
 
 
-async def test_a_wiped_server_takes_a_new_baseline_and_nothing_of_the_time_before(
+async def test_a_wiped_server_accepts_a_new_baseline_and_no_older_commit(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)

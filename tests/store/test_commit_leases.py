@@ -199,7 +199,7 @@ async def test_a_repeat_does_not_lease_a_queue_that_waited_at_the_first_try(
     assert await again.polls.commit(step) == (Reply.DONE_BEFORE, {})
 
 
-async def test_a_step_that_is_refused_leases_nothing(redis_client: Redis, namespace: str) -> None:
+async def test_a_refused_commit_leases_nothing(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     step = await a_leasing(store, a_delivery())
     late = step._replace(lease=Lease(ACCOUNT, 1))
