@@ -98,9 +98,7 @@ async def try_server(file: Settings) -> AsyncIterator[Tried]:
                 todo = "if the file was cut short, restore it: a worker that reads it as it is removes them"
                 yield Tried("accounts", name, "warning", text, todo)
     except StoreError as error:
-        yield Tried(
-            "redis", name, "failed", str(error), "fix redis.url or the server: until then no worker starts"
-        )
+        yield Tried("redis", name, "failed", str(error), _FIX_REDIS)
 
 
 def _opened(file: Settings, name: str, records: Sequence[Record]) -> Tried:
@@ -133,6 +131,8 @@ async def _may(store: OpenStore, name: str) -> Tried:
         return Tried("rights", name, "failed", text, _ACL)
     return Tried("rights", name, "ok", f"its user may do what watcher does, on {where}")
 
+
+_FIX_REDIS = "fix redis.url (or REDIS_URL, which wins) or the server: until then no worker starts"
 
 _ALIKE_S = 2
 """Seconds: a Date has whole ones, and many servers write it once a second."""

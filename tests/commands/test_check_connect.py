@@ -289,17 +289,15 @@ async def test_a_server_with_a_certificate_of_its_own_names_the_switches(tmp_pat
             text, _ = (await reported(tmp_path, redis=url))["redis"]
             trusting = await reported(tmp_path, redis=f"{url}?ssl_ca_certs={certificate}")
     assert text.startswith(f"Redis at 127.0.0.1:{port} has a certificate that does not verify; if it is")
-    assert (
-        "in redis.url by ?ssl_ca_certs=/path/ca.pem, or trust any certificate by ?ssl_cert_reqs=none" in text
-    )
+    assert "in its URL by ?ssl_ca_certs=/path/ca.pem, or trust any certificate by ?ssl_cert_reqs=none" in text
     assert "redis" not in trusting
 
 
 async def test_a_wrong_password_is_named_as_such(tmp_path: Path, guarded: RealServer) -> None:
     url = f"{guarded.url}?username=watcher&password=wrong-canary"
     text, todo = (await reported(tmp_path, redis=url))["redis"]
-    assert text == f"Redis at {guarded.socket} refuses the credentials in redis.url"
-    assert todo == "fix redis.url or the server: until then no worker starts"
+    assert text == f"Redis at {guarded.socket} refuses the credentials in its URL"
+    assert todo == "fix redis.url (or REDIS_URL, which wins) or the server: until then no worker starts"
 
 
 async def test_a_server_that_evicts_keys_fails_with_the_setting(tmp_path: Path) -> None:

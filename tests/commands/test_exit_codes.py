@@ -279,9 +279,9 @@ Server = Callable[[], AbstractAsyncContextManager[str]]
 UNUSABLE: dict[str, tuple[Server, int, str]] = {
     "closed port": (no_listener, 69, "cannot be reached; is it running?"),
     "unknown name": (an_unknown_name, 69, "its name cannot be resolved"),
-    "wrong password": (another_password, 78, "refuses the credentials in redis.url"),
+    "wrong password": (another_password, 78, "refuses the credentials in its URL"),
     "no password": (no_password, 78, "asks for credentials"),
-    "a password too many": (a_password_too_many, 78, "take the credentials out of redis.url"),
+    "a password too many": (a_password_too_many, 78, "take the credentials out of its URL"),
     "wrong database": (no_such_database, 78, "no database of this number"),
     "cluster node": (a_node_of_a_cluster, 78, "name it by redis+cluster://"),
     "sentinel": (a_sentinel, 78, "is a Sentinel"),

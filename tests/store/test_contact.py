@@ -94,7 +94,7 @@ async def test_a_web_server_is_distinguished_from_redis() -> None:
     async with listening(serve_the_web) as port:
         error = await refusal(f"redis://{HERE}:{port}", patience_s=0.3)
     assert isinstance(error, ConfigurationRefused)
-    assert str(error) == f"what answers at {HERE}:{port} is not Redis, but a web server; check redis.url"
+    assert str(error) == f"what answers at {HERE}:{port} is not Redis, but a web server; check the URL"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def a_tls_server(certificate: Path, port: int, *flags: str) -> tuple[str, ...]:
         (
             ("--tls-auth-clients", "yes"),
             "",
-            "wants a client certificate: name one in redis.url by ?ssl_certfile",
+            "wants a client certificate: name one in its URL by ?ssl_certfile",
         ),
         (
             ("--tls-auth-clients", "yes", "--tls-protocols", "TLSv1.2"),

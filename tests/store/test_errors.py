@@ -86,7 +86,7 @@ async def test_an_unknown_error_is_a_store_error(reply: str) -> None:
         (
             "READONLY You can't write against a read only replica.",
             StoreRefuses,
-            "point redis.url at the primary",
+            "use the URL of the primary",
         ),
         ("NOREPLICAS Not enough good replicas to write.", StoreRefuses, "too few of its replicas"),
         ("NOAUTH Authentication required.", ConfigurationRefused, "asks for credentials"),

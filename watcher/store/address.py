@@ -125,7 +125,7 @@ def _host(place: str) -> tuple[str, int | None]:
             found[2].encode("idna")
         except UnicodeError:  # it would fail at its look-up, as `redis..svc` does, where a variable was empty
             raise ConfigurationRefused(
-                "the host in redis.url is not a name: each part between dots has 1 to 63 characters"
+                "the host of Redis is not a name: each part between dots has 1 to 63 characters"
             ) from None
     return (found[1] or found[2]).lower(), int(found[3] or 0) or None
 

@@ -110,10 +110,14 @@ class _Sentinels(Sentinel):
                 return state["ip"], state["port"]
         if known and service_name not in known:
             others = ", ".join(sorted(known))
-            raise ConfigurationRefused(f"the Sentinels in redis.url do not know {service_name}, but {others}")
+            raise ConfigurationRefused(
+                f"the Sentinels in the URL of Redis do not know {service_name}, but {others}"
+            )
         if len(errors) == len(self.sentinels):
             raise next((each for each in errors if isinstance(each, ConfigurationRefused)), errors[0])
-        raise StoreUnreachable(f"the Sentinels in redis.url name no primary of {service_name} that is up")
+        raise StoreUnreachable(
+            f"the Sentinels in the URL of Redis name no primary of {service_name} that is up"
+        )
 
 
 def _manners() -> dict[str, Any]:

@@ -27,7 +27,7 @@ _OURS = re.compile(
 )
 
 _Words = tuple[type[StoreError], str]
-_CREDENTIALS: _Words = (ConfigurationRefused, "refuses the credentials in redis.url")
+_CREDENTIALS: _Words = (ConfigurationRefused, "refuses the credentials in its URL")
 _RIGHTS: _Words = (
     ConfigurationRefused,
     "forbids its user a command or key that watcher needs; allow them as deploy/users.acl does",
@@ -44,13 +44,13 @@ _BY_CODE: Mapping[str, _Words] = {
     "OOM": (StoreRefuses, "refuses writes (OOM): its memory is full; raise its maxmemory"),
     "READONLY": (
         StoreRefuses,
-        "refuses writes (READONLY): it is a replica; point redis.url at the primary",
+        "refuses writes (READONLY): it is a replica; use the URL of the primary",
     ),
     "NOREPLICAS": (StoreRefuses, "refuses writes (NOREPLICAS): too few of its replicas are connected"),
     "MASTERDOWN": (
         StoreRefuses,
-        "is a replica that has lost its primary (MASTERDOWN), and answers once that is back; point "
-        "redis.url at the primary",
+        "is a replica that has lost its primary (MASTERDOWN), and answers once that is back; use "
+        "the URL of the primary",
     ),
     "BUSY": (
         StoreRefuses,
@@ -67,7 +67,7 @@ _BY_CODE: Mapping[str, _Words] = {
     "WRONGPASS": _CREDENTIALS,
     "NOAUTH": (
         ConfigurationRefused,
-        "asks for credentials: put them into redis.url, as in redis://user:password@host",
+        "asks for credentials: put them into its URL, as in redis://user:password@host",
     ),
     "DENIED": (
         ConfigurationRefused,
@@ -89,9 +89,9 @@ _BY_PHRASE: Mapping[str, _Words] = {
     "ACL failure in script": _RIGHTS,
     "without any password configured": (
         ConfigurationRefused,
-        "has no password: take the credentials out of redis.url",
+        "has no password: take the credentials out of its URL",
     ),
-    "no password is set": (ConfigurationRefused, "has no password: take the credentials out of redis.url"),
+    "no password is set": (ConfigurationRefused, "has no password: take the credentials out of its URL"),
     "invalid password": _CREDENTIALS,
     "Invalid Username or Password": _CREDENTIALS,
     "for 'auth' command": _CREDENTIALS,
@@ -99,7 +99,7 @@ _BY_PHRASE: Mapping[str, _Words] = {
     "cluster support disabled": _NO_NODE,
     "DB index": (
         ConfigurationRefused,
-        "has no database of this number; redis.url names it at its end, or in ?db=",
+        "has no database of this number; its URL names it at the end, or in ?db=",
     ),
 }
 
@@ -160,17 +160,17 @@ def of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
     )
 
 
-_CLIENT_CERTIFICATE = "name one in redis.url by ?ssl_certfile=/path/client.pem&ssl_keyfile=/path/client.key"
+_CLIENT_CERTIFICATE = "name one in its URL by ?ssl_certfile=/path/client.pem&ssl_keyfile=/path/client.key"
 _OLD_TLS = "speaks no version of TLS that this machine speaks: let it speak TLS 1.2 or 1.3"
 _NO_TLS = "does not speak TLS; use redis://, or its TLS port"
 _BY_TLS: Mapping[str, str] = {
     "mismatch, certificate is not valid for": (
-        "has a certificate for another name; use that one in redis.url, or add ?ssl_check_hostname=no to it"
+        "has a certificate for another name; use that one in its URL, or add ?ssl_check_hostname=no to it"
     ),
     "certificate has expired": "has a certificate that has expired",
     "certificate is not yet valid": "has a certificate that is not valid yet; look at the clocks",
     "CERTIFICATE_VERIFY_FAILED": (
-        "has a certificate that does not verify; if it is self-signed, name it or its authority in redis.url "
+        "has a certificate that does not verify; if it is self-signed, name it or its authority in its URL "
         "by ?ssl_ca_certs=/path/ca.pem, or trust any certificate by ?ssl_cert_reqs=none"
     ),
     "CERTIFICATE_REQUIRED": f"wants a client certificate: {_CLIENT_CERTIFICATE}",
@@ -179,10 +179,10 @@ _BY_TLS: Mapping[str, str] = {
         f"breaks off the TLS handshake: it wants a client certificate ({_CLIENT_CERTIFICATE}), or has no "
         "cipher in common with this machine"
     ),
-    "ALERT_UNKNOWN_CA": "does not trust the client certificate that ssl_certfile names in redis.url",
+    "ALERT_UNKNOWN_CA": "does not trust the client certificate that ssl_certfile names in its URL",
     **dict.fromkeys(
         ("ALERT_BAD_CERTIFICATE", "ALERT_CERTIFICATE_"),
-        "refuses the client certificate that ssl_certfile names in redis.url",
+        "refuses the client certificate that ssl_certfile names in its URL",
     ),
     **dict.fromkeys(
         # An OpenSSL newer than Python's list of names says it in words.
@@ -192,7 +192,7 @@ _BY_TLS: Mapping[str, str] = {
     **dict.fromkeys(
         ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"), _NO_TLS
     ),
-    "UNRECOGNIZED_NAME": "has no certificate for this name; look at the host name in redis.url",
+    "UNRECOGNIZED_NAME": "has no certificate for this name; look at the host name in its URL",
     "TOO_SMALL": "has a certificate with a key that is too weak",
     "TOO_WEAK": "has a certificate whose key or signature is too weak",
 }
@@ -236,7 +236,7 @@ def in_our_words(error: Exception, at: str) -> StoreError | DamagedKey | None:
     if isinstance(error.__cause__, exceptions.RedisError):
         error = error.__cause__  # redis-py wraps what goes wrong while it connects
     if isinstance(error, exceptions.InvalidResponse):
-        return ConfigurationRefused(f"what answers at {at} is not Redis; check redis.url")
+        return ConfigurationRefused(f"what answers at {at} is not Redis; check the URL")
     code = getattr(error, "status_code", None)
     if code or isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError):
         return of_reply(f"{code or ''} {error}".strip(), at)

@@ -238,6 +238,6 @@ async def check_rights(pipe: Pipe, keys: Keys) -> None:
     script that is refused a command has already done what precedes it: therefore this comes first."""
     if missing := await missing_rights(pipe, keys):
         raise ConfigurationRefused(
-            f"the user in redis.url may not use {', '.join(missing)} on keys {keys.namespace}:*; allow them "
+            f"the user of Redis' URL may not use {', '.join(missing)} on keys {keys.namespace}:*; allow them "
             "as deploy/users.acl does"
         )

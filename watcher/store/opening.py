@@ -53,7 +53,7 @@ async def make_contact(pipe: Pipe, url: str, *, patience_s: float = PATIENCE_S) 
         raise await _why(error, url) from error
     parts = answer if isinstance(answer, list) and len(answer) == 2 else [None]
     if not all(isinstance(part, bytes) and part.isdigit() for part in parts):
-        raise ConfigurationRefused(f"what answers at {at} is not Redis; check redis.url")
+        raise ConfigurationRefused(f"what answers at {at} is not Redis; check the URL")
 
 
 async def _is_sentinel(pipe: Pipe) -> bool:
@@ -85,7 +85,7 @@ async def _why(error: StoreError, url: str) -> StoreError:
     if await _speaks_tls(host, port):
         return ConfigurationRefused(f"Redis at {at} speaks TLS; use rediss://, or its port without TLS")
     if (await _said(host, port, b"HEAD / HTTP/1.0\r\n\r\n") or b"").startswith(b"HTTP/"):
-        return ConfigurationRefused(f"what answers at {at} is not Redis, but a web server; check redis.url")
+        return ConfigurationRefused(f"what answers at {at} is not Redis, but a web server; check the URL")
     is_cut_off = isinstance(error.__cause__, NoConnection) and error.__cause__.status_code is None
     if len(found) == 1 and is_cut_off:
         return StoreUnreachable(
