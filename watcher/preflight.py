@@ -64,7 +64,8 @@ async def try_server(file: Settings) -> AsyncIterator[Tried]:
     try:
         if url == "embedded" and not is_made(settings.data_dir):
             engine = find_engine()
-            yield Tried("redis", name, "ok", f"`watcher run` will start {engine.name} in {settings.data_dir}")
+            folder = settings.data_dir.absolute()
+            yield Tried("redis", name, "ok", f"`watcher run` will start {engine.name} in {folder}")
             return
         async with open_store(settings) as store:
             started = time.monotonic()

@@ -147,7 +147,11 @@ class RedisSettings(Section):
         description="where state lives: `embedded`, or the URL of a Redis",
     )
     namespace: Name = Field("watcher", description="prefix of every key")
-    data_dir: Path = Field(Path(".watcher"), description="embedded only: where its state survives a restart")
+    data_dir: Path = Field(
+        Path(".watcher"),
+        description="embedded only: where its state survives a restart; relative to the folder in which a "
+        "command starts",
+    )
     max_memory: Size = Field(
         "1GB", description="embedded only: how much memory its server may use; see REDIS.md"
     )

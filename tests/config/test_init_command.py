@@ -70,7 +70,10 @@ def test_it_refuses_to_overwrite_and_says_what_to_do() -> None:
     Path("watcher.toml").write_text("mine")
     result = init()
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: watcher.toml is there already; --force replaces it\n"
+    assert result.stderr == (
+        "Error: watcher.toml is there already: name another file (watcher init other.toml), or replace it "
+        "with --force\n"
+    )
     assert Path("watcher.toml").read_text() == "mine"
     assert init("--force").exit_code == 0
     assert Path("watcher.toml").read_text() == example()

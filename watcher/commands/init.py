@@ -89,7 +89,9 @@ def command(*, path: Path, provider: str | None, to: str | None, is_forced: bool
 
 
 def _there_already(path: Path) -> click.ClickException:
-    return click.ClickException(f"{path} is there already; --force replaces it")
+    return click.ClickException(
+        f"{path} is there already: name another file (watcher init other.toml), or replace it with --force"
+    )
 
 
 def _asked(question: str, option: str, choices: dict[str, str], usual: str) -> str:
