@@ -33,7 +33,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def completed(line: str, file: Path | None = None) -> list[str]:
-    """What bash is offered for the last word of a line; watcher says nothing else and does not fail."""
+    """The completions in bash of the last word of a line; watcher prints nothing else and does not fail."""
     words = line.split(" ")
     named = {"WATCHER_CONFIG": str(file)} if file else {}
     done = watcher(

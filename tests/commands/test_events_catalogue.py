@@ -27,7 +27,7 @@ EVERYTHING = WARNED.model_copy(update={"events": ("*",)})
 
 
 def bodies(snapshots: tuple[Snapshot, ...]) -> list[bytes]:
-    """What a subscription that wants everything is sent."""
+    """The bodies that a subscription to everything gets."""
     made = steps(snapshots, subscriptions=(EVERYTHING,))
     origin = Origin("treasury", "loopring", made[-1].state.sequence, NOW_MS, NOW_MS + MINUTE_MS)
     interest, later = Interest({"ops": EVERYTHING}), NOW_MS + 100 * MINUTE_MS

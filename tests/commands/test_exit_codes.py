@@ -98,7 +98,7 @@ secret_key = "wkey_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 
 @pytest.fixture(autouse=True)
 def _without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tried again is tried at once: each command here is refused by its server several times."""
+    """Retry without waits: each command here is refused by its server several times."""
     monkeypatch.setattr(client, "ExponentialWithJitterBackoff", lambda **_: NoBackoff())
 
 
@@ -335,7 +335,7 @@ async def within(limit_s: float, ending: Awaitable[Ended]) -> Ended:
 
 
 def complaint(done: Ended) -> str:
-    """What a command that could not do its part says: one sentence on stderr."""
+    """The message of a command that failed: one sentence on stderr."""
     assert "Traceback" not in done.out + done.err
     assert "canary" not in done.out + done.err
     (line,) = (line for line in done.err.splitlines() if not line.startswith("warning:"))

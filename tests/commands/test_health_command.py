@@ -158,7 +158,7 @@ MOST_TIMES_NOTHING = 10
 
 
 def spent_s(*arguments: str) -> "tuple[float, subprocess.CompletedProcess[str]]":
-    """Run Python to its end; says what it took of the processor, as other work must not count."""
+    """Run Python to its end; returns its CPU time, because other work must not count."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, *arguments],

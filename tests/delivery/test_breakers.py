@@ -21,7 +21,7 @@ GOOD = Results(0, 100, 1)
 
 
 class Shared:
-    """One breaker, as Redis would keep it; counts what it is asked."""
+    """One breaker, as Redis would keep it; counts the calls."""
 
     is_apart = False
 
@@ -99,7 +99,7 @@ def an_attempt(answer: Answer, retry_after_s: float | None = None) -> Attempt:
 async def note(
     breakers: SubscriptionBreakers, *answers: Answer, account: str = "a", retry_after_s: float | None = None
 ) -> int:
-    """Note attempts; returns how many may start then."""
+    """Record attempts; returns how many may start afterwards."""
     for answer in answers:
         await breakers.note(OPS, account, an_attempt(answer, retry_after_s))
     return breakers.capacity(OPS, 0, 0)

@@ -18,9 +18,9 @@ from tests.support.raw_subscribers import (
     a_sink,
     a_target,
     answering,
+    never_answer,
     not_speaking_tls,
     open_files,
-    silence,
     subscribing,
 )
 from tests.support.tls_subscribers import a_certificate, a_client_trusting
@@ -134,7 +134,7 @@ async def test_an_invalid_name_is_an_error_of_the_attempt(host: str) -> None:
 
 
 async def test_a_refused_connection_is_named_as_such() -> None:
-    async with subscribing(silence) as subscriber:
+    async with subscribing(never_answer) as subscriber:
         pass
     async with a_sink() as sink:
         attempt = await post(sink, subscriber.url)
@@ -200,7 +200,7 @@ async def hanging_up(peer: Peer) -> None:
     [
         (not_speaking_tls, {"TLS failed: its port does not speak TLS"}),
         (hanging_up, {"TLS failed: it hung up during the handshake"}),
-        (silence, {NO_CONNECTION}),
+        (never_answer, {NO_CONNECTION}),
     ],
 )
 async def test_a_port_that_does_not_speak_tls_ends_the_attempt(script: Script, errors: set[str]) -> None:
@@ -217,7 +217,7 @@ async def test_a_peer_that_never_closes_tls_holds_no_connection_open(
     is_counted = asyncio.Event()
 
     async def script(peer: Peer) -> None:
-        await peer.hear()
+        await peer.receive()
         peer.stop_reading()
         await is_counted.wait()
         peer.read_on()

@@ -18,9 +18,9 @@ from tests.support.raw_subscribers import (
     a_sink,
     a_target,
     answering,
+    never_answer,
     not_speaking_tls,
     open_files,
-    silence,
     subscribing,
 )
 from watcher.delivery.webhook import WebhookSink, WebhookTarget
@@ -54,7 +54,7 @@ async def dead_endpoints() -> AsyncIterator[tuple[dict[str, list[str]], Subscrib
     refusing = socket.create_server(("127.0.0.1", 0))
     refused = refusing.getsockname()[1]
     refusing.close()
-    async with subscribing(silence, host="0.0.0.0") as hung, subscribing(not_speaking_tls) as plain:
+    async with subscribing(never_answer, host="0.0.0.0") as hung, subscribing(not_speaking_tls) as plain:
         urls_by_death = {
             "hung": [hung.url_at(f"127.0.{n // 250 + 1}.{n % 250 + 1}") for n in range(1000)],
             "unnamed": [f"http://{n}.dead.example/" for n in range(100)],

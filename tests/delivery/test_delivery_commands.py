@@ -507,11 +507,11 @@ async def test_dropping_an_event_in_flight_sends_the_next_one_after_its_attempt(
 
     async def script(peer: Peer) -> None:
         while True:
-            request = await peer.hear()
+            request = await peer.receive()
             ids.append(json.loads(request.body)["id"])
             if len(ids) == 2:
                 await may_answer.wait()
-            await peer.say(answer if len(ids) == 2 else REFUSED if len(ids) == 1 else OK)
+            await peer.send(answer if len(ids) == 2 else REFUSED if len(ids) == 1 else OK)
 
     async with subscribing(script) as subscriber:
         one = backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url)

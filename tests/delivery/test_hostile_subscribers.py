@@ -21,8 +21,8 @@ from tests.support.raw_subscribers import (
     a_sink,
     a_target,
     answering,
+    never_answer,
     open_files,
-    silence,
     subscribing,
 )
 from watcher.delivery.sink import Attempt
@@ -133,8 +133,8 @@ async def outcome_when(script: Script, sink: WebhookSink) -> int | str | None:
 
 def saying_and_closing(answer: bytes) -> Script:
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(answer)
+        await peer.receive()
+        await peer.send(answer)
 
     return script
 
@@ -176,12 +176,12 @@ async def test_any_bytes_that_come_back_make_an_attempt() -> None:
     samples = [answer for answer, _ in ANSWERS.values() if len(answer) < 1000]
 
     async def script(peer: Peer) -> None:
-        await peer.hear()
+        await peer.receive()
         answer = bytearray(chance.choice(samples))
         for _ in range(chance.randrange(4)):
             at = chance.randrange(len(answer) + 1)
             answer[at : at + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
-        await peer.say(bytes(answer))
+        await peer.send(bytes(answer))
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
@@ -195,9 +195,9 @@ async def test_any_bytes_that_come_back_make_an_attempt() -> None:
 
 def pouring(first: bytes, piece: bytes) -> Script:
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(first)
-        await peer.say_for_ever(piece)
+        await peer.receive()
+        await peer.send(first)
+        await peer.send_endlessly(piece)
 
     return script
 
@@ -257,10 +257,10 @@ async def test_a_thousand_floods_leave_no_memory_behind() -> None:
 
 async def test_no_more_of_an_answer_is_read_than_the_limit() -> None:
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % length + length * b"x")
-        await peer.hear()
-        await peer.say(OK)
+        await peer.receive()
+        await peer.send(b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % length + length * b"x")
+        await peer.receive()
+        await peer.send(OK)
 
     connections = {}
     for length in (ANSWER_LIMIT - 100, ANSWER_LIMIT):
@@ -275,10 +275,10 @@ async def test_no_more_of_an_answer_is_read_than_the_limit() -> None:
 @pytest.mark.usefixtures("quiet")
 async def test_unsolicited_bytes_on_an_idle_connection_are_not_kept() -> None:
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(OK)
+        await peer.receive()
+        await peer.send(OK)
         await asyncio.sleep(0.01)
-        await peer.say_for_ever(1000 * OK)
+        await peer.send_endlessly(1000 * OK)
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         assert (await sink.send(a_target(subscriber), [a_delivery()], 1)).status == 200
@@ -290,10 +290,10 @@ async def test_a_408_on_an_idle_connection_is_not_the_answer_to_the_next_post() 
     has_spoken = asyncio.Event()
 
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(OK)
+        await peer.receive()
+        await peer.send(OK)
         await asyncio.sleep(0.01)
-        await peer.say(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        await peer.send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
         has_spoken.set()
         await peer.wait_for_the_end()
 
@@ -310,7 +310,7 @@ async def test_a_408_on_an_idle_connection_is_not_the_answer_to_the_next_post() 
 
 
 async def never_answering(peer: Peer) -> None:
-    await peer.hear()
+    await peer.receive()
     await peer.wait_for_the_end()
 
 
@@ -323,15 +323,15 @@ async def never_reading(peer: Peer) -> None:
 
 def dripping(first: bytes, drops: bytes) -> Script:
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(first)
-        await peer.say(*(drops[n : n + 1] for n in range(len(drops))), pause_s=SHORT_S / 5)
+        await peer.receive()
+        await peer.send(first)
+        await peer.send(*(drops[n : n + 1] for n in range(len(drops))), pause_s=SHORT_S / 5)
 
     return script
 
 
 SLOW: dict[str, tuple[Script, int | str]] = {
-    "says nothing": (silence, NO_ANSWER),
+    "says nothing": (never_answer, NO_ANSWER),
     "says nothing to a request": (never_answering, NO_ANSWER),
     "does not read": (never_reading, NO_ANSWER),
     "drips its status line": (dripping(b"HTT", b"P/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"), NO_ANSWER),
@@ -395,8 +395,8 @@ async def test_a_reset_ends_the_attempt_and_an_earlier_status_counts(
 ) -> None:
     async def script(peer: Peer) -> None:
         if hears:
-            await peer.hear()
-        await peer.say(says)
+            await peer.receive()
+        await peer.send(says)
         await asyncio.sleep(0.02)
         peer.reset()
 
@@ -417,7 +417,7 @@ async def test_an_answer_before_the_request_was_read_counts(
 ) -> None:
     async def script(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
-        await peer.say(b"HTTP/1.1 413 Too much\r\nContent-Length: 2\r\n\r\nno")
+        await peer.send(b"HTTP/1.1 413 Too much\r\nContent-Length: 2\r\n\r\nno")
         if not hangs_up:
             await peer.wait_for_the_end()
 

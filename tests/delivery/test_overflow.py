@@ -111,14 +111,14 @@ async def test_dropping_a_head_in_flight_delays_its_queue_no_longer_than_a_retry
 
     async def script(peer: Peer) -> None:
         nonlocal answered_at
-        await peer.hear()
+        await peer.receive()
         await may_answer.wait()
         answered_at = time.monotonic()
-        await peer.say(answer)
+        await peer.send(answer)
         while True:
-            await peer.hear()
+            await peer.receive()
             heard_at.append(time.monotonic())
-            await peer.say(OK)
+            await peer.send(OK)
 
     heard_at: list[float] = []
     async with subscribing(script) as subscriber:

@@ -184,9 +184,9 @@ def dying_after(answers: int, *, by_reset: bool = False, after_s: float = 0) -> 
         if peer.number > 1:
             await answering(OK)(peer)
         for _ in range(answers):
-            await peer.hear()
-            await peer.say(OK)
-        await peer.hear()
+            await peer.receive()
+            await peer.send(OK)
+        await peer.receive()
         await asyncio.sleep(after_s)
         if by_reset:
             peer.reset()
@@ -219,10 +219,10 @@ async def test_a_new_connection_that_dies_gets_no_second_try(by_reset: bool) -> 
 
 async def test_there_is_one_second_try() -> None:
     async def script(peer: Peer) -> None:
-        await peer.hear()
+        await peer.receive()
         if peer.number == 1:
-            await peer.say(OK)
-            await peer.hear()
+            await peer.send(OK)
+            await peer.receive()
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
@@ -236,13 +236,13 @@ async def test_the_second_try_does_not_meet_another_old_connection() -> None:
     is_crowded = asyncio.Event()
 
     async def script(peer: Peer) -> None:
-        await peer.hear()
+        await peer.receive()
         if len(peer.subscriber.requests) == 5:
             is_crowded.set()
         await is_crowded.wait()
-        await peer.say(OK if peer.number <= 5 else CLOSING)
+        await peer.send(OK if peer.number <= 5 else CLOSING)
         if peer.number <= 5:
-            await peer.hear()
+            await peer.receive()
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
@@ -266,10 +266,10 @@ async def test_an_old_connection_that_took_its_time_to_die_is_a_failed_attempt(
 
 async def test_the_second_try_shares_the_deadline() -> None:
     async def script(peer: Peer) -> None:
-        await peer.hear()
+        await peer.receive()
         if peer.number == 1:
-            await peer.say(OK)
-            await peer.hear()
+            await peer.send(OK)
+            await peer.receive()
             await asyncio.sleep(0.5)
         else:
             await peer.wait_for_the_end()
@@ -285,8 +285,8 @@ async def test_the_second_try_shares_the_deadline() -> None:
 
 async def test_a_connection_that_closed_while_idle_is_not_used() -> None:
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(OK)
+        await peer.receive()
+        await peer.send(OK)
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
@@ -365,10 +365,10 @@ async def test_a_large_cookie_hides_neither_retry_after_nor_the_body_and_keeps_t
 
 async def test_a_request_that_an_old_connection_answered_is_not_sent_again() -> None:
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(OK)
-        await peer.hear()
-        await peer.say(b"HTTP/1.1 200 OK\r\nConte")
+        await peer.receive()
+        await peer.send(OK)
+        await peer.receive()
+        await peer.send(b"HTTP/1.1 200 OK\r\nConte")
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         statuses = [(await sink.send(a_target(subscriber), [a_delivery()], 1)).status for _ in range(2)]
@@ -378,8 +378,8 @@ async def test_a_request_that_an_old_connection_answered_is_not_sent_again() -> 
 
 async def test_the_part_of_a_broken_body_that_came_is_kept() -> None:
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(b"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\nout of", b" order", pause_s=0.01)
+        await peer.receive()
+        await peer.send(b"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\nout of", b" order", pause_s=0.01)
 
     attempt, _ = await attempt_at(script)
     assert attempt.excerpt == "out of order"

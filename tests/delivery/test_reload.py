@@ -73,15 +73,15 @@ def sequences(requests: Sequence[Request]) -> list[int]:
 
 
 async def never_answering(peer: Peer) -> None:
-    await peer.hear()
+    await peer.receive()
     await peer.wait_for_the_end()
 
 
 async def gone_in_a_moment(peer: Peer) -> None:
     """It is asked before the reload, and answers after it."""
-    await peer.hear()
+    await peer.receive()
     await asyncio.sleep(0.3)
-    await peer.say(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
+    await peer.send(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
 
 
 @pytest.mark.parametrize("reloads_before", [0, 2])
@@ -109,8 +109,8 @@ async def test_a_url_changed_during_an_attempt_gets_no_more_and_the_new_one_gets
 
 
 async def gone_for_good(peer: Peer) -> None:
-    await peer.hear()
-    await peer.say(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
+    await peer.receive()
+    await peer.send(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
 
 
 async def until_paused(one: Backlogs) -> None:

@@ -66,7 +66,7 @@ class Reader:
 
     @contextmanager
     def running(self, text: str, *, until: str) -> Iterator[Path]:
-        """Run commands that stay, until they have said something; yields the file of what they say."""
+        """Run commands in the background until they print something; yields the file of their output."""
         said = self.folder / f"said-{len(list(self.folder.glob('said-*')))}"
         with said.open("wb") as output:
             process = subprocess.Popen(

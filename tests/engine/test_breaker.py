@@ -53,7 +53,7 @@ def opened(now_ms: int = NOW_MS, before: Breaker | None = None) -> Breaker:
 
 
 def probing(results: str, breaker: Breaker | None = None, **failure: Any) -> Breaker:
-    """How a breaker stands after probes, each as soon as it may be made: 1 is delivered, 0 is not."""
+    """The breaker after some probes, each made as soon as possible: 1 is delivered, 0 is not."""
     after = breaker or opened()
     for result in results:
         now_ms = max(after.open_until_ms, NOW_MS)
@@ -533,7 +533,7 @@ def test_unanswered_subscriptions_leave_half_and_unknown_ones_take_one_of_the_la
 def test_a_healthy_subscription_without_attempts_in_flight_always_finds_capacity(
     happened: list[tuple[str, bool, int]],
 ) -> None:
-    """A few subscriptions take all they can get, and fail or deliver in any order."""
+    """A few subscriptions use all the capacity they get, and fail or deliver in any order."""
     concurrency, names = Concurrency(20), "abcdef"
     in_flight, fails = dict.fromkeys(names, 0), dict.fromkeys(names, False)
     for now_s, (name, is_delivered, ends) in enumerate(happened):

@@ -79,7 +79,7 @@ class Model:
         self._turn_ms = 0.0
 
     def run(self, events: Sequence[tuple[float, int]], until_ms: float) -> None:
-        """Let events (time, queue) come, in order, and go on until then."""
+        """Let events (time, queue) arrive, in order, and run until then."""
         coming, now_ms = 0, 0.0
         while now_ms <= until_ms:
             while coming < len(events) and events[coming][0] <= now_ms:
@@ -97,7 +97,7 @@ class Model:
             now_ms = max(min(nexts), now_ms + 0.01)
 
     def _start(self, now_ms: float) -> float:
-        """Start what may be; returns when there may be more to start."""
+        """Start all attempts that may start; returns when more may."""
         breaker, at_ms = self.breaker, int(NOW_MS + now_ms)
         if (backoff_ms := decide.backs_off_until_ms(breaker) - at_ms) > 0:
             return now_ms + backoff_ms if math.isfinite(backoff_ms) else math.inf

@@ -22,7 +22,7 @@ OPS, SHOP = Key("delivery", "ops"), Key("poll", "shop")
 
 
 class Index:
-    """Names what is due, once for each time that a test says so."""
+    """Returns what is due, once each time that a test says so."""
 
     def __init__(self) -> None:
         self.named: list[Due] = []

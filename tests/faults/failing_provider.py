@@ -14,7 +14,15 @@ from typing import Self
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from tests.support.provider_staging import TOKENS_PATH, Reply, Stage, a_balance, a_token_list, answer, silence
+from tests.support.provider_staging import (
+    TOKENS_PATH,
+    Reply,
+    Stage,
+    a_balance,
+    a_token_list,
+    answer,
+    never_answer,
+)
 from tests.support.tls_subscribers import a_certificate
 
 NAME = "provider.test"
@@ -38,7 +46,7 @@ ANSWERS: dict[str, Reply] = {
     "status-500": answer(b"", 500),
     "status-429": answer(b"", 429),
     "status-429-wait": answer(b"", 429, headers={"Retry-After": "1"}),
-    "hang": silence,
+    "hang": never_answer,
     "late": late,
     "reset": reset,
 }

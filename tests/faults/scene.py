@@ -241,7 +241,7 @@ class Scene:
         return all(said.items() <= balances.get(name, {}).items() for name, said in true.items())
 
     async def _is_log_full(self) -> bool:
-        """Whether a shard's log came to its bound: a hundred thousand events do not fit."""
+        """Whether a shard's log reached its bound: a hundred thousand events do not fit."""
         sizes = [await self.pipe.command("HGET", self.keys.sizes(shard), "log") for shard in range(SHARDS)]
         return max(int(size or 0) for size in sizes) > 0.9 * BOUNDS.log
 
@@ -254,7 +254,7 @@ class Scene:
         return sorted({name.decode() for queue in queues for name in queue}.difference(spared))
 
     def _complaints(self, may_say: Collection[str]) -> list[str]:
-        """What no worker should ever say."""
+        """Log lines that no worker should ever write."""
         never = {"bug", "library.failed", "library.warned", "worker.cut_off"}.difference(may_say)
         said = [
             f"{worker.name} logged {line}"

@@ -145,13 +145,13 @@ class WorkerProcess:
             return await self.process.wait()
 
     async def _until_it_handles(self, number: signal.Signals, *, within_s: float = 20) -> None:
-        """Wait until it handles a signal that would end it at once before, or has ended."""
+        """Wait until it handles a signal that would have ended it before, or has ended."""
         async with asyncio.timeout(within_s):
             while self.is_running and not self.handles(number):  # noqa: ASYNC110
                 await asyncio.sleep(_TICK_S)
 
     def handles(self, number: signal.Signals) -> bool:
-        """Say whether it handles a signal by now."""
+        """Return whether it handles a signal now."""
         return bool(self._handled() >> (number - 1) & 1)
 
     def _handled(self) -> int:

@@ -15,8 +15,8 @@ from tests.support.raw_subscribers import (
     Peer,
     Script,
     answering,
+    never_answer,
     open_files,
-    silence,
     subscribing,
 )
 from tests.support.tls_subscribers import NAME, a_certificate, a_client_trusting
@@ -88,7 +88,7 @@ def test_an_answer_sent_before_the_request_is_read_is_the_answer(
     loop: Callable[[], asyncio.AbstractEventLoop], says: bytes, outcome: int | type[NoAnswer]
 ) -> None:
     async def script(peer: Peer) -> None:
-        await peer.say(says)
+        await peer.send(says)
         await peer.wait_for_the_end()
 
     async def main() -> None:
@@ -135,7 +135,7 @@ async def test_a_cancelled_caller_leaves_the_lookup_to_the_others() -> None:
 
 @pytest.mark.parametrize("host", [".hooks.example", "a..b", 64 * "x" + ".example"])
 async def test_a_name_that_tls_cannot_send_is_invalid(host: str) -> None:
-    async with subscribing(silence) as server:
+    async with subscribing(never_answer) as server:
         pool = a_pool(Dialer(FakeDns({host: ["127.0.0.1"]})))
         with pytest.raises(NoHostName):
             await get(pool, server.port, host=host, is_tls=True)
@@ -143,7 +143,7 @@ async def test_a_name_that_tls_cannot_send_is_invalid(host: str) -> None:
 
 
 async def test_of_thousands_of_addresses_some_are_judged_and_fewer_tried() -> None:
-    async with subscribing(silence) as server:
+    async with subscribing(never_answer) as server:
         pass
     judged = []
     many = [f"127.0.{number // 250}.{number % 250 + 1}" for number in range(5000)]
@@ -157,8 +157,8 @@ async def test_of_thousands_of_addresses_some_are_judged_and_fewer_tried() -> No
 
 def saying(*pieces: bytes) -> Script:
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(*pieces)
+        await peer.receive()
+        await peer.send(*pieces)
 
     return script
 
@@ -167,9 +167,9 @@ FAILURES: dict[type[NoAnswer], tuple[Script, str]] = {
     Disconnected: (saying(), NAME),
     NotHttp: (saying(b"220 mail.example ESMTP\r\n"), NAME),
     TooLong: (saying(1000 * b"HTTP/1.1 100 Continue\r\n\r\n"), NAME),
-    TimedOut: (silence, NAME),
-    NoConnection: (silence, "refusing.example"),
-    Unresolved: (silence, "unknown.example"),
+    TimedOut: (never_answer, NAME),
+    NoConnection: (never_answer, "refusing.example"),
+    Unresolved: (never_answer, "unknown.example"),
 }
 
 
@@ -211,7 +211,7 @@ def test_a_connection_cancelled_as_it_is_made_leaves_no_reference_cycle() -> Non
         connecting: asyncio.Task[None]
 
     async def main() -> None:
-        async with subscribing(silence) as server:
+        async with subscribing(never_answer) as server:
             dialer, place = Dialer(FakeDns(KNOWN)), Place(NAME, server.port, False)
             pool = a_pool(dialer)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from tests.support.raw_subscribers import OK, FakeDns, Peer, Subscriber, answering, silence, subscribing
+from tests.support.raw_subscribers import OK, FakeDns, Peer, Subscriber, answering, never_answer, subscribing
 from watcher.http.dial import Dialer
 from watcher.http.pool import Pool
 from watcher.http.wire import Answer, Limits, TimedOut, head_of, place_of
@@ -40,11 +40,11 @@ async def test_concurrent_requests_have_a_connection_each() -> None:
     are_all = asyncio.Event()
 
     async def script(peer: Peer) -> None:
-        await peer.hear()
+        await peer.receive()
         if len(peer.subscriber.requests) == 5:
             are_all.set()
         await are_all.wait()
-        await peer.say(OK)
+        await peer.send(OK)
         await peer.wait_for_the_end()
 
     async with subscribing(script) as server, a_pool() as pool:
@@ -61,7 +61,7 @@ async def test_concurrent_requests_are_limited() -> None:
 
 
 async def test_the_wait_for_a_free_connection_is_within_the_deadline() -> None:
-    async with subscribing(silence) as server, a_pool(limit=1) as pool:
+    async with subscribing(never_answer) as server, a_pool(limit=1) as pool:
         first, second = await asyncio.gather(
             post(pool, server, deadline_s=0.2), post(pool, server, deadline_s=0.1), return_exceptions=True
         )
@@ -75,8 +75,8 @@ async def test_an_idle_connection_is_closed_after_a_while() -> None:
     has_ended = asyncio.Event()
 
     async def script(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(OK)
+        await peer.receive()
+        await peer.send(OK)
         await peer.wait_for_the_end()
         has_ended.set()
 
@@ -88,9 +88,9 @@ async def test_an_idle_connection_is_closed_after_a_while() -> None:
 
 async def test_a_request_that_was_cancelled_leaves_no_connection_to_the_next() -> None:
     async def script(peer: Peer) -> None:
-        await peer.hear()
+        await peer.receive()
         if peer.number > 1:
-            await peer.say(OK)
+            await peer.send(OK)
         await peer.wait_for_the_end()
 
     async with subscribing(script) as server, a_pool() as pool:
@@ -142,15 +142,15 @@ async def test_no_request_gets_the_answer_to_another(said: bytes, is_later: bool
     has_ended = asyncio.Event()
 
     async def script(peer: Peer) -> None:
-        await peer.hear()
+        await peer.receive()
         if peer.number == 1:
             try:
-                await peer.say(*(said.partition(b"\r\n\r\n") if is_later else (said,)), pause_s=0.005)
+                await peer.send(*(said.partition(b"\r\n\r\n") if is_later else (said,)), pause_s=0.005)
                 await peer.wait_for_the_end()
             finally:
                 has_ended.set()
         else:
-            await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue")
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue")
 
     async with subscribing(script) as server, a_pool() as pool:
         first = await post(pool, server, rest_s=0.05)

@@ -199,7 +199,7 @@ POLLS = st.lists(
 
 
 def lasting(polls: Sequence[tuple[int, Snapshot]]) -> list[bool]:
-    """Say of each poll, by the words of the contract, whether what it says of absent assets may count."""
+    """Return for each poll, by the contract, whether absent assets may count as zero."""
     empty_at: list[int] = []
     lasts = []
     for at_s, snapshot in polls:

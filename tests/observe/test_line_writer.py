@@ -27,7 +27,7 @@ def no_loss(lines: int) -> None:
 
 
 class Reader:
-    """What stands behind stdout: reads, or does not for a while, or has gone."""
+    """The reader of stdout: it reads, pauses, or has closed."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []

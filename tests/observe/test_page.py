@@ -63,7 +63,7 @@ async def a_page(worker: Worker, token: str | None = None) -> AsyncIterator[int]
 
 @asynccontextmanager
 async def some_books(rig: Rig, *names: str) -> AsyncIterator[tuple[Books, Worker]]:
-    """A namespace to write into, and a worker that has its store open and polls nothing."""
+    """A namespace to write into, and a worker with an open store that polls nothing."""
     accounts = {name: an_account(name) for name in names or ("treasury",)}
     settings = rig.settings.model_copy(update={"account_by_name": accounts})
     async with connect(settings.redis.url.get_secret_value()) as client:
@@ -553,7 +553,7 @@ async def test_in_a_browser_with_too_many_accounts_the_head_counts_only_those_it
 
 
 async def state_of(browser: Browser, words: str) -> object:
-    """What the head of the page says, once it says these words."""
+    """The text of the page's head, once it contains these words."""
     await browser.until(f"document.getElementById('state')?.textContent.includes({words!r})")
     return await browser.value("document.getElementById('state').textContent")
 

@@ -61,7 +61,7 @@ class Bench:
         )
 
     async def begin(self) -> None:
-        """Leave what workers left that were here until now."""
+        """Write what workers leave that ran until now."""
         await self.configured.add(self.settings)
         now_ms = await self.store.now_ms()
         await self.store.roster.enroll({PROVIDER: [*self.settings.account_by_name]}, now_ms=now_ms)
@@ -89,7 +89,7 @@ class Bench:
         await self.store.pipe.command("SET", self.store.keys.watch(), f"{now_ms - since_ms} {now_ms}")
 
     async def agreed(self) -> set[str]:
-        """Look as a worker does every second; returns which accounts are stale, once all say the same."""
+        """Check as a worker does every second; returns the stale accounts, once all sources agree."""
         await self.configured.poll_work.look_stale()
         status = await read_lines(Configuration(self.settings))
         by_status = {

@@ -40,7 +40,7 @@ from watcher.store.schedule import Reply
 
 
 class Contested(Polls):
-    """A faster worker: it commits the same account right before this one does, so many times."""
+    """A faster worker, which commits the same account right before this one, so many times."""
 
     rivals = 0
     is_repeated = False
@@ -123,7 +123,7 @@ class Polled:
         return self.store.schedule.now_ms() + self.ahead_ms
 
     async def look_stale(self, *, first_seen_ms: int = 0, watched_since_ms: int = 0) -> list[Any]:
-        """Look whether the account is stale; returns what was logged."""
+        """Check whether the account is stale; returns what was logged."""
         with capture_logs() as lines:
             await self.poller.look_stale(
                 self.account, first_seen_ms=first_seen_ms, watched_since_ms=watched_since_ms

@@ -27,8 +27,8 @@ from tests.support.provider_staging import (
     loopring_settings,
     metakeep_account,
     metakeep_settings,
+    never_answer,
     raw,
-    silence,
 )
 from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, provider_class
 from watcher.providers.evm import NATIVE, Evm
@@ -259,7 +259,7 @@ async def test_a_cookie_is_not_sent_back(kind: str) -> None:
 SLACK_S = 1.0  # of a machine that does other things as well
 HEAD = b"HTTP/1.1 200 OK\r\n"
 ENDLESS = {
-    "silence": silence,
+    "silence": never_answer,
     "a header every now and then": dripping(HEAD, b"x-a: 1\r\n", every_s=0.01),
     "interim answers": dripping(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n", every_s=0.01),
     "a body by drops": dripping(HEAD + b"Content-Length: 226\r\n\r\n", b" ", every_s=0.02),

@@ -21,8 +21,8 @@ from tests.support.provider_staging import (
     metakeep_account,
     metakeep_client,
     metakeep_settings,
+    never_answer,
     raw,
-    silence,
 )
 from watcher.providers.contract import ErrorClass, Rejected
 from watcher.providers.http import LIMIT, ProviderClient
@@ -242,7 +242,7 @@ async def test_a_failed_part_ends_the_poll() -> None:
 
 async def test_a_cancelled_poll_stays_cancelled_and_leaves_the_client_usable() -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
-        stage.replies = [silence]
+        stage.replies = [never_answer]
         asking = asyncio.create_task(client.ask(ACCOUNT))
         await stage.arrived.wait()
         asking.cancel()

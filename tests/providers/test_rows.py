@@ -343,7 +343,7 @@ async def test_of_a_declared_listing_only_changed_rows_are_read() -> None:
 
 
 class Careless(CountedLoopring):
-    """Reads an odd amount that is locked as one that cannot be."""
+    """Reads an odd locked amount as an impossible one."""
 
     def read_row(self, *arguments: Any, **named: Any) -> Line:
         line = super().read_row(*arguments, **named)

@@ -188,7 +188,7 @@ async def test_an_unreachable_target_is_a_bad_gateway(post: Post) -> None:
 
 
 async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Close with nothing left unread, which would be a reset, or not, as the system pleases."""
+    """Close with nothing left unread: that could cause a reset, depending on the system."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"(?i)content-length: ([0-9]+)", head)
     assert length

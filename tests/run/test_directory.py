@@ -32,8 +32,8 @@ HOOK = "https://hooks.example.com/in/s3cret-path"
 
 @dataclass
 class Bench:
-    """One worker's part of the directory. `late_ms` is how much later it is there, and `ticks_ms` later with
-    each look at the clock."""
+    """One worker's part of the directory. Its clock is late by `late_ms`, and by
+    `ticks_ms` more at each look."""
 
     store: Store
     configured: Configured

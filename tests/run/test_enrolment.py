@@ -53,7 +53,7 @@ class Deploy:
         await self.store.polls.commit(a_commit(await self.store.lease(account), ETH="1"))
 
     async def turn_back(self, *, minutes: int) -> None:
-        """Let accounts that were removed be so for longer."""
+        """Move the removal of accounts into the past."""
         for shard in range(SHARDS):
             key = self.store.keys.removed(shard)
             for name in await self.store.scores(key):

@@ -31,7 +31,7 @@ async def touch(store: Store, height: int | None, *, polled_at_ms: int = 7777) -
 
 
 async def state(store: Store) -> AccountState:
-    """As any worker reads it."""
+    """The state as any worker reads it."""
     found = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert found
     return found

@@ -320,7 +320,7 @@ async def taken(store: Store) -> dict[bytes, bytes]:
 
 
 async def noted_of(store: Store) -> dict[bytes, bytes]:
-    """What is noted of that."""
+    """The recorded sizes of these."""
     sizes: dict[bytes, bytes] = (await store.contents())[store.keys.sizes(SHARD)]
     return {part: size for part, size in sizes.items() if part != b"trimmed"}
 

@@ -44,7 +44,7 @@ async def polled(store: Store, lease: Lease, *, ago_ms: int = 0, version: str = 
 
 
 async def set_due(store: Store, ms: float) -> None:
-    """Let it be due so many ms from now, as the index says too."""
+    """Make it due so many ms from now, in the index too."""
     await store.due(store.keys.due_polls(SHARD), **{PROVIDER: ms})
     await store.due(store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: ms})
 
@@ -263,7 +263,7 @@ class Workers:
             self.leases = [one for one in self.leases if int(one.deadline) != int(score)] + late
 
     async def second_passes(self) -> None:
-        """Let the second pass that must lie between two polls."""
+        """Let the second pass that must be between two polls."""
         score, now = await self.score(), await self.store.now_ms()
         if score % 1 == 0 and now < score <= now + SECOND_MS:
             await set_due(self.store, 0)

@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What a service took, and the lines that people read, as they see them."""
+    """A message that a service accepted, and the lines that people read."""
 
     at: float
     lines: list[str]
@@ -250,7 +250,7 @@ Mood = Callable[[list[str]], "Answer | None"]
 @dataclass(eq=False)
 class ChatService:
     """One service on a port of its own: `async with` it. A `mood` may refuse what the rules let through;
-    while it `is_stuck`, what was taken is not answered."""
+    while it `is_stuck`, accepted messages are not answered."""
 
     format: str
     mood: Mood = lambda lines: None
@@ -283,7 +283,7 @@ class ChatService:
 
     @property
     def lines(self) -> list[str]:
-        """All that people have read, in its order, repeats included."""
+        """All lines that people have read, in order, repeats included."""
         return [line for message in self.messages for line in message.lines]
 
     async def until(self, claim: Callable[[], bool], *, within_s: float = 10) -> None:

@@ -36,7 +36,7 @@ class Seen(NamedTuple):
 
 
 class Stage:
-    """Answers every request with `reply`, or with the next of `replies`, or with what stands for its path, or
+    """Answers every request with `reply`, or with the next of `replies`, or with the reply of its path, or
     as `reply_to` says where it says something.
     """
 
@@ -129,7 +129,7 @@ def raw(sent: bytes, *, hang_up: bool = False) -> Reply:
 
 
 def dripping(head: bytes, drop: bytes, *, every_s: float) -> Reply:
-    """A head, and then one drop after the other for ever."""
+    """A head, and then one byte after the other without end."""
 
     async def reply(writer: asyncio.StreamWriter) -> None:
         writer.write(head)
@@ -141,7 +141,7 @@ def dripping(head: bytes, drop: bytes, *, every_s: float) -> Reply:
     return reply
 
 
-async def silence(writer: asyncio.StreamWriter) -> None:
+async def never_answer(writer: asyncio.StreamWriter) -> None:
     """No answer, ever."""
     await asyncio.Event().wait()
 

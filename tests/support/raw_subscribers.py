@@ -55,7 +55,7 @@ class Peer:
     subscriber: "Subscriber"
     number: int
 
-    async def hear(self) -> Request:
+    async def receive(self) -> Request:
         """Wait for a whole request. Raises IncompleteReadError when the connection ends first."""
         head = await self.reader.readuntil(b"\r\n\r\n")
         lines = head.decode().split("\r\n")[1:-2]
@@ -65,7 +65,7 @@ class Peer:
         self.subscriber.note(request)
         return request
 
-    async def say(self, *pieces: bytes, pause_s: float = 0) -> None:
+    async def send(self, *pieces: bytes, pause_s: float = 0) -> None:
         for piece in pieces:
             if self.writer.is_closing():
                 raise ConnectionResetError  # which uvloop would call a RuntimeError
@@ -73,9 +73,9 @@ class Peer:
             await self.writer.drain()
             await asyncio.sleep(pause_s)
 
-    async def say_for_ever(self, piece: bytes, *, pause_s: float = 0) -> None:
+    async def send_endlessly(self, piece: bytes, *, pause_s: float = 0) -> None:
         while True:
-            await self.say(piece, pause_s=pause_s)
+            await self.send(piece, pause_s=pause_s)
 
     async def wait_for_the_end(self) -> None:
         await self.reader.read()
@@ -173,19 +173,19 @@ def answering(*answers: bytes) -> Script:
     async def script(peer: Peer) -> None:
         remaining = list(answers)
         while True:
-            await peer.hear()
-            await peer.say(remaining.pop(0) if len(remaining) > 1 else remaining[0])
+            await peer.receive()
+            await peer.send(remaining.pop(0) if len(remaining) > 1 else remaining[0])
 
     return script
 
 
-async def silence(peer: Peer) -> None:
+async def never_answer(peer: Peer) -> None:
     await peer.wait_for_the_end()
 
 
 async def not_speaking_tls(peer: Peer) -> None:
     await peer.reader.read(1)
-    await peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
 class FakeDns(AbstractResolver):

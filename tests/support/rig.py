@@ -75,7 +75,7 @@ class Rig:
 
 
 async def assert_reconciled(settings: Settings, receiver: Receiver) -> None:
-    """Whatever a test did: the log leads to the state, and what was sent is what the catalogue says."""
+    """After any test, the log leads to the state, and what was sent matches the catalogue."""
     for event in receiver.events:
         assert_valid(json.dumps(event).encode())
     async with open_store(settings.redis) as store:

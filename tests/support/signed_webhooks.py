@@ -16,7 +16,7 @@ class Webhook(NamedTuple):
     body: bytes
 
     def but(self, **headers: str | None) -> "Webhook":
-        """The same with other headers, named without their `webhook-`; None takes one away."""
+        """The same with other headers, named without their `webhook-`; None removes one."""
         changed = self.headers | {f"webhook-{name}": value for name, value in headers.items()}
         return Webhook({name: value for name, value in changed.items() if value is not None}, self.body)
 

@@ -68,7 +68,7 @@ class Store:
         await self.pipe.command(*(("HSET", key, "is") if is_text else ("SET", key)), "damaged")
 
     async def due(self, key: str, **score_ms: float) -> None:
-        """Say when members of a schedule are due, in ms from now."""
+        """Set when members of a schedule are due, in ms from now."""
         now = await self.now_ms()
         for member, ms in score_ms.items():
             await self.pipe.command("ZADD", key, now + ms, member)
@@ -193,14 +193,14 @@ def a_delivery(
     previous: int | None = -1,
     subscription: str = OPS,
 ) -> Delivery:
-    """The delivery of an event, by default as it waits behind that of the number before it."""
+    """The delivery of an event; by default it follows that of the number before it."""
     if previous == -1:
         previous = number - 1 if number > 1 else None
     return Delivery(f"evt_{number}", event_type, number, content, subscription, previous)
 
 
 def some_deliveries(*numbers: int) -> tuple[Delivery, ...]:
-    """Deliveries that are queued one after the other, the first of them first of all."""
+    """Deliveries of one queue, in order."""
     befores = (None, *numbers)
     return tuple(
         a_delivery(number, previous=before) for before, number in zip(befores, numbers, strict=False)

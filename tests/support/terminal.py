@@ -30,7 +30,7 @@ def a_terminal(file: Path) -> Iterator[int]:
 
 
 def obeyed(shown: bytes) -> set[str]:
-    """What a terminal would obey, or could not show, and we did not mean; a line may end, and that is all."""
+    """Control and unprintable characters in an output, but for line ends: what a terminal would obey."""
     rest = _OURS.sub("", shown.decode())
     return {char for char in rest if char != "\n" and category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
 
