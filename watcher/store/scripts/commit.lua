@@ -28,45 +28,34 @@ redis.call('XLEN', log)
 redis.call('ZCARD', due_subscriptions)
 redis.call('ZCARD', due_providers)
 local log_size = tonumber(redis.call('HGET', sizes, 'log') or 0) or 0
-local steps, references, filled, filled_by_schedule, names = {}, {}, {}, {}, {}
-local lists = {}
+-- Where a step, an event or a queue begins in ARGV (at) is kept, and no copy of what stands there.
+local steps, accounts, references, filled, filled_by_schedule, names, lists = {}, {}, {}, {}, {}, {}, {}
 local key, at = 9, 3
 while KEYS[key] do
-  local account, deadline, expected, new, due, state, follows, notes = unpack(ARGV, at, at + 7)
-  local is_poll, notes_at = deadline ~= '', at + 8
-  local step = {
-    account = account, deadline = deadline, expected = expected, new = new, is_poll = is_poll, due = due,
-    state = state, follows = follows, key = key, notes = notes, notes_at = notes_at, events = {}, queues = {},
-  }
-  steps[#steps + 1] = step
-  at = notes_at + notes
-  local events = ARGV[at]
-  for i = 1, events do
-    local reference, stored, is_logged = unpack(ARGV, at + 3 * i - 2, at + 3 * i)
-    references[#references + 1] = reference
-    step.events[i] = {
-      reference = reference, stored = stored, is_logged = is_logged == '1', queued = {}, count = 0, place = #references,
-    }
+  local account, count = ARGV[at], #steps + 1
+  local events, queues = {}, {}
+  steps[count], accounts[count] = {at = at, key = key, events = events, queues = queues, previous = false}, account
+  at = at + 8 + ARGV[at + 7]
+  for i = 1, ARGV[at] do
+    local event = at + 3 * i - 2
+    references[#references + 1] = ARGV[event]
+    events[i] = {at = event, queued = {}, count = 0, place = #references}
   end
-  at = at + 1 + 3 * events
-  local queues = ARGV[at]
+  at = at + 1 + 3 * ARGV[at]
   key, at = key + 2, at + 1
-  for i = 1, queues do
-    local list, schedule = unpack(KEYS, key, key + 1)
-    local subscription, lease, deliveries = unpack(ARGV, at, at + 2)
+  for i = 1, ARGV[at - 1] do
+    local list, schedule = KEYS[key], KEYS[key + 1]
     local one = filled_by_schedule[schedule]
     if not one then
+      local subscription = ARGV[at]
       one = {at = key + 1, subscription = subscription, accounts = {}, due = {}, first = math.huge, queued = 0}
       filled_by_schedule[schedule], filled[#filled + 1], names[#names + 1] = one, one, subscription
     end
     local place = #one.accounts + 1
     one.accounts[place] = account
     lists[#lists + 1] = list
-    step.queues[i] = {
-      list = #lists, at = at + 3, deliveries = deliveries, subscription = subscription, lease = lease, filled = one,
-      place = place,
-    }
-    key, at = key + 2, at + 3 + deliveries
+    queues[i] = {at = at, list = #lists, filled = one, place = place}
+    key, at = key + 2, at + 3 + ARGV[at + 2]
   end
 end
 local alone = alone_in(lists)
@@ -79,57 +68,55 @@ for i = 1, #references, 1000 do
   for j = 1, #some do stored_before[i + j - 1] = some[j] end
 end
 
-local accounts = {}
-for i, step in ipairs(steps) do
-  accounts[i] = step.account
+local deadlines = redis.call('ZMSCORE', polls, unpack(accounts))
+local reply, next_polls, fixed, first, is_done = {}, {}, {}, math.huge, false
+for i = 1, #steps do
+  local step = steps[i]
+  local account, deadline, expected, new, due, state = unpack(ARGV, step.at, step.at + 5)
   local found = redis.call('GET', KEYS[step.key]) or ''
-  step.version = string.match(string.sub(found, 1, 16), '^%S*')
-  local bytes = ' ' .. #found
-  step.found = string.sub(found, 1, #step.expected - #bytes) .. bytes
-  if step.queues[1] then
+  local version, bytes = string.match(string.sub(found, 1, 16), '^%S*'), ' ' .. #found
+  local queues = step.queues
+  if queues[1] then
     local own = {}
-    for j, queue in ipairs(step.queues) do own[j] = queue.subscription end
-    step.previous = redis.call('HMGET', KEYS[step.key + 1], unpack(own))
-    for j in ipairs(own) do
-      local previous = step.previous[j]
-      if previous and previous ~= '0' and (#previous > 14 or not string.match(previous, '^[1-9]%d*$')) then
+    for j = 1, #queues do own[j] = ARGV[queues[j].at] end
+    local previous = redis.call('HMGET', KEYS[step.key + 1], unpack(own))
+    for j = 1, #own do
+      local one = previous[j]
+      if one and one ~= '0' and (#one > 14 or not string.match(one, '^[1-9]%d*$')) then
         return {['err'] = 'WRONGTYPE no sequence under ' .. KEYS[step.key + 1]}
       end
     end
+    step.previous = previous
   end
-end
-local deadlines = redis.call('ZMSCORE', polls, unpack(accounts))
-local reply, next_polls, fixed, first, is_done = {}, {}, {}, math.huge, false
-for i, step in ipairs(steps) do
   local answer, leased = 1, {}
-  if step.version == step.new then
+  if version == new then
     answer = 0
-    for j, queue in ipairs(step.queues) do -- what was leased the first time, unless a worker has begun since
-      if queue.lease ~= '' and queue.filled.times[queue.place] == queue.lease then
+    for j, queue in ipairs(queues) do -- what was leased the first time, unless a worker has begun since
+      local lease = ARGV[queue.at + 1]
+      if lease ~= '' and queue.filled.times[queue.place] == lease then
         local list = lists[queue.list]
         local head = waiting_in(list, 0, 0)[1] or ''
         local reference, previous = string.match(head, '^(%S+ %d+) (%S+)$')
-        if reference == step.events[tonumber(ARGV[queue.at])].reference then
+        if reference == ARGV[step.events[tonumber(ARGV[queue.at + 3])].at] then
           leased[#leased + 1], leased[#leased + 2] = j, previous
         end
       end
     end
-  elseif step.version ~= step.expected and step.found ~= step.expected then
+  elseif version ~= expected and string.sub(found, 1, #expected - #bytes) .. bytes ~= expected then
     answer = -1
   elseif
     not deadlines[i]
-    or (step.is_poll and deadlines[i] ~= step.deadline and not was_woken(deadlines[i], step.deadline))
+    or (deadline ~= '' and deadlines[i] ~= deadline and not was_woken(deadlines[i], deadline))
   then
     answer = -2
   else
     is_done = true
-    if step.is_poll then
-      local due = step.due
-      if deadlines[i] ~= step.deadline then -- it was woken meanwhile
-        due = math.min(due, woken_at(string.sub(step.state, 18)))
+    if deadline ~= '' then
+      if deadlines[i] ~= deadline then -- it was woken meanwhile
+        due = math.min(due, woken_at(string.sub(state, 18)))
       end
       next_polls[#next_polls + 1] = due
-      next_polls[#next_polls + 1] = step.account
+      next_polls[#next_polls + 1] = account
       first = math.min(first, tonumber(due))
     end
   end
@@ -139,12 +126,13 @@ if not is_done then return reply end
 
 local now = now_ms()
 local logged, taken = 0, 0
-for i, step in ipairs(steps) do
+for i = 1, #steps do
   if reply[2 * i - 1] == 1 then
-    local leased = reply[2 * i]
-    local state = step.state
-    if step.is_poll then
-      fixed[#fixed + 1] = step.account
+    local step, leased = steps[i], reply[2 * i]
+    local account, is_poll = accounts[i], ARGV[step.at + 1] ~= ''
+    local state, follows, notes = unpack(ARGV, step.at + 5, step.at + 7)
+    if is_poll then
+      fixed[#fixed + 1] = account
     else
       local last = string.match(string.sub(state, 33, 53), '^%d+ $') and 51 or 30 -- has it a height, too?
       local touched, never = redis.call('GETRANGE', KEYS[step.key], 17, last), '00000000000000'
@@ -154,56 +142,60 @@ for i, step in ipairs(steps) do
       state = string.sub(state, 1, 17) .. touched .. string.sub(state, last + 2)
     end
     redis.call('SET', KEYS[step.key], state)
-    local last = {}
-    for j, queue in ipairs(step.queues) do
+    local last, events = {}, step.events
+    for j = 1, #step.queues do
+      local queue = step.queues[j]
       local list = lists[queue.list]
+      local subscription, lease, deliveries = unpack(ARGV, queue.at, queue.at + 2)
       local one, previous, waiting = queue.filled, step.previous[j] or '-', {}
       -- What was stored of an event before may say it in other bytes: begin_queue reads those.
-      local is_ours = was_empty[queue.list] and (tonumber(queue.lease) or 0) > now
-      for k = 1, queue.deliveries do
-        local event = step.events[tonumber(ARGV[queue.at + k - 1])]
-        waiting[k] = event.reference .. ' ' .. previous
-        event.count = event.count + 1
-        event.queued[event.count] = queue.subscription .. ' ' .. previous
-        previous = string.match(event.reference, ' (%d+)$')
+      local is_ours = was_empty[queue.list] and (tonumber(lease) or 0) > now
+      for k = 1, deliveries do
+        local event = events[tonumber(ARGV[queue.at + 2 + k])]
+        local reference, count = ARGV[event.at], event.count + 1
+        waiting[k] = reference .. ' ' .. previous
+        event.count, event.queued[count] = count, subscription .. ' ' .. previous
+        previous = string.sub(reference, string.find(reference, ' ', 1, true) + 1)
         is_ours = is_ours and not stored_before[event.place]
       end
-      last[#last + 1] = queue.subscription
+      last[#last + 1] = subscription
       last[#last + 1] = previous
       append(list, alone[queue.list], was_empty[queue.list], waiting)
       one.queued = one.queued + #waiting
       if not one.times[queue.place] then -- else it waits for its retry, or is leased, and keeps its time
-        local due = is_ours and queue.lease or now
+        local due = is_ours and lease or now
         one.due[#one.due + 1] = due
-        one.due[#one.due + 1] = step.account
+        one.due[#one.due + 1] = account
         one.first = math.min(one.first, tonumber(due))
         if is_ours then leased[#leased + 1], leased[#leased + 2] = j, step.previous[j] or '-' end
       end
     end
     if last[1] then redis.call('HSET', KEYS[step.key + 1], unpack(last)) end
-    for j = step.notes_at, step.notes_at + step.notes - 1 do
-      local entry = step.follows .. ' ' .. ARGV[j]
-      redis.call('XADD', log, '*', 'account', step.account, 'entry', entry)
-      logged, taken = logged + 1, taken + #step.account + #entry + 80
+    for j = step.at + 8, step.at + 7 + notes do
+      local entry = follows .. ' ' .. ARGV[j]
+      redis.call('XADD', log, '*', 'account', account, 'entry', entry)
+      logged, taken = logged + 1, taken + #account + #entry + 80
     end
-    for _, event in ipairs(step.events) do
+    for j = 1, #events do
+      local event = events[j]
+      local reference, stored, is_logged = unpack(ARGV, event.at, event.at + 2)
       local count = event.count
-      if event.is_logged or count > 0 then
-        local entry = step.follows .. ' ' .. event.reference
+      if is_logged == '1' or count > 0 then
+        local entry = follows .. ' ' .. reference
         if count > 0 then
           local queued = table.concat(event.queued, '\n')
-          redis.call('XADD', log, '*', 'account', step.account, 'entry', entry, 'queued', queued)
+          redis.call('XADD', log, '*', 'account', account, 'entry', entry, 'queued', queued)
           taken = taken + #queued
         else
-          redis.call('XADD', log, '*', 'account', step.account, 'entry', entry)
+          redis.call('XADD', log, '*', 'account', account, 'entry', entry)
         end
-        logged, taken, count = logged + 1, taken + #step.account + #entry + #event.stored + 1 + 80, count + 1
+        logged, taken, count = logged + 1, taken + #account + #entry + #stored + 1 + 80, count + 1
       end
       if count > 0 and not stored_before[event.place] then
-        new_bodies[#new_bodies + 1] = event.reference
-        new_bodies[#new_bodies + 1] = count .. ' ' .. event.stored
+        new_bodies[#new_bodies + 1] = reference
+        new_bodies[#new_bodies + 1] = count .. ' ' .. stored
       else
-        for _ = 1, count do hold(bodies, event.reference, event.stored) end
+        for _ = 1, count do hold(bodies, reference, stored) end
       end
     end
   end
