@@ -319,7 +319,7 @@ async def test_the_acl_line_works_on_a_server_with_other_users_too(engine: str) 
 async def test_with_the_rights_of_version_0_1_the_worker_refuses_to_start(engine: str) -> None:
     (line,) = (line for line in shipped_users().splitlines() if line.startswith("user watcher "))
     lacks = [
-        *("exists", "getrange", "hscan", "ltrim", "mget", "pexpire", "rename", "setrange"),
+        *("exists", "getrange", "hscan", "ltrim", "mget", "mset", "pexpire", "rename", "setrange"),
         "zremrangebyscore",
     ]
     rights = (*line.split()[1:], *(f"-{command}" for command in lacks))

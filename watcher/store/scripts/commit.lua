@@ -44,7 +44,7 @@ while KEYS[key] do
   at = at + 1 + 3 * ARGV[at]
   key, at = key + 2, at + 1
   for i = 1, ARGV[at - 1] do
-    local list, schedule = KEYS[key], KEYS[key + 1]
+    local list, schedule = unpack(KEYS, key, key + 1)
     local one = filled_by_schedule[schedule]
     if not one then
       local subscription = ARGV[at]
@@ -125,23 +125,32 @@ end
 if not is_done then return reply end
 
 local now = now_ms()
-local logged, taken = 0, 0
+local logged, taken, values = 0, 0, {}
 for i = 1, #steps do
   if reply[2 * i - 1] == 1 then
-    local step, leased = steps[i], reply[2 * i]
-    local account, is_poll = accounts[i], ARGV[step.at + 1] ~= ''
-    local state, follows, notes = unpack(ARGV, step.at + 5, step.at + 7)
-    if is_poll then
-      fixed[#fixed + 1] = account
+    local list = KEYS[steps[i].key]
+    local deadline, state = ARGV[steps[i].at + 1], ARGV[steps[i].at + 5]
+    if deadline ~= '' then
+      fixed[#fixed + 1] = accounts[i]
     else
       local last = string.match(string.sub(state, 33, 53), '^%d+ $') and 51 or 30 -- has it a height, too?
-      local touched, never = redis.call('GETRANGE', KEYS[step.key], 17, last), '00000000000000'
+      local touched, never = redis.call('GETRANGE', list, 17, last), '00000000000000'
       if touched == '' or string.sub(state, 18, 31) == never then -- it begins, or begins anew
         touched = never .. string.sub(state, 32, last + 1)
       end
       state = string.sub(state, 1, 17) .. touched .. string.sub(state, last + 2)
     end
-    redis.call('SET', KEYS[step.key], state)
+    values[#values + 1] = list
+    values[#values + 1] = state
+  end
+end
+redis.call('MSET', unpack(values)) -- of states: the first write
+values = {}
+
+for i = 1, #steps do
+  if reply[2 * i - 1] == 1 then
+    local step, leased, account = steps[i], reply[2 * i], accounts[i]
+    local follows, notes = ARGV[step.at + 6], ARGV[step.at + 7]
     local last, events = {}, step.events
     for j = 1, #step.queues do
       local queue = step.queues[j]
@@ -160,7 +169,12 @@ for i = 1, #steps do
       end
       last[#last + 1] = subscription
       last[#last + 1] = previous
-      append(list, alone[queue.list], was_empty[queue.list], waiting)
+      if was_empty[queue.list] and deliveries == '1' then
+        values[#values + 1] = list
+        values[#values + 1] = waiting[1]
+      else
+        append(list, alone[queue.list], was_empty[queue.list], waiting)
+      end
       one.queued = one.queued + #waiting
       if not one.times[queue.place] then -- else it waits for its retry, or is leased, and keeps its time
         local due = is_ours and lease or now
@@ -201,6 +215,7 @@ for i = 1, #steps do
   end
 end
 
+for i = 1, #values, 1000 do redis.call('MSET', unpack(values, i, math.min(i + 999, #values))) end
 if next_polls[1] then
   redis.call('ZADD', polls, unpack(next_polls))
   redis.call('ZADD', due_providers, 'LT', first, provider)

@@ -37,6 +37,7 @@ local trials = {
     {'SETRANGE', redis.pcall('SETRANGE', KEYS[5], 0, '1')},
     {'GET', redis.pcall('GET', KEYS[5])},
     {'MGET', redis.pcall('MGET', KEYS[5])},
+    {'MSET', redis.pcall('MSET', KEYS[5], '1')},
     {'EXISTS', redis.pcall('EXISTS', KEYS[5])},
     {'DEL', redis.pcall('DEL', KEYS[5])},
     {'UNLINK', redis.pcall('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])},
