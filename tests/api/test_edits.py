@@ -206,6 +206,7 @@ async def test_what_the_file_defines_is_read_only_but_may_be_paused(rig: Rig) ->
             refused = await ask(api, method, path, body)
             assert refused.status == 409
             assert "configuration file" in refused.data["detail"]
+        assert "read its events with the operator's" in refused.data["detail"]
         with capture_logs() as lines:
             assert (await ask(api, "POST", "/subscriptions/ops/pause")).data["change"] == "paused"
             assert (await ask(api, "POST", "/subscriptions/ops/pause")).data["change"] == "unchanged"

@@ -283,7 +283,10 @@ class Editor:
         return await self._edit("subscription", name, decide, by)
 
     async def renew_token(self, name: str, *, by: str) -> Edited:
-        """Make a new token. The old ones stay valid for 24 hours."""
+        """Make a new token. The old ones stay valid for 24 hours. A subscription of the file has none."""
+        if self._in_force.defines("subscription", name):
+            why = "is defined in the configuration file and has no token: read its events with the operator's"
+            raise EditRefused("read_only", f"subscription {name} {why}")
 
         async def decide(record: Record | None) -> tuple[Write, Edited]:
             record, content = self._opened(name, record)
