@@ -122,6 +122,6 @@ def test_the_command_prints_schemas_that_any_worker_would_accept() -> None:
     assert subscription["properties"]["retries"]["default"][:2] == ["0s", "250ms"]
     account = schemas["LoopringAccount"]["properties"]
     assert account["interval"]["default"] == "30s"
-    assert "enum" not in account["provider"], "that is for the worker to say, which has a file"
+    assert "enum" not in account["provider"], "only a worker with a file can list them"
     kinds = {provider_class(kind).Account.__name__ for kind in PLACE_BY_KIND}
     assert {one["$ref"].rpartition("/")[2] for one in schemas["AccountSettings"]["anyOf"]} == kinds

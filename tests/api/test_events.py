@@ -227,7 +227,7 @@ async def test_whatever_it_asks_a_subscription_sees_only_its_own_accounts_assets
         foreign = await api.get("/subscriptions/shop/events", TOKENS["shop"], account="treasury")
         unknown = await api.get("/subscriptions/shop/events", TOKENS["shop"], account="nobody")
         assert foreign.status == unknown.status == 404
-        assert foreign.raw.replace(b"treasury", b"nobody") == unknown.raw, "nor whether there is one"
+        assert foreign.raw.replace(b"treasury", b"nobody") == unknown.raw, "nor whether the account exists"
         narrowed = worker.settings.subscription_by_name["ops"].model_copy(update={"accounts": ("alice",)})
         assert worker.configured
         worker.configured.interest.change({"ops": narrowed})

@@ -90,7 +90,7 @@ async def test_a_subscriptions_token_opens_only_two_endpoints_of_its_own(rig: Ri
                 assert leaks(seen) == [], (method, where)
     assert len(found) > len(OPEN_TO_ITS_SUBSCRIPTION) + 5
     assert opened == {(method, path, "mine") for method, path in OPEN_TO_ITS_SUBSCRIPTION}
-    assert len(refusals) == 1, "whatever there is"
+    assert len(refusals) == 1, "whether it exists or not"
 
 
 async def test_no_filter_cursor_or_sequence_shows_an_event_of_another_subscription(rig: Rig) -> None:

@@ -56,7 +56,7 @@ async def unchanged(stage: Stage, accounts: int, seconds: float) -> Measured:
     async with running(stage, settings, counters):
         await _until(lambda: counters.polls >= 2 * accounts)
         measured = await _watch(stage, seconds, lambda: counters.polls)
-    assert not counters.rejected + counters.changes, "nothing was to change"
+    assert not counters.rejected + counters.changes, "no poll should have found a change"
     return measured
 
 
@@ -67,7 +67,7 @@ async def changed(stage: Stage, accounts: int, seconds: float) -> Measured:
     async with running(stage, settings, counters):
         await _until(lambda: counters.deliveries >= accounts)
         measured = await _watch(stage, seconds, lambda: counters.deliveries)
-    assert not counters.rejected + counters.retried, "everything was to be taken"
+    assert not counters.rejected + counters.retried, "every delivery should have been accepted"
     return measured
 
 

@@ -82,7 +82,7 @@ def test_no_figure_of_the_code_is_worse_than_its_bound() -> None:
 async def test_a_poll_and_a_delivery_pass_through_few_modules() -> None:
     with real_server("valkey") as server:
         trips = await house.travel(server.url)
-        assert await house.per_provider(server.url) <= 5.5, "five, and what happens to be in hand"
+        assert await house.per_provider(server.url) <= 5.5, "five, and those that happen to be in hand"
     unchanged, changed, delivery = (of_the_house(whole.modules) for whole, _ in trips.values())
     assert delivery >= ASKED_BY_A_COMMIT
     changed -= ASKED_BY_A_COMMIT

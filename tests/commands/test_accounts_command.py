@@ -81,7 +81,7 @@ def test_an_account_that_is_reset_is_polled_at_once_and_begins_with_a_baseline(
     _, audited = run("audit", "treasury").lines
     assert audited.startswith("treasury  ok")
     now = write(lambda books: books.pipe.command("LLEN", books.keys.queue("ops", "treasury")))
-    assert now == queued + 1, "what waited waits, and behind it what moved since the baseline"
+    assert now == queued + 1, "queued events wait, and behind them those since the baseline"
 
 
 def test_without_yes_it_asks_and_anything_but_a_yes_changes_nothing(
@@ -173,4 +173,4 @@ async def test_beside_a_busy_worker_the_next_poll_is_the_baseline(
     sequences = [event["data"]["sequence"] for event in events]
     assert sequences == sorted({*sequences})
     previous = [event["subscription"]["previous_sequence"] for event in events]
-    assert previous == [None, *sequences[:-1]], "no gap, and no second beginning"
+    assert previous == [None, *sequences[:-1]], "no gap, and no second baseline"

@@ -232,9 +232,9 @@ def test_a_worker_without_the_api_loads_an_export(has_secrets: bool, place: Plac
     bob, desk = settings.account_by_name["bob"], settings.subscription_by_name["desk"]
     assert bob.interval.total_seconds() == 60
     assert desk.url.get_secret_value() == URL
-    assert desk.headers == {"x-key": "canaryHeader ${NOT}"}, "not a variable: text of a client"
+    assert desk.headers == {"x-key": "canaryHeader ${NOT}"}, "text of a client, not a variable"
     signing = [secret.get_secret_value() for secret in desk.secrets]
-    assert signing == ([SECRET, OLD] if has_secrets else [SECRET]), "none that has ended"
+    assert signing == ([SECRET, OLD] if has_secrets else [SECRET]), "no expired token"
     assert desk.thresholds[0].below == "1.5"
 
 

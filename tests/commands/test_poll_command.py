@@ -105,7 +105,7 @@ def test_an_account_that_backs_off_says_until_when_and_why(run: Run, write: Writ
     write(failing)
     done = run("treasury", "alice")
     first, second = done.lines
-    assert done.code == 0, "a poll follows, though not now"
+    assert done.code == 0, "a poll follows later"
     assert first.startswith("treasury: backing off, and due in 3m 5")
     assert first.endswith(r"s: 1 rejected poll in a row (auth: \x1b[2Jno key)")
     assert second == "alice: due now"

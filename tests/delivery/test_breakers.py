@@ -135,7 +135,7 @@ async def test_a_failure_opens_the_breaker_if_the_count_of_all_workers_says_so(
     assert breakers.backoff_ms("ops") == 1000
     assert breakers._openings == {"ops": 1}
     await note(breakers, Answer.FAILED)
-    assert shared.counts == 2, "what had begun before it opened is not counted"
+    assert shared.counts == 2, "attempts from before it opened are not counted"
 
 
 @pytest.mark.parametrize("answer", [Answer.REJECTED, Answer.SLOW_DOWN])
@@ -180,12 +180,12 @@ async def test_an_open_breaker_lets_probes_out_which_close_it(
         await breakers.probe("ops", ["a"])
         assert breakers.is_probe("ops", "a")
         assert not breakers.is_probe("ops", "b")
-        assert await breakers.take_probes("ops", 1, lease_ms=1) == 0, "another one is out"
+        assert await breakers.take_probes("ops", 1, lease_ms=1) == 0, "another probe is out"
         await breakers.leave_probe("ops", "a")
         for _ in range(3):
             await probe(breakers, Answer.DELIVERED)
     assert breakers.is_closed("ops")
-    assert breakers.capacity(OPS, 0, 0) == 32, "what it earned is kept"
+    assert breakers.capacity(OPS, 0, 0) == 32, "its concurrency is kept"
     assert shared.probes == []
     assert [line["event"] for line in lines] == ["subscription.failing", "subscription.recovered"]
 
@@ -226,7 +226,7 @@ async def test_a_half_open_breaker_without_a_backlog_is_closed(
     assert [line["event"] for line in lines] == ["subscription.recovered"]
     shared.now_ms += 10_001
     await breakers.refresh()
-    assert shared.breaker is None, "nothing is left to be known of it"
+    assert shared.breaker is None, "nothing of it is stored"
 
 
 @pytest.mark.parametrize("fate", ["resumed by hand", "closed by another worker"])
@@ -269,7 +269,7 @@ async def test_a_429_holds_the_subscription_and_turns_keep_its_rate(
     assert await breakers.turn_ms(OPS) == TURN_MS
     assert [round(shared.turns[-1][0], 1), shared.turns[-1][1]] == [10.4, 2]
     assert await breakers.turn_ms(OPS) == TURN_MS
-    assert shared.turns[-1][1] == 0, "what was delivered is said once"
+    assert shared.turns[-1][1] == 0, "deliveries are counted once"
     assert breakers.capacity(OPS, 0, 0) == 24, "as many as have a turn soon"
 
 

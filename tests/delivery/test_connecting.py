@@ -176,7 +176,7 @@ async def test_a_certificate_has_to_be_valid_and_for_this_name(
     ):
         attempt = await post(sink, subscriber.url_at(HOST))
     assert (attempt.status or attempt.error) == outcome
-    assert len(subscriber.requests) == (outcome == 200), "nothing is said to whom we do not know"
+    assert len(subscriber.requests) == (outcome == 200), "nothing is sent to an unverified peer"
 
 
 async def test_an_untrusted_certificate_is_refused() -> None:

@@ -94,7 +94,7 @@ async def test_a_thousand_dead_endpoints_do_not_delay_a_live_one() -> None:
         await hung.until(lambda hung: hung.connections == 1000)
         beside = await latencies_ms(sink, live, 200)
         hanging = posts_by_death.pop("hung") + posts_by_death.pop("unnamed")
-        assert not any(post.done() for post in hanging), "they were to hang meanwhile"
+        assert not any(post.done() for post in hanging), "they should have been hanging meanwhile"
         assert len(dns.asked) == 1 + len(urls_by_death["unnamed"])
         for post in hanging:
             post.cancel()

@@ -125,7 +125,7 @@ async def outcome_when(script: Script, sink: WebhookSink) -> int | str | None:
     async with subscribing(script) as subscriber:
         target = a_target(subscriber)
         attempts = [await sink.send(target, [a_delivery()], number) for number in (1, 2)]
-    assert all(attempt.duration_ms < SLACK_MS for attempt in attempts), "nothing is to wait for"
+    assert all(attempt.duration_ms < SLACK_MS for attempt in attempts), "there is nothing to wait for"
     first, second = map(outcome_of, attempts)
     assert first == second
     return first

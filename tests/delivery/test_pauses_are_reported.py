@@ -170,7 +170,7 @@ async def test_a_queue_goes_on_though_redis_failed_after_a_delivery_was_settled(
     away(Breakers, "probed", 2)
     async with both.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 3, within_s=5)
-    assert is_closed((await both.breakers.read())["ops"]), "that it is healthy is not lost either"
+    assert is_closed((await both.breakers.read())["ops"]), "its recovery is not lost either"
     assert not lines_of(logged, "lease.lost")
 
 

@@ -181,7 +181,7 @@ async def test_a_queue_is_worked_off_in_order_and_leaves_nothing(bench: Bench) -
     assert bench.sent == [(1, 1), (2, 1), (3, 1)]
     assert await bench.store.queue() == []
     attempts = bench.store.keys.attempts(SHARD, OPS)
-    assert await bench.store.stream(attempts) == [], "there is nothing to remember of them"
+    assert await bench.store.stream(attempts) == [], "no attempt of them is recorded"
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ async def test_failed_attempts_are_counted_by_what_becomes_of_their_delivery(ben
     assert bench.counters.by_attempt == {(OPS, "retry"): 2, (OPS, "refused"): 1}
     assert bench.counters.retried == 2
     (letter,) = await bench.store.stream(bench.store.keys.dead(SHARD, OPS))
-    assert letter["reason"] == b"status 200", "as the sink says it"
+    assert letter["reason"] == b"status 200", "as the sink reports it"
 
 
 async def test_an_unknown_subscription_is_not_claimed_for_two_seconds(bench: Bench) -> None:
@@ -454,7 +454,7 @@ async def test_a_stopping_worker_waits_for_redis_no_longer_than_its_lease(bench:
 
     bench.sink.meanwhile = late
     assert await bench.deliver() == [False]
-    assert len(await bench.store.queue()) == 3, "it is sent again: same id, same bytes"
+    assert len(await bench.store.queue()) == 3, "it is sent again with the same id and bytes"
 
 
 async def test_all_claimed_queues_are_worked_off_though_one_is_lost(bench: Bench) -> None:

@@ -40,7 +40,7 @@ async def test_an_attempt_says_what_is_wrong_and_what_fixes_it(
     assert attempt.error == trouble.words
     assert trouble.fix in attempt.fix
     assert attempt.reason == f"{attempt.error}; {attempt.fix}"
-    assert len(attempt.reason) <= 200, "a line of the log holds no more"
+    assert len(attempt.reason) <= 200, "a log line has no more characters"
 
 
 @every_trouble

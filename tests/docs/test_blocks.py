@@ -247,7 +247,7 @@ def acts(block: Block, folder: Path) -> None:
             with reader.running(receive, until="listening") as heard:
                 (give_up,) = (line for line in block.text.splitlines() if "give-up ID" in line)
                 refused = reader.run(give_up.replace("ID", dead, 1))
-                assert (refused.returncode, dead in refused.stderr) == (1, True), "it waits nowhere any more"
+                assert (refused.returncode, dead in refused.stderr) == (1, True), "it is in no queue any more"
                 stated = reader.run(block.text.replace(give_up, ""))
                 assert stated.returncode == 0, stated.stderr
                 for words in ("ops: answered 200", f"http://127.0.0.1:{port}", dead, "queued again"):

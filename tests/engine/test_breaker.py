@@ -287,7 +287,7 @@ def test_a_breaker_is_better_if_it_lets_more_through_or_sooner() -> None:
         assert is_better(better, worse)
         assert not is_better(worse, better)
     assert is_better(Breaker(closed_at_ms=1), opened()._replace(open_until_ms=0))
-    assert not is_better(None, Breaker(closed_at_ms=1)), "as much went out before"
+    assert not is_better(None, Breaker(closed_at_ms=1)), "as much was let through before"
 
 
 # 429
@@ -542,7 +542,7 @@ def test_a_healthy_subscription_without_attempts_in_flight_always_finds_capacity
         assert of_all + most <= 20
         if fails[name] or in_flight[name]:
             bound = 10 if fails[name] else 16
-            assert of_all + most <= max(of_all, bound), "half is not for those, the last fifth for neither"
+            assert of_all + most <= max(of_all, bound), "one half is not theirs, nor the last fifth"
         else:
             assert most or of_all == 20
         in_flight[name] += most

@@ -45,13 +45,13 @@ def test_woken_work_comes_before_work_found_by_a_look() -> None:
     dispatch.wake(OPS, 0, NOW)
     taken = dispatch.take(NOW)
     assert taken[0] == OPS
-    assert len(taken) == 1 + AT_ONCE, "a thousand that are due do not hold up the next one"
+    assert len(taken) == 1 + AT_ONCE, "a thousand due keys do not delay the next one"
 
 
 def test_work_ahead_is_what_is_in_hand_and_what_waits_already() -> None:
     dispatch = Dispatch()
     assert dispatch.ahead(OPS, NOW) == 0
-    assert dispatch.keys == [], "a question makes no key known"
+    assert dispatch.keys == [], "asking does not make a key known"
     for shard in (3, 3, 5):
         dispatch.wake(OPS, shard, NOW, is_one=True)
     assert dispatch.ahead(OPS, NOW) == 3
@@ -185,7 +185,7 @@ def test_scarce_capacity_goes_to_the_longest_wait_in_any_shard() -> None:
     dispatch.due(SHOP, 2, NOW - 1, NOW)
     dispatch.take(NOW)
     claims = dispatch.plan(SHOP, Capacity(2, is_scarce=True), NOW)
-    assert {claim.waited_s for claim in claims} == {8 - LOOK_S}, "nor at the other shard what waited for less"
+    assert {claim.waited_s for claim in claims} == {8 - LOOK_S}, "nor shorter waits at the other shard"
 
 
 def test_while_something_is_in_hand_few_shards_are_claimed_at() -> None:
@@ -218,8 +218,8 @@ def test_few_shards_are_claimed_at_if_each_is_known_to_have_more() -> None:
     assert len(claimed_at(NOW, overdue)) == 16, "nothing is known of them yet"
     assert claimed_at(NOW, {15: None, 14: 0.0, 13: -1.0, 12: 1.0}) == [15, 14, 13, 12]
     assert claimed_at(NOW, {}) == [11, 10, 9, 8]
-    assert claimed_at(NOW, {}) == [13, 14], "which were left with more"
-    assert len(claimed_at(NOW + 5, {})) == 15, "what falls due by and by may be little in each"
+    assert claimed_at(NOW, {}) == [13, 14], "those were left with more"
+    assert len(claimed_at(NOW + 5, {})) == 15, "work that falls due slowly may be little in each"
 
 
 def test_a_key_that_backs_off_is_taken_when_that_is_over_or_reset() -> None:

@@ -428,7 +428,7 @@ async def test_waiting_work_comes_before_new_reservations(world: World) -> None:
             assert (first.kept, second.kept) == ({OPS}, set())
         world.loop.dispatch.due(OPS, 2, time.monotonic(), time.monotonic())
         with Places(world.loop, [OPS]) as places:
-            assert places.kept == set(), "as much as a shard holds may wait there"
+            assert places.kept == set(), "as many as a shard has may wait there"
 
 
 async def test_a_loop_that_is_not_running_reserves_no_place(world: World) -> None:

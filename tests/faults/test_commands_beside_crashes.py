@@ -47,7 +47,7 @@ async def test_resends_pauses_and_reloads_beside_crashes_lose_and_reorder_nothin
         verdict = await scene.verdict(within_s=60)
     assert verdict.problems == []
     assert verdict.repeats, "nothing was sent again"
-    assert set(codes) <= {0, 69}, "done, or the store was away"
+    assert set(codes) <= {0, 69}, "done, or Redis was unreachable"
 
 
 async def _command(scene: Scene, name: str) -> int | None:

@@ -77,5 +77,5 @@ async def test_a_dead_subscription_that_fills_a_small_store_does_not_harm_a_live
         last: dict[str, int] = {}
         for arrival in scene.receiver.arrivals:
             previous = arrival.event["subscription"]["previous_sequence"]
-            assert previous == last.get(arrival.account), "nothing was given up of the live one"
+            assert previous == last.get(arrival.account), "the live subscription gave up nothing"
             last[arrival.account] = arrival.event["data"]["sequence"]

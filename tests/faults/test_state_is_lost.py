@@ -118,7 +118,7 @@ async def test_damaged_states_quarantine_only_their_own_accounts() -> None:
         verdict = await scene.verdict(spared=damaged)
         said = [line["account"] for worker in workers for line in worker.lines("account.quarantined")]
     assert verdict.problems == []
-    assert sorted(said) == sorted(damaged), "each is said once"
+    assert sorted(said) == sorted(damaged), "each is logged once"
 
 
 @pytest.mark.parametrize("shape", ["string", *(pytest.param(other, marks=LONG) for other in OTHER_SHAPES)])

@@ -242,4 +242,4 @@ async def test_writing_the_metrics_of_thousands_does_not_block_other_work() -> N
         await asyncio.sleep(0)
         turns += 1
     assert (await writing).count("watcher_queues_waiting{") == 5_000
-    assert turns > 3, "it begins, it waits for a thread, it has the text"
+    assert turns > 3, "the start, the wait for a thread, and the text"

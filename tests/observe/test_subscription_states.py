@@ -73,7 +73,7 @@ async def worker(redis_client: Redis, redis_server_url: str, namespace: str) -> 
 async def test_status_metrics_and_page_agree_on_what_a_subscription_is_and_why(worker: Worker) -> None:
     status = await read_lines(Configuration(worker.settings))
     rates = {line["subscription"]: line["per_second"] for line in status if "per_second" in line}
-    assert (rates["held"], rates["briefly"]) == (2, 30), "Discord takes two a second, whatever it bore"
+    assert (rates["held"], rates["briefly"]) == (2, 30), "Discord takes two a second at most"
     lines = {line["subscription"]: line for line in status if line["kind"] == "subscription"}
     page = json.loads(await Look(worker).json())["seen"]["subscriptions"]["shown"]
     by_page = {one["subscription"]: one for one in page}

@@ -104,7 +104,7 @@ async def test_neither_the_last_state_nor_unchanged_rows_are_read_again(
         assert await moves(worker.store) == [("9", "10"), ("10", "11"), ("11", "12"), ("12", "15")]
         await worker.poll(a_balance(0, "0"), a_balance(1, "7"))
         await worker.poll(a_balance(0, "0"), a_balance(1, "7"))
-        assert pipe.reads == 2, "what is suspect is looked at anew"
+        assert pipe.reads == 2, "a suspect row is read again"
         worker.poller.forget(ACCOUNT)
         await worker.poll(a_balance(0, "1"), a_balance(1, "7"))
         assert pipe.reads == 3
@@ -126,7 +126,7 @@ async def test_a_state_that_another_worker_changed_is_read_and_no_movement_is_ex
         assert pipe.reads == 2
         for total in ("16", "17", "18", "19"):
             await worker.poll(a_balance(0, total))
-        assert pipe.reads == 4, "for a while no state that is kept is relied on"
+        assert pipe.reads == 4, "for a while no cached state is used"
 
 
 async def test_an_unchanged_poll_of_another_worker_counts_as_the_last_poll_before_a_change(

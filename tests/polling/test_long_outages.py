@@ -105,6 +105,6 @@ async def test_after_half_an_hour_the_probe_account_is_polled_and_the_others_har
     probe_account, *others = [gone.times(f"a{number:03}") for number in range(accounts)]
     waits = [later - sooner for sooner, later in pairwise(probe_account)]
     assert min(waits) > 26
-    assert max(waits) <= 30, "within an interval it is known that it is back"
+    assert max(waits) <= 30, "its recovery is noticed within an interval"
     assert all(later - sooner > 269 for times in others for sooner, later in pairwise(times)), "5 minutes"
     assert sum(map(len, others)) <= workers * HALF_AN_HOUR_S / 60 + 1

@@ -189,7 +189,7 @@ async def test_an_account_skipped_as_the_outage_ended_is_due_at_once(
     assert len(outage.stage.seen) == asked
     assert OTHERS[1] not in await outage.waiting()
     others = {name for name in OTHERS[2:] if shard_of(name) != shard_of(OTHERS[1])}
-    assert await outage.waiting() >= others, "which the worker that saw the end makes due"
+    assert await outage.waiting() >= others, "the worker that saw the end makes them due"
 
 
 async def test_now_and_then_another_account_is_polled_too(outage: Outage) -> None:

@@ -538,7 +538,7 @@ async def test_staleness_of_an_unread_account_counts_from_when_it_was_added(poll
     polled.watch(interval_s=60)
     added_ms = polled.now_ms
     await polled.store.lease(ACCOUNT, PROVIDER)
-    assert await polled.look_stale() == [], "when that was is not known"
+    assert await polled.look_stale() == [], "the time of that is unknown"
     polled.ahead_ms = 191_000
     assert stale(await polled.look_stale(first_seen_ms=polled.now_ms - 180_000)) == []
     assert stale(await polled.look_stale(first_seen_ms=added_ms))

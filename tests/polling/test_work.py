@@ -330,7 +330,7 @@ async def test_an_account_configured_differently_is_polled_where_its_state_allow
 
     bench.neighbours.contested, bench.neighbours.may_poll = {ACCOUNT}, answered
     await asyncio.gather(*await bench.begin(2))
-    assert asked == [(ACCOUNT, "here", "there")], "of the other one there is no question"
+    assert asked == [(ACCOUNT, "here", "there")], "the other one does not matter"
     assert (ACCOUNT in bench.poller.polled_at) is may_poll
     assert bench.names[1] in bench.poller.polled_at
 

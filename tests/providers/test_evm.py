@@ -137,7 +137,7 @@ def test_without_multicall_each_balance_is_requested_at_the_same_heights() -> No
     at = [call["params"][-1] for call in each.json if call["method"] in ("eth_getBalance", "eth_call")]
     assert at == ["0x7"] * 4 + ["0xb"] * 10
     blocks = [call["params"] for call in each.json if call["method"] == "eth_getBlockByNumber"]
-    assert blocks == [["0x7", False], ["0xb", False]], "one that is not there is no block without balances"
+    assert blocks == [["0x7", False], ["0xb", False]], "a missing block is no block without balances"
     assert provider.requests(account, [first, second, third]) == ()
 
 

@@ -192,7 +192,7 @@ def test_an_event_that_came_during_the_last_page_waits_for_the_one_before_it() -
     answered = sender.get(path)
     third, fourth = sender.move("treasury", "ETH", 3), sender.move("treasury", "ETH", 4)
     receiver.record(receiver.journal.take(fourth))
-    assert receiver.journal.ask() == path, "it is asked for already"
+    assert receiver.journal.ask() == path, "it is requested already"
     receiver.record(receiver.journal.answer(*answered))
     assert receiver.journal.missing == {"treasury": 102}
     receiver.record(receiver.journal.take(third))

@@ -143,7 +143,7 @@ async def test_a_worker_with_another_url_does_not_deliver_what_was_queued_for_th
     await production.look()
     assert (is_ours(production, "ops"), is_ours(staging, "ops")) == (True, False)
     both = ["provider loopring", "subscription ops", "account treasury"]
-    assert names_logged(lines) == [both, both], "each side says so, once"
+    assert names_logged(lines) == [both, both], "each side logs it once"
     await fleet.later(120, production, staging)
     assert len(names_logged(lines)) == 2
     assert [one.worker for one in production.differences] == ["s"]
@@ -299,7 +299,7 @@ async def test_an_account_whose_events_would_wait_for_another_deployment_is_not_
     await production.look()
     assert "staging" in staging.neighbours.left
     assert "prod" not in production.neighbours.left
-    assert not production.neighbours.is_alone, "what it does not know another worker does"
+    assert not production.neighbours.is_alone, "another worker polls what it does not know"
 
 
 async def test_accounts_left_to_another_deployment_follow_a_reload(fleet: Fleet) -> None:
@@ -482,7 +482,7 @@ async def test_a_worker_of_an_older_version_without_a_note_changes_nothing(
     new = await fleet.start("new", some(NEW_URL))
     assert is_ours(new, "ops")
     assert lines == []
-    assert not new.neighbours.is_alone, "what it does not know the older one may"
+    assert not new.neighbours.is_alone, "the older one may poll what it does not know"
 
 
 async def test_an_embedded_store_belongs_to_one_deployment(fleet: Fleet) -> None:

@@ -266,7 +266,7 @@ async def test_events_of_an_unverified_subscription_wait(bench: Bench) -> None:
     unverified.clear()
     await bench.configured.change(Difference({}, {"new": a_subscription("new")}))
     assert [*bench.configured.targets] == [OPS, "new"]
-    assert bench.woken("new") == SHARDS, "at once: the index may not name it for a while"
+    assert bench.woken("new") == SHARDS, "at once, because the index may lack it for a while"
 
 
 async def test_a_new_subscription_is_not_claimed_for_before_anything_is_due(bench: Bench) -> None:

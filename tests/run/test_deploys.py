@@ -55,7 +55,7 @@ async def test_overlapping_workers_neither_poll_twice_nor_send_twice_or_out_of_o
     assert not any(receipt.is_repeat for receipt in receiver.receipts)
     gaps = sandbox.traffic.gaps(LOOPRING)
     assert min(gaps) > 0.7, "its interval is 1 s, less a tenth: two workers would meet in between"
-    assert max(gaps) < 3, "what the old one had claimed, the new one did at once"
+    assert max(gaps) < 3, "the new worker did at once what the old one had claimed"
     assert not lines(place, "bug")
     assert (place / "errors").read_text() == ""
     await assert_reconciled(place)

@@ -92,7 +92,7 @@ async def test_any_error_reply_is_logged_once_and_recovered_from(
     assert said["event"] == "store.refusing"
     assert words in said["reason"]
     assert of(lines, "bug", "state.lost", "library.failed") == []
-    assert asked < 600, "it is asked seldom while it refuses"
+    assert asked < 600, "it is rarely asked while it refuses"
 
 
 async def test_if_only_commits_are_refused_it_is_logged_and_the_provider_is_not_polled_in_a_loop(
@@ -133,6 +133,6 @@ async def test_a_worker_that_starts_on_a_full_server_drains_it(namespace: str, l
             await store.pipe.command("CONFIG", "SET", "maxmemory", 1)
             async with rig.worker():
                 await rig.events(1)
-                assert of(lines, "store.refusing"), "what it cannot do is said all the same"
+                assert of(lines, "store.refusing"), "refused work is logged all the same"
                 await store.pipe.command("CONFIG", "SET", "maxmemory", 0)
     assert of(lines, "bug") == []

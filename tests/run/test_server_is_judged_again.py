@@ -129,7 +129,7 @@ async def test_after_a_failover_nothing_is_committed_to_a_primary_that_evicts(
             primary.kill()
             rig.sandbox.world.credit(TREASURY, "ETH", "1")
             await commits_nothing_and_says_so(rig, one, lines)
-            assert len(rig.receiver.events) == 1, "nor was anything before it was said"
+            assert len(rig.receiver.events) == 1, "nor was anything committed before the line"
             replica.config_set("maxmemory-policy", "noeviction")
             await until(lambda: _moved(rig) == 3, 30)
         replica.close()

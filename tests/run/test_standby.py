@@ -101,7 +101,7 @@ async def test_a_worker_stands_by_until_the_last_one_of_0_1_has_ended(rig: Rig, 
             assert (await livez(worker)).status == 200
             exposed = parsed((await Metrics(worker).text()).decode())
             assert exposed.value("watcher_stands_by") == 1
-            assert not exposed.has("watcher_store_up"), "Redis is well, and not ours yet"
+            assert not exposed.has("watcher_store_up"), "Redis works, and is in another layout"
             assert "stands by" in orjson.loads(await Look(worker).json())["error"]
             (line,) = said(found, "layout.awaited")
             assert line["workers"] == ["older (0.1.0)"]

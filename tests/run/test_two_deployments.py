@@ -99,7 +99,7 @@ async def test_events_of_production_wait_for_it_while_staging_runs_on(
     assert not receiver.receipts
     amounts = [event["data"]["amount"] for event in rig.receiver.events]
     assert amounts == ["1", "2"]
-    assert len(said("account.baseline")) == 2, "no change of hands made another one"
+    assert len(said("account.baseline")) == 2, "no change of worker made another baseline"
 
 
 async def test_an_account_polled_at_two_sources_makes_no_baseline_at_each_change_of_worker(

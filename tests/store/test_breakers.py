@@ -105,7 +105,7 @@ async def test_of_many_workers_one_reports_a_pause_or_else_another_does(
     paused = (await fail(view, OPS, GONE.reason, pause=True)).after
     assert paused
     at = paused.paused_at_ms
-    assert paused.report_from_ms == at + REPORT_MS, "the worker that paused it has time for it"
+    assert paused.report_from_ms == at + REPORT_MS, "the worker that paused it has time to report it"
     take = partial(report_taken, paused_at_ms=at)
     assert len(set(await view.change(OPS, take))) == 1
     for _ in range(2):
@@ -377,7 +377,7 @@ async def test_a_hold_delays_all_turns_and_returns_the_recent_deliveries(
     assert delivered == pytest.approx(40, abs=1)
     assert await view.take_turn(OPS, spacing_ms=10, within_ms=250) > 4000
     again = await view.hold_turns(OPS, for_ms=1)
-    assert again == pytest.approx(40, abs=1), "what is held is no time in which nothing was delivered"
+    assert again == pytest.approx(40, abs=1), "a hold does not count as time without deliveries"
     assert await view.take_turn(OPS, spacing_ms=10, within_ms=250) > 4000, "a hold is not shortened"
 
 

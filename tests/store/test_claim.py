@@ -268,7 +268,7 @@ async def test_a_queue_given_back_with_any_wait_can_be_made_due(redis_client: Re
     await store.queues.release(OPS, queues[released], due_in_ms=5_000)
     assert await store.queues.make_due(OPS, SHARD, lease_ms=2 * MINUTE_MS) == 2
     assert sorted(members(await claim_queues(store))) == sorted([retried, released])
-    assert await store.queues.release(OPS, queues[leased]) is Reply.DONE, "it is whose it was"
+    assert await store.queues.release(OPS, queues[leased]) is Reply.DONE, "its lease did not change hands"
 
 
 async def test_a_poll_that_waits_after_a_rejection_is_made_due_and_one_in_flight_is_not(

@@ -186,7 +186,7 @@ async def test_behind_a_proxy_of_a_cluster_each_shard_is_read_by_itself(namespac
                 parts = await index.look()
                 assert [part for part in parts if part != []] == [[Due("delivery", 7, "ops", ANY)]]
             spent = await client.info("commandstats")
-            assert spent["cmdstat_evalsha"]["rejected_calls"] == 1, "the second look knows"
+            assert spent["cmdstat_evalsha"]["rejected_calls"] == 1, "the second look knows the node"
 
 
 async def test_behind_a_proxy_of_a_cluster_steps_are_joined_by_shard_after_the_first_refusal(
@@ -388,7 +388,7 @@ async def test_a_node_that_is_nearly_full_gives_up_only_its_own_data(store: Stor
         (relief,) = (await Keeper(store.pipe, store.keys, "w").look({})).reliefs
     finally:
         await server.config_set("maxmemory", 0)
-    assert relief.ours is not None, "it is full of itself"
+    assert relief.ours is not None, "it is full of its own data"
     waiting = [len(await store.queue(ACCOUNTS[shard])) for shard in shards]
     assert sum(waiting) == min(LEAST_BACKLOG, 300 * len(shards))
     assert {shard: len(await store.queue(ACCOUNTS[shard])) for shard in before} == before

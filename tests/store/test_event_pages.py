@@ -163,9 +163,9 @@ async def test_every_cursor_leads_to_all_events_after_it_or_is_refused(
         kept = written.index(there[0].event_id)
         for cursor, behind in cursors:
             is_whole = await is_answered(history, cursor, written[behind:])
-            assert is_whole <= (behind >= kept), "some that are gone were left out"
+            assert is_whole <= (behind >= kept), "some trimmed events were left out"
             # Between the last that was trimmed and the first that is left may be records without an event.
-            assert is_whole or behind <= kept, "all that it leads to is there"
+            assert is_whole or behind <= kept, "all events behind it are there"
         cursors.append((await history.end(), len(written)))
         assert await is_answered(history, cursors[-1][0], [])
     assert 5 < kept < len(written)
@@ -250,7 +250,7 @@ async def test_a_sequence_whose_next_event_was_trimmed_is_refused_with_the_oldes
     await free(books, 1)
     with pytest.raises(Gone) as caught:
         await pulled(history, Cursor({}, sequences[-2]), account=account)
-    assert caught.value.oldest is None, "nothing of it is left to say"
+    assert caught.value.oldest is None, "no event of it is left"
 
 
 async def test_a_reader_that_is_up_to_date_continues_after_its_state(books: Books, history: History) -> None:

@@ -242,7 +242,7 @@ async def test_a_server_filled_by_others_keeps_a_thousand_deliveries_each_and_re
     found = await relieved(store, keeper, 100)
     assert found.ours
     (relief,) = (await keeper.look({})).reliefs
-    assert (relief.entries.total(), relief.ours) == (0, found.ours), "it rests, and is as short as before"
+    assert (relief.entries.total(), relief.ours) == (0, found.ours), "nothing more is freed"
     assert 1_000_000 < found.ours < 3_000_000
     assert (found.entries["dead"], found.deliveries) == (299, {OPS: 3000})
     waiting = await Reader(store.pipe, store.keys).waiting([OPS, "small"])

@@ -68,7 +68,7 @@ async def test_a_worker_with_an_older_height_lowers_nothing(
     assert (await state(store)).height == max(height, 100)
     kept = await store.polls.state_of(PROVIDER, ACCOUNT)
     assert kept
-    assert kept.height == max(height, 100), "what it kept of it is out of date"
+    assert kept.height == max(height, 100), "its cached state is out of date"
 
 
 async def test_a_touch_never_writes_a_height_into_a_state_that_has_none(

@@ -217,7 +217,7 @@ async def test_all_keys_of_one_call_are_on_one_node_of_a_cluster(redis_client: R
         "wake",
     } <= {name for name, _ in recorder.scripts}
     for name, keys in recorder.scripts:
-        assert len({key_slot(key.encode()) for key in keys}) == 1, f"{name} reaches over two nodes"
+        assert len({key_slot(key.encode()) for key in keys}) == 1, f"{name} needs keys of two nodes"
     for command, *arguments in recorder.commands:
         keys = [part for part in arguments if str(part).startswith(f"{namespace}:")]
         assert len({key_slot(str(key).encode()) for key in keys}) <= 1, command

@@ -116,7 +116,7 @@ async def test_a_lease_is_for_one_mover_until_it_ends(store: Store) -> None:
     layout = Layout(store.pipe, store.keys)
     assert await layout.take_lease("one")
     assert not await layout.take_lease("other")
-    assert await layout.take_lease("one"), "it keeps it"
+    assert await layout.take_lease("one"), "it keeps the lease"
     await layout.leave_lease("other")
     assert await layout.holder() == "one"
     assert 0 < await store.pipe.command("PTTL", store.keys.mover()) <= 10_000

@@ -111,7 +111,7 @@ async def test_steps_made_together_are_sent_in_few_calls(redis_client: Redis, na
         sent.clear()
         steps = [a_commit(lease, expected="v1", version="v2") for lease in leases]
         await asyncio.gather(*map(store.polls.commit, steps))
-    assert len(sent) == 2, "what takes longer holds the server up for 64 at a time at most"
+    assert len(sent) == 2, "longer work blocks the server for 64 at a time at most"
 
 
 async def test_steps_of_all_shards_made_together_are_one_call(redis_client: Redis, namespace: str) -> None:
@@ -180,7 +180,7 @@ async def test_a_damaged_key_fails_its_own_step_and_only_its_shard_is_repeated(
     deliveries = [partial(deliver, store, lease, queued[lease.member]) for lease in leases]
     assert await is_done_but_for_the_damaged(deliveries, (Reply.DONE, 0))
     logged = [len(await store.stream(store.keys.log(shard))) for shard in range(SHARDS)]
-    assert sum(logged) == 2 * len(EVERYWHERE) - 1, "a note of each, and its event before, and none twice"
+    assert sum(logged) == 2 * len(EVERYWHERE) - 1, "a record of each, after its event, and none twice"
     assert [name for name in EVERYWHERE[1:] if await store.queue(name)] == []
 
 
