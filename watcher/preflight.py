@@ -168,7 +168,8 @@ async def try_provider(
         except Rejected as error:
             says_status = error.status is None or f"({error.status})" in error.words
             status = "" if says_status else f" (status {error.status})"
-            text = f"{error.error_class}: {error.words}{status}"
+            detail = f" ({error.detail})" if error.detail else ""
+            text = f"{error.error_class}: {error.words}{status}{detail}"
             here = _TODO.get(error.error_class, "").format(name=name, account=account.name)
             advice = error.fix or here or todo(error.error_class, name) or ""
             if not error.fix and error.error_class == "malformed" and isinstance(settings, HttpSettings):

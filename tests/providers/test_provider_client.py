@@ -5,6 +5,7 @@ import gzip
 import json
 import zlib
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -106,13 +107,15 @@ async def test_a_refused_connection_is_the_error_class_gone() -> None:
         (url, "cannot connect: connection refused; look at base_url, and at the firewalls"),
         (
             "http://no-such-host.invalid",
-            "no-such-host.invalid does not resolve; look at base_url",
+            "the name does not resolve; look at base_url",
         ),
     ):
         async with loopring_client(unreachable, timeout_s=0.5) as client:
             refused = await refusal(client)
             assert refused.error_class == "gone"
             assert reason in refused.reason
+            assert refused.detail == urlsplit(unreachable).hostname
+            assert refused.detail not in refused.reason, "subscribers get the reason"
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])

@@ -377,7 +377,7 @@ _ERROR_CLASS_BY_HUNDRED: Mapping[int, tuple[ErrorClass, str]] = {
 _IF_SLOW = "if it is only slow, raise timeout in its section"
 _UNREACHED: tuple[tuple[type[NoAnswer], ErrorClass, str, str], ...] = (
     (NoHostName, "configuration", "base_url is not a host name", ""),
-    (Unresolved, "gone", "{host} does not resolve", "look at base_url, and at the DNS of this machine"),
+    (Unresolved, "gone", "the name does not resolve", "look at base_url, and at the DNS of this machine"),
     (NoConnection, "gone", CANNOT_CONNECT, "look at base_url, and at the firewalls in between"),
     (NotHttp, "malformed", "the answer is not HTTP", ""),
     (TooLong, "malformed", "the answer is not HTTP", ""),
@@ -407,11 +407,12 @@ def by_status(status: int) -> Rejected:
 
 
 def by_error(error: NoAnswer, status: int | None = None, *, host: str | None = None) -> Rejected:
-    """Say how a request to a host failed: before an answer (`status` is None), or in the middle of one."""
+    """Say how a request to a host failed: before an answer (`status` is None), or in the middle of one. The
+    host is for the log alone: subscribers get the reason."""
     if status is None and (flaw := tls_flaw(error, is_handshake=isinstance(error, NoConnection))):
         in_its_section = ', or ca = "/path/ca.pem" in its section' if "SSL_CERT_FILE" in flaw.fix else ""
         return Rejected("gone", flaw.words, fix=flaw.fix + in_its_section)
     table = _UNREACHED if status is None else _BROKEN_OFF
     error_class, words, fix = next(row[1:] for row in table if isinstance(error, row[0]))
-    words = cannot_connect(error) if words == CANNOT_CONNECT else words.format(host=host or "the name")
-    return Rejected(error_class, words, fix=fix, status=status)
+    words = cannot_connect(error) if words == CANNOT_CONNECT else words
+    return Rejected(error_class, words, fix=fix, detail=host or "", status=status)
