@@ -67,7 +67,7 @@ async def test_a_worker_shows_that_it_lives_reloads_an_edited_file_and_ends(plac
         assert (await asyncio.to_thread(ask_health, "--url", f"http://{address}")) == 0
         assert (await asyncio.to_thread(ask_health, "--file", str(beat))) == 0
         async with asyncio.timeout(20):
-            while (await get(port, "/readyz")).status != 200:  # noqa: ASYNC110 - it is asked, and does not tell
+            while (await get(port, "/readyz")).status != 200:  # noqa: ASYNC110 - it sends no signal
                 await asyncio.sleep(0.02)
 
         with (place / "accounts.jsonl").open("a") as accounts:

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.dead_servers     # prints where everything is, as JSON; ends with its stdin
 
-`hang` accepts and says nothing, `refuse` is a port without a listener, `tls` shows a certificate that
-nobody trusts, and `dns` answers for live.example.com alone: whoever asks for another name waits. `back` is
-a receiver that has come back: it takes everything, and says under GET how many came to it at a time.
+`hang` accepts and answers nothing, `refuse` is a port without a listener, `tls` has an untrusted certificate,
+and `dns` answers for live.example.com alone: a query for another name waits. `back` is a receiver that has
+come back: it accepts everything, and returns under GET how many requests came at a time.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class _Dns(asyncio.DatagramProtocol):
 
 
 class _Back:
-    """`alone` says whether the first one came alone: nobody else came before it was answered."""
+    """`alone`: no other request came before the first one was answered."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -100,7 +100,7 @@ async def _serve() -> None:
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=_BACKLOG).start()
-    with socket.socket() as nobody:  # bound and not listening: refused, and nobody else gets the port
+    with socket.socket() as nobody:  # bound and not listening: refused, and the port stays taken
         nobody.bind(("127.0.0.1", 0))
         ports = DeadServers(
             hang.sockets[0].getsockname()[1],

@@ -64,10 +64,10 @@ async def test_a_killed_server_loses_nothing_and_no_worker_ends(
     assert max(back_s) <= 2
 
 
-# A worker that has posted and cannot write it down tries again as long as the store does not tell it that its
-# lease was lost. However long an attempt takes, at least 10 s of its lease are left then: no trouble that is
-# shorter repeats anything. A longer one may repeat what was in hand when it began, as whoever comes first
-# after it takes the queue.
+# A worker that has posted and cannot write it down tries again as long as Redis does not answer that its
+# lease was lost. However long an attempt takes, at least 10 s of its lease are left then: no outage that is
+# shorter repeats anything. A longer one may repeat what was in hand when it began, because the first
+# worker after it takes the queue.
 
 
 @pytest.mark.parametrize("hang_s", [5, pytest.param(30, marks=LONG)])

@@ -1,7 +1,7 @@
 """Any damage in Redis is seen by every reader, and work beside it goes on.
 
 A real server holds two accounts of one shard, with all that a worker keeps of them. Of one account, and of
-what belongs to nobody, something is overwritten; then everything that reads is asked, and the other account
+what belongs to no account, something is overwritten; then every reader is tried, and the other account
 is polled and delivered.
 """
 

@@ -47,7 +47,7 @@ def of(lines: Lines, *events: str) -> Lines:
 
 async def until(is_so: Callable[[], object], within_s: float = NOTICED_S) -> None:
     async with asyncio.timeout(within_s):
-        while not is_so():  # noqa: ASYNC110 - a list tells nobody
+        while not is_so():  # noqa: ASYNC110 - a list sends no signal
             await asyncio.sleep(0.01)
 
 

@@ -1,4 +1,4 @@
-"""Holds what is sent against the published catalogue of events."""
+"""Compares what is sent with the published catalogue of events."""
 
 import json
 

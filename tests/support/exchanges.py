@@ -1,4 +1,4 @@
-"""Answers of exchanges, as their documentation shows them, and accounts there; what needs ccxt says so."""
+"""Answers of exchanges, from their documentation, and accounts there; parts that need ccxt say so."""
 
 import json
 from functools import cache

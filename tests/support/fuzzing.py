@@ -1,4 +1,4 @@
-"""What the fuzz tests feed, and how much: garbage, anything that is JSON, good things with damage.
+"""The inputs of the fuzz tests, and how many: garbage, any JSON, valid inputs with damage.
 
 `@fuzz(...)` is hypothesis' `@given(...)` with 50 examples, or 20,000 in the long form (`-m long tests/fuzz`),
 and a limit for each of them in time of the processor: what takes longer can be made to take for ever. Most of

@@ -1,4 +1,4 @@
-"""A loop that does not run: what a poll hands over to it, and what it is woken for."""
+"""A loop that does not run: records the places that a poll reserves, and what it wakes."""
 
 from collections.abc import Coroutine
 from typing import Any, cast

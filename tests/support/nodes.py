@@ -1,4 +1,4 @@
-"""Real nodes, each with a chain of its own that begins empty: started on free ports, killed by whoever did.
+"""Real nodes, each with an empty chain of its own: started on free ports, and killed at the end.
 
 Everything is synchronous and returns once it has happened. A test that asks for a node that is not installed
 is skipped with a reason.
@@ -198,7 +198,7 @@ def monero(blocks: int) -> Iterator[Monero]:
 
 
 RICH, EMPTY = "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266", "0x00000000000000000000000000000000000ba11e"
-"""An address with 10,000 ETH, and one that nobody sent anything to yet."""
+"""An address with 10,000 ETH, and an empty one."""
 ETHEREUM_CHAIN = 31337
 MULTICALL3 = "0xca11bde05977b3631167028862be2a173976ca11"
 MULTICALL3_CODE = Path(__file__).parents[1] / "data" / "multicall3.hex"

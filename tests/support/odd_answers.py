@@ -1,4 +1,4 @@
-"""A good answer, spoilt in one place: all that a provider may say on a bad day.
+"""A valid answer, damaged in one place: all that a provider may send on a bad day.
 
 `oddities` takes the text of an answer and says how it may be spoilt. Each value in it is replaced by what no
 amount can be, each member and row taken out, each row given twice, the text cut at each tenth; the whole is
@@ -147,7 +147,7 @@ def _written(answer: Any) -> bytes:
 
 
 def _with(answer: Any, holder: Any, other: Any) -> bytes:
-    """Write an answer with another one of its parts, which is told by its identity."""
+    """Write an answer with another one of its parts, which is known by its identity."""
 
     def copied(value: Any) -> Any:
         if value is holder:

@@ -1,4 +1,4 @@
-"""A store in layout 1, written as version 0.1 writes it, and what lies in a store in bytes."""
+"""A store in layout 1, written as version 0.1 writes it; and all bytes of a store."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Subscribers in a few lines each, over real sockets, that answer as no server should; and who posts to them.
+"""Subscribers in a few lines each, over real sockets, that answer as no server should; and their sinks.
 
-A script ends when its connection does. Whoever leaves `subscribing` waits for that, so a connection that
+A script ends when its connection does. Leaving `subscribing` waits for that, so a connection that
 the sink forgot to close is a failure.
 """
 

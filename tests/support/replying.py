@@ -1,4 +1,4 @@
-"""A server that answers what a test tells it to, as quotas, proxies and other programs do.
+"""A server with the answers that a test sets, as quotas, proxies and other programs give them.
 
 The rest it asks of a real one. Commands are answered one after the other: no answer overtakes another.
 """

@@ -1,4 +1,4 @@
-"""Reads what `/metrics` tells, as Prometheus would; starts what stands between a worker and a scraper."""
+"""Reads `/metrics` as Prometheus would; starts proxies between a worker and a scraper."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping

@@ -1,4 +1,4 @@
-"""Real Redis and Valkey servers for tests: private, on a unix socket, stopped by whoever started them."""
+"""Real Redis and Valkey servers for tests: private, on a unix socket, stopped at the end."""
 
 import contextlib
 import os

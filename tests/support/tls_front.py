@@ -1,4 +1,4 @@
-"""TLS before a server that speaks none, with a certificate that nobody has signed."""
+"""TLS before a server that speaks none, with a self-signed certificate."""
 
 import asyncio
 import ssl
