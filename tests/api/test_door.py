@@ -94,6 +94,7 @@ def test_the_authorization_scheme_may_be_in_any_case(scheme: str) -> None:
         f"Bearer {TOKEN[:-1]}",
         f"Bearer {TOKEN}x",
         "Bearer ü",
+        "Bearer \udcaf",  # a byte that is no UTF-8, as aiohttp gives it
     ],
 )
 @pytest.mark.parametrize("address", [LOOPBACK, EVERYWHERE])

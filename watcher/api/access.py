@@ -86,7 +86,7 @@ class Door:
             return 421
         scheme, _, shown = headers.get("authorization", "").partition(" ")
         # RFC 9110: in any case, after any number of spaces.
-        scheme, token = scheme.lower(), shown.lstrip(" ").encode()
+        scheme, token = scheme.lower(), shown.lstrip(" ").encode("utf-8", "surrogateescape")
         if scheme == "basic":  # a browser shows it as a password, after any user's name
             try:
                 token = b64decode(token, validate=True).partition(b":")[2]
