@@ -122,9 +122,16 @@ def test_no_value_gets_a_raw_control_character_into_either_format(value: object)
         assert not set(written) & set("\x1b\x85\x9b\r\u2028\u202e")
 
 
+def test_a_reason_is_not_cut_before_it_says_what_to_do() -> None:
+    reason = f"Redis at {'r' * 200} evicts keys\n; set maxmemory-policy noeviction"
+    line = the_line(lambda: log.info("store.refusing", reason=reason))
+    assert line["reason"] == reason.replace("\n", "\\n")
+    assert len(the_line(lambda: log.info("store.refusing", reason=10_000 * "x"))["reason"]) == 600
+
+
 def test_a_value_is_cut_at_200_characters() -> None:
-    line = the_line(lambda: log.info("poll.rejected", reason="x" * 10_000))
-    assert len(line["reason"]) == 200
+    line = the_line(lambda: log.info("delivery.retried", answer="x" * 10_000))
+    assert len(line["answer"]) == 200
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from watcher.settings import Settings
 
 _MOST_NAMES = 5
+_LONGEST = 600
+"""Characters of what was found, or of what to do: these texts are our own, and their ends say most."""
 
 
 @click.command("check", short_help="Find every mistake in the configuration.")
@@ -113,11 +115,11 @@ def _try(settings: "Settings", *, is_json: bool) -> int:
         if is_json:
             click.echo(json.dumps(line._asdict()))
             continue
-        text = printable(without_secrets(line.text))
+        text = printable(without_secrets(line.text), _LONGEST)
         says: type[str] = Fails if line.verdict == "failed" else Waits if line.verdict == "warning" else str
         head = f"{line.kind:<13} {line.verdict:<8} "
         display.say(says(f"{head}{line.name}: {text}"), margin=len(head))
         if line.todo:
-            todo = printable(without_secrets(line.todo))
+            todo = printable(without_secrets(line.todo), _LONGEST)
             display.say(f"{'':<{len(head)}}what to do: {todo}", margin=len(head))
     return 1 if any(line.verdict == "failed" for line in lines) else 0

@@ -19,7 +19,7 @@ import structlog
 from watcher.observe.catalogue import EVENTS as EVENTS
 from watcher.observe.tail import LEVELS as LEVELS
 from watcher.observe.tail import pretty
-from watcher.printable import TEXT_LIMIT, plain, traceback_text, without_secrets
+from watcher.printable import TEXT_LIMIT, plain, printable, traceback_text, without_secrets
 
 _QUEUED_LINES = 10_000
 """Lines: some 3 MB, or a second of the busiest worker; a reader may pause for that long."""
@@ -288,6 +288,10 @@ def _shorter(level: str) -> Callable[..., None]:
 _MOST = 2**63 - 1
 """The largest integer that every reader of JSON lines takes."""
 
+_OUR_WORDS = ("reason", "guarantee")
+_LONGEST = 600
+"""Characters of texts of our own, whose ends say what to do."""
+
 _UNPREFIXED = ("timestamp", "level")
 """Fields that every pipeline looks for under these names."""
 
@@ -344,7 +348,9 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
             is_plain = len(value) <= TEXT_LIMIT and value.isprintable()
         else:
             is_plain = -_MOST <= value <= _MOST if kind is int else value is None
-        line[name] = value if is_plain else plain(value)
+        if not is_plain:
+            value = printable(value, _LONGEST) if kind is str and name in _OUR_WORDS else plain(value)
+        line[name] = value
     if error:
         line["exception"] = traceback_text(error)
     return line
