@@ -47,7 +47,7 @@ local function drop_all(bodies, references) -- as drop, of some that differ, in 
     local left = digits == '2' and '1' or string.format('%d', (tonumber(digits or 0) or 0) - 1) -- mostly two
     if digits and tonumber(left) > 0 then
       kept[#kept + 1] = references[i]
-      kept[#kept + 1] = left .. string.sub(body, #digits + 1)
+      kept[#kept + 1] = string.gsub(body, '^%d+', left, 1) -- a cut and a join would be two long texts
     else
       gone[#gone + 1] = references[i]
     end
