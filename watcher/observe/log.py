@@ -7,7 +7,7 @@ import select
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Thread, current_thread
@@ -244,7 +244,7 @@ def configure(
     _processors[:] = [_tidy, render]
     structlog.configure(
         processors=_processors,
-        wrapper_class=_lines_from(level),
+        wrapper_class=_logger_from(level),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=True,
     )
@@ -263,26 +263,55 @@ def unbind() -> None:
         vars(log).pop(name, None)
 
 
-def _lines_from(level: str) -> type[structlog.BoundLoggerBase]:
-    """Make the class of a logger of a level and above: structlog's own, with a shorter way for each line. It
-    fills nothing in, and takes what the processors return as it is."""
-    least = LEVELS.index(level.lower())
-    shorter = {name: _shorter(name) for name in LEVELS[least:]}
-    return type("Lines", (structlog.make_filtering_bound_logger(level),), shorter)
+class _Logger:
+    """Hands each line to structlog's processors. Its own loggers do more for each: they fill texts in, copy
+    what is bound, which nothing here is, and look at what the processors return."""
 
+    def __init__(
+        self, writer: LineWriter, processors: Sequence[Callable[..., Any]], context: Mapping[str, Any]
+    ) -> None:
+        self._writer = writer
+        self._processors = processors
+        self._context = context
 
-def _shorter(level: str) -> Callable[..., None]:
-    def take(self: structlog.BoundLoggerBase, event: str, **fields: Any) -> None:
+    def bind(self, **fields: Any) -> "_Logger":
+        return type(self)(self._writer, self._processors, {**self._context, **fields})
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self._take("debug", event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._take("info", event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._take("warning", event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self._take("error", event, fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        self._take("error", event, {"exc_info": True, **fields})
+
+    def _take(self, level: str, event: str, fields: dict[str, Any]) -> None:
         fields["event"] = event
         line: Any = {**self._context, **fields} if self._context else fields
         try:
             for process in self._processors:
-                line = process(self._logger, level, line)
+                line = process(self._writer, level, line)
         except structlog.DropEvent:
             return
-        self._logger.put(line)
+        self._writer.put(line)
 
-    return take
+
+def _pass(_: object, _event: str, **_fields: Any) -> None:
+    """Take no line of this level."""
+
+
+def _logger_from(level: str) -> Any:
+    """Make the class of a logger of a level and above. It can do as much of what structlog's can as is used
+    here."""
+    below = LEVELS[: LEVELS.index(level.lower())]
+    return type("Logger", (_Logger,), dict.fromkeys(below, _pass))
 
 
 _MOST = 2**63 - 1
