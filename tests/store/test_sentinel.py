@@ -34,7 +34,7 @@ async def test_a_name_that_no_sentinel_knows_is_a_configuration_error() -> None:
     with real_server("valkey", *on_port(port)) as primary, watched(primary, port) as url:
         async with connect(url.replace(NAME, "other")) as client:
             with pytest.raises(
-                ConfigurationRefused, match=r"Sentinels in redis\.url do not know other, but main"
+                ConfigurationRefused, match=r"Sentinels in the URL of Redis do not know other, but main"
             ):
                 await Pipe(client).command("PING")
 
