@@ -45,6 +45,7 @@ def test_no_message_repeats_a_value_that_may_be_secret() -> None:
     ("text", "expected"),
     [
         ("a = " + "[" * 10_000, "not valid TOML: nested too deeply"),
+        ("[[accounts]]\n" + "a." * 3000 + "a = 1", "not valid TOML: nested too deeply"),
         ("a = " + "9" * 5_000, "not valid TOML: not understood"),
         ('"\\u001b[31m" = 1', 'f.toml:1: "\\u001b[31m": unknown key'),
         (f'"{"k" * 500}" = 1', f'f.toml:1: "{"k" * 64}": unknown key'),

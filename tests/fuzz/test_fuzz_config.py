@@ -92,6 +92,7 @@ def test_the_undamaged_configuration_is_valid(place: Path) -> None:
 
 
 @example(text=TEXT.replace('name = "treasury"', r'name = "treasu\u202e"'), environ={})
+@example(text=TEXT.replace("retries", "12.5" * 3000), environ={})
 @fuzz(text=texts | damaged_text(TEXT), environ=ENVIRONS)
 def test_any_text_is_a_configuration_or_a_list_of_mistakes(
     place: Path, text: str, environ: dict[str, str]

@@ -96,6 +96,7 @@ _BYTE_ORDER_MARK = "\ufeff"
 _JSON = json.JSONDecoder(object_pairs_hook=once_each)
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
 _POSITION = re.compile(r"\(at line (\d+), column (\d+)\)")
+_DEEP_KEY = re.compile(rf"^[ \t\[]*(?:[\w-]+[ \t]*\.[ \t]*){{{DEEPEST}}}", re.MULTILINE)
 # What `tomllib` says, as far as it helps, and without the piece of the file that some of it repeats.
 _SYNTAX = {
     "Unescaped '\\'": "a backslash in a text needs another one, or write the text in single quotes",
@@ -130,7 +131,7 @@ def read_toml(path: Path, environment: Environment, findings: Findings) -> Entry
     """Read a file as one table, with the environment put in. Raises ConfigRefused if it is not TOML."""
     text = read_text(path)
     try:
-        tree = tomllib.loads(text)
+        tree = _parse(text)
     except RecursionError:
         raise ConfigRefused([Finding(str(path), None, "", "not valid TOML: nested too deeply")]) from None
     except ValueError as error:
@@ -141,6 +142,14 @@ def read_toml(path: Path, environment: Environment, findings: Findings) -> Entry
         place = f" at column {position[2]}" if position else ""
         raise ConfigRefused([Finding(str(path), line, "", f"not valid TOML{place}: {reason}")]) from None
     return interpolated(Entry(tree, str(path), (), _Lines(text).find), environment, findings)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """Parse TOML. Raises ValueError, and RecursionError where it is nested too deeply; for a key of so many
+    parts `tomllib` would take their square."""
+    if _DEEP_KEY.search(text):
+        raise RecursionError
+    return tomllib.loads(text)
 
 
 def read_lines(
@@ -327,7 +336,7 @@ def salvaged(text: str) -> dict[str, Any] | None:
 def _read_into(found: dict[str, Any], text: str) -> bool:
     """Add what a text says. Returns whether it is TOML."""
     try:
-        table = tomllib.loads(text)
+        table = _parse(text)
     except (ValueError, RecursionError):
         return False
     _add(found, table)
