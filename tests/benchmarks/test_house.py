@@ -52,8 +52,9 @@ ASKED_BY_A_COMMIT = {"delivery.queue", "delivery.breakers", "engine.breaker"}
 
 
 def of_the_house(modules: Iterable[str]) -> set[str]:
-    """Without the HTTP client, which is counted as little as the one of another project that it replaced."""
-    return {module for module in modules if not module.startswith("http.")}
+    """Without the HTTP client and the logger, which are counted as little as those of other projects that they
+    replaced."""
+    return {module for module in modules if not module.startswith("http.") and module != "observe.log"}
 
 
 SOURCES = {place.partition(":")[0].removeprefix("watcher.") for place in PLACE_BY_KIND.values()}

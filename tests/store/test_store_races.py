@@ -56,7 +56,9 @@ class Race:
         async with asyncio.timeout(20):
             while not self.is_over:
                 claims = [
-                    store.polls.claim(PROVIDER, shard, lease_ms=lease_ms, at_most=3)
+                    # As many as a shard has, or one whose lease ended might never have its turn: the others are
+                    # due before it again and again.
+                    store.polls.claim(PROVIDER, shard, lease_ms=lease_ms, at_most=4)
                     for shard in range(SHARDS)
                 ]
                 leases = [lease for claimed in await asyncio.gather(*claims) for lease in claimed.leases]
