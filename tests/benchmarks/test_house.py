@@ -52,8 +52,8 @@ ASKED_BY_A_COMMIT = {"delivery.queue", "delivery.breakers", "engine.breaker"}
 
 
 def of_the_house(modules: Iterable[str]) -> set[str]:
-    """Without the HTTP client and the logger, which are counted as little as those of other projects that they
-    replaced."""
+    """Without the HTTP client and the logger, which are counted as little as those of other projects that
+    they replaced."""
     return {module for module in modules if not module.startswith("http.") and module != "observe.log"}
 
 

@@ -56,8 +56,8 @@ class Race:
         async with asyncio.timeout(20):
             while not self.is_over:
                 claims = [
-                    # As many as a shard has, or one whose lease ended might never have its turn: the others are
-                    # due before it again and again.
+                    # As many as a shard has, or one whose lease ended might never have its turn: the others
+                    # are due before it again and again.
                     store.polls.claim(PROVIDER, shard, lease_ms=lease_ms, at_most=4)
                     for shard in range(SHARDS)
                 ]
