@@ -31,6 +31,10 @@ class BadKey(ValueError):
     """A key that cannot encrypt: it is refused at load. The message never holds it."""
 
 
+CIPHER = "cryptography: pip install 'balance-watcher[api]'"
+"""What the cipher needs, and how to get it."""
+
+
 class NoCipher(BadKey):
     """The extra `api` is not installed, and without it nothing is encrypted or decrypted."""
 
@@ -130,7 +134,7 @@ def _cipher(key: bytes) -> "AESGCM":
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError as error:
-        raise NoCipher("needs cryptography: pip install 'balance-watcher[api]'") from error
+        raise NoCipher(f"needs {CIPHER}") from error
     return AESGCM(key)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from watcher.encryption import CIPHER
 from watcher.printable import printable
 
 _SHORTEST_TOKEN = 16
@@ -124,7 +125,7 @@ def check_api(token: str | None, *, has_key: bool) -> None:
             '"${WATCHER_SECRET_KEY}", and put there what `watcher secret new --key` prints'
         )
         if not find_spec("cryptography"):
-            missing.append("cryptography: pip install 'balance-watcher[api]'")
+            missing.append(CIPHER)
     if missing:
         raise ListenerRefused(f"--api needs {'; and '.join(missing)}")
 

@@ -34,7 +34,7 @@ _END = b""
 
 
 class LineWriter:
-    """Takes lines as one of structlog's loggers does. `write` may block and may fail.
+    """Takes lines, and writes them in a thread. `write` may block and may fail.
 
     `on_drop` is called with the number of lost lines once a line gets out again, `on_bug` with any other
     error: the lines of that moment are lost, and the log goes on.
@@ -72,8 +72,6 @@ class LineWriter:
             self._lines.put(line)
         else:
             self._overflowed += 1
-
-    debug = info = warning = error = critical = put
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Write what was taken. Waits for `timeout_s`, and a few times longer if some of it gets out
