@@ -355,13 +355,9 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
     Raises DropEvent for a bug that was logged recently. It is the same bug if the same thing is affected at
     the same place in the code, whatever the account.
     """
-    second, milliseconds = divmod(int(1000 * time.time()), 1000)
-    timestamp = f"{_utc_second(second)}.{milliseconds:03d}Z"
-    line = {"timestamp": timestamp, "level": level, "event": fields.pop("event")}
-    found = fields.pop("exc_info", None)  # in any of the forms that logging calls take it in
-    found = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
-    error = found if isinstance(found, BaseException) else None
-    if line["event"] == "bug" and error:
+    event = fields.pop("event")
+    error = _error_of(fields.pop("exc_info")) if "exc_info" in fields else None
+    if error and event == "bug":
         frames = traceback.extract_tb(error.__traceback__)
         place = (frames[-1].filename, frames[-1].lineno) if frames else None
         streak = _bugs.struck((fields.get("affected"), type(error), place), time.monotonic())
@@ -369,23 +365,31 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
             raise structlog.DropEvent
         if streak.times > 1:
             fields["times"] = streak.times
+    timestamp = _utc(int(1000 * time.time()))
+    line = {"timestamp": timestamp, "level": level, "event": event, **fields}
     for name, value in fields.items():
         kind = type(value)
         if kind is str:
-            is_plain = len(value) <= TEXT_LIMIT and value.isprintable()
-        else:
-            is_plain = -_MOST <= value <= _MOST if kind is int else value is None
-        if not is_plain:
-            value = printable(value, _LONGEST) if kind is str and name in _OUR_WORDS else plain(value)
-        line[name] = value
+            if len(value) > TEXT_LIMIT or not value.isprintable():
+                line[name] = printable(value, _LONGEST) if name in _OUR_WORDS else plain(value)
+        elif not (-_MOST <= value <= _MOST if kind is int else value is None or kind is bool):
+            line[name] = plain(value)
     if error:
         line["exception"] = traceback_text(error)
     return line
 
 
+def _error_of(found: Any) -> BaseException | None:
+    """Return the exception that a logging call names, in any of the forms that they take it in."""
+    found = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
+    return found if isinstance(found, BaseException) else None
+
+
 @lru_cache(maxsize=2)
-def _utc_second(second: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+def _utc(unix_ms: int) -> str:
+    """Write a time. A busy worker logs several lines in each millisecond."""
+    second, ms = divmod(unix_ms, 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{ms:03d}Z"
 
 
 def _as_json(_logger: object, _level: str, line: Mapping[str, Any], *, prefix: str = "") -> bytes:
