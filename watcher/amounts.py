@@ -19,7 +19,6 @@ _INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,77})\Z", re.ASCII)
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,77})(?:\.([0-9]{1,78}))?\Z", re.ASCII)
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,3}))?\Z", re.ASCII)
 _CANONICAL = re.compile(r"(?!-0\Z)-?(0|[1-9][0-9]{0,77})(?:\.[0-9]{0,77}[1-9])?\Z", re.ASCII)
-_ONE = 10**MAX_FRACTION_DIGITS
 
 
 class NotAnAmount(ValueError):
@@ -91,14 +90,18 @@ def check_canonical(text: object) -> str:
 
 def to_atoms(text: str) -> int:
     """Turn canonical text into atoms (10^-78 of a whole unit)."""
+    if text == "0":  # most are
+        return 0
     whole, _, fraction = text.partition(".")
     return int(whole + fraction.ljust(MAX_FRACTION_DIGITS, "0"))
 
 
 def to_text(atoms: int) -> str:
     """Turn atoms into canonical text, with a leading minus where the amount is negative."""
-    whole, fraction = divmod(abs(atoms), _ONE)
-    digits = _canonical(str(whole), str(fraction).rjust(MAX_FRACTION_DIGITS, "0") if fraction else "")
+    if not atoms:  # most are
+        return "0"
+    padded = str(abs(atoms)).rjust(MAX_FRACTION_DIGITS + 1, "0")
+    digits = _canonical(padded[:-MAX_FRACTION_DIGITS], padded[-MAX_FRACTION_DIGITS:])
     return f"-{digits}" if atoms < 0 else digits
 
 
@@ -118,30 +121,6 @@ def sum_of(texts: Sequence[str]) -> str:
         digits = digits.rjust(places + 1, "0")
         digits = _canonical(digits[:-places], digits[-places:])
     return check_canonical(f"-{digits}" if total < 0 else digits)
-
-
-class Conversions:
-    """The conversions of one poll: a text is turned into atoms once, and an amount that came as text, or was
-    printed before, is not printed again. Takes canonical text only.
-    """
-
-    def __init__(self) -> None:
-        self._atoms_by_text = {"0": 0}
-        self._text_by_atoms = {0: "0"}
-
-    def atoms(self, text: str) -> int:
-        atoms = self._atoms_by_text.get(text)
-        if atoms is None:
-            atoms = self._atoms_by_text[text] = to_atoms(text)
-            self._text_by_atoms[atoms] = text
-        return atoms
-
-    def text(self, atoms: int) -> str:
-        text = self._text_by_atoms.get(atoms)
-        if text is None:
-            text = self._text_by_atoms[atoms] = to_text(atoms)
-            self._atoms_by_text[text] = atoms
-        return text
 
 
 def negated(text: str) -> str:

@@ -4,7 +4,6 @@ import json
 from random import Random
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state
-from watcher.amounts import Conversions
 from watcher.journal.account import AccountState, Advance, Rules, advance
 from watcher.journal.events import Origin, drafts_of, events_of
 from watcher.snapshot import LOST, Asset, Snapshot
@@ -17,7 +16,7 @@ def step(state: AccountState | None, snapshot: Snapshot, *, source: str = "here"
 
 
 def emitted(result: Advance) -> list[tuple[str, str]]:
-    return [(moved.asset.id, moved.change.type) for moved in result.moved]
+    return [(moved.asset.id, moved.type) for moved in result.moved]
 
 
 def followed(state: AccountState | None, *snapshots: Snapshot) -> list[list[tuple[str, str]]]:
@@ -161,9 +160,7 @@ def test_an_asset_that_vanishes_before_its_decimals_are_known_again_is_emitted_w
     lost = a_state(ETH="10", LRC="1")._replace(entry_by_asset={"ETH": entry})
     first = step(lost, a_snapshot(LRC="1"))
     second = step(lost._replace(entry_by_asset=first.entry_by_asset), a_snapshot(LRC="1"))
-    (event,) = events_of(
-        drafts_of(second.moved, Conversions()), Origin("a", "p", 0, 0, 0), first_sequence=1, now_ms=1
-    )
+    (event,) = events_of(drafts_of(second.moved), Origin("a", "p", 0, 0, 0), first_sequence=1, now_ms=1)
     assert json.loads(event.json)["data"]["asset"]["decimals"] is None
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from watcher.amounts import Conversions
 from watcher.api.access import COST
 from watcher.api.accounts import Names, Opened, opened
 from watcher.api.problems import Problem, cursor, limit_in, page_of, query_of, unknown
@@ -204,14 +203,14 @@ async def _state(account: str, store: Opened) -> Seen:
 
 def _holding(seen: Seen, provider: str, name: str, store: Opened) -> dict[str, Any]:
     """Write an account's balances of the assets that a subscription wants."""
-    state, conversions, interest = seen.state, Conversions(), store.followed.interest
+    state, interest = seen.state, store.followed.interest
     entries = state.entry_by_asset.values() if state else ()
     return {
         "account": {"name": seen.account, "provider": provider},
         "sequence": None if seen.damage else state.sequence if state else 0,
         "polled_at": iso(state.polled_at_ms) if state and state.polled_at_ms else None,
         "balances": [
-            {"asset": entry.asset._asdict(), **amounts_of(entry.published, conversions)}
+            {"asset": entry.asset._asdict(), **amounts_of(entry.published)}
             for entry in entries
             if interest.holds(name, entry.asset)
         ],

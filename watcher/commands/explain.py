@@ -163,7 +163,7 @@ def _lines(rounds: "Iterable[Round]") -> list[_Line]:
 
     lines: list[_Line] = []
     for polls, step in rounds:
-        for draft in drafts_of(step.moved, step.conversions):
+        for draft in drafts_of(step.moved):
             about = {"type": draft.type, "asset": draft.asset and draft.asset._asdict()}
             lines.append({"kind": "event", "polls": polls, **about, "amount": draft.amount, **draft.says})
         said = [{**line, "polls": 0} for line in lines]

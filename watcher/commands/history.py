@@ -145,19 +145,18 @@ async def command(
 async def _rows(store: "OpenStore", look: "Look", account: str, start_ms: int) -> AsyncIterator[_Row]:
     """Read an account's balances from each change on; first, as `start`, those of each asset when the time
     asked for began."""
-    from watcher.amounts import Conversions
     from watcher.journal.events import amounts_of, iso
     from watcher.journal.log import Damaged, moments
     from watcher.store.history import History
 
     name_of = await _names(store, look, account)
     before: dict[str, Moment] = {}
-    conversions, is_there = Conversions(), False
+    is_there = False
 
     async def row(moment: "Moment") -> _Row:
         is_start, at_ms = moment.at_ms < start_ms, max(moment.at_ms, start_ms)
         nothing: Mapping[str, Any] = dict.fromkeys(_FIELDS)
-        held = amounts_of(moment.balance, conversions) if moment.balance else nothing
+        held = amounts_of(moment.balance) if moment.balance else nothing
         return {
             "at_ms": at_ms,
             "timestamp": iso(at_ms),

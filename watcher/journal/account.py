@@ -1,22 +1,16 @@
 """What one account holds as far as was emitted, what is pending confirmation, and how a snapshot moves
 both."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from watcher.amounts import Conversions, to_atoms
-from watcher.journal.explain import Change, Withdrawals, explain, in_atoms, in_text
+from watcher.amounts import to_atoms, to_text
+from watcher.journal.explain import Withdrawals, explain, in_atoms, in_text
 from watcher.snapshot import LOST, Asset, Balance, Row, Snapshot
 
 
-def why_suspect(
-    accepted: Balance,
-    row: Row | None,
-    *,
-    suspect: Balance | None = None,
-    convert: Callable[[str], int] = to_atoms,
-) -> str | None:
+def why_suspect(accepted: Balance, row: Row | None, *, suspect: Balance | None = None) -> str | None:
     """Say why `row` needs a second opinion; None says that it counts.
 
     `row` is None where the asset is missing from a listing of everything. `suspect` is what the last
@@ -28,12 +22,12 @@ def why_suspect(
     balance = row.balance if row else absent(accepted)
     if balance == accepted:
         return None
-    oddities = _oddities(accepted, balance, convert)
+    oddities = _oddities(accepted, balance)
     if row and not oddities:
         return None
     if row and not row.locked_absent:
         oddities.discard(_NO_LOCK)  # said in so many words, it is a fact
-    if suspect and oddities <= _oddities(accepted, suspect, convert):
+    if suspect and oddities <= _oddities(accepted, suspect):
         return None
     if row is None and any(field not in ("0", None) for field in accepted):
         return "the asset disappeared"
@@ -46,14 +40,15 @@ _NO_LOCK = "locked disappeared"
 _OVERLOCKED = "more is locked than there is"
 
 
-def _oddities(accepted: Balance, balance: Balance, convert: Callable[[str], int]) -> set[str]:
+def _oddities(accepted: Balance, balance: Balance) -> set[str]:
     """Everything about a balance that is odd after an accepted one."""
     odd = set()
     if balance.total == "0" != accepted.total:
         odd.add(_REPAID if accepted.total.startswith("-") else _EMPTY)
-    if balance.locked == "0" != accepted.locked:
-        odd.add(_NO_LOCK)
-    if balance[:2] != accepted[:2] and convert(balance.locked) > convert(balance.total) >= 0:
+    if balance.locked == "0":
+        if accepted.locked != "0":
+            odd.add(_NO_LOCK)
+    elif balance[:2] != accepted[:2] and to_atoms(balance.locked) > to_atoms(balance.total) >= 0:
         odd.add(_OVERLOCKED)  # of an account that is overdrawn, anything locked would be more than there is
     return odd
 
@@ -167,11 +162,14 @@ class Rules:
 
 
 class Moved(NamedTuple):
-    """One change of one asset."""
+    """One change of one asset, in text."""
 
     asset: Asset
-    like: Balance
-    change: Change
+    type: str
+    amount: str
+    effect: Balance
+    before: Balance
+    after: Balance
 
 
 @dataclass(slots=True)
@@ -192,7 +190,6 @@ class Advance:
     pending_confirmation: dict[str, tuple[str, ...]] = field(default_factory=dict)
     emptiness: Emptiness | None = None
     reset_by: str | None = None
-    conversions: Conversions = field(default_factory=Conversions, repr=False, compare=False)
 
 
 def advance(
@@ -287,7 +284,7 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
         result.entry_by_asset[entry.asset.id] = entry  # it is called otherwise now, and nothing else
     elif row is not None and _unit(row.asset, row.balance) != _unit(entry.asset, entry.seen):
         _start(row, "its unit changed", result)
-    elif reason := why_suspect(entry.seen, row, suspect=entry.suspect, convert=result.conversions.atoms):
+    elif reason := why_suspect(entry.seen, row, suspect=entry.suspect):
         result.suspect[entry.asset.id] = reason
         balance = row.balance if row else absent(entry.seen)
         result.entry_by_asset[entry.asset.id] = entry._replace(suspect=balance)
@@ -298,25 +295,26 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
 
 def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> None:
     """Explain the way from what was published to a reading, and keep what is not emitted yet."""
-    asset = row.asset if row else entry.asset
-    seen = row.balance if row else absent(entry.seen)
-    goal = in_atoms(seen, result.conversions.atoms)
+    asset, seen = (row.asset, row.balance) if row else (entry.asset, absent(entry.seen))
+    goal = in_atoms(seen)
     explanation = explain(
-        in_atoms(entry.published, result.conversions.atoms),
+        in_atoms(entry.published),
         goal,
         confirmation_polls=entry.confirmation_polls,
         settle_polls=rules.settle_polls,
         withdrawals=rules.withdrawals,
     )
-    published = seen  # one in memory
-    if explanation.published != goal:
-        published = in_text(explanation.published, seen, result.conversions.text)
-    after = Entry(asset, published, seen, explanation.confirmation_polls)
-    result.entry_by_asset[asset.id] = after
-    result.moved += [Moved(asset, seen, change) for change in explanation.changes]
+    before = entry.published
+    for type_, amount, effect, _, goes_to in explanation.changes:
+        after = seen if goes_to == goal else in_text(goes_to, seen)
+        result.moved.append(Moved(asset, type_, to_text(amount), in_text(effect, seen), before, after))
+        before = after
+    published = seen if explanation.published == goal else before  # one in memory
+    now = Entry(asset, published, seen, explanation.confirmation_polls)
+    result.entry_by_asset[asset.id] = now
     if explanation.why:
         result.pending_confirmation[asset.id] = explanation.why
-    if after[1:] != entry[1:]:
+    if now[1:] != entry[1:]:
         result.is_news = True
 
 

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher.amounts import Conversions
+from watcher.amounts import to_atoms, to_text
 from watcher.journal.account import Moved
-from watcher.journal.explain import in_text
 from watcher.snapshot import LOST, Asset, Balance
 
 _ENTRY = re.compile(rb"([!-~]+) (0|[1-9][0-9]{0,13}) (-|0|[1-9][0-9]{0,13})")
@@ -81,18 +80,11 @@ class Event(NamedTuple):
         return Delivery(self.id, self.type, self.sequence, self.json[:-1], subscription, previous)
 
 
-def drafts_of(moved: Iterable[Moved], conversions: Conversions) -> Iterator[Draft]:
+def drafts_of(moved: Iterable[Moved]) -> Iterator[Draft]:
     """Draft the event of each change."""
-    for asset, like, change in moved:
-        before, effect, after = [
-            in_text(vector, like, conversions.text) for vector in (change.before, change.effect, change.after)
-        ]
-        says = {
-            "effect": effect._asdict(),
-            "before": amounts_of(before, conversions),
-            "after": amounts_of(after, conversions),
-        }
-        yield Draft(change.type, asset, conversions.text(change.amount), says, (*before, *after))
+    for asset, type_, amount, effect, before, after in moved:
+        says = {"effect": effect._asdict(), "before": amounts_of(before), "after": amounts_of(after)}
+        yield Draft(type_, asset, amount, says, (*before, *after))
 
 
 def events_of(
@@ -142,15 +134,15 @@ def _iso(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat()[:19]
 
 
-def amounts_of(balance: Balance, conversions: Conversions) -> dict[str, str | None]:
+def amounts_of(balance: Balance) -> dict[str, str | None]:
     """Write a balance as events do, with what is available of it."""
-    available = conversions.atoms(balance.total) - conversions.atoms(balance.locked)
+    total, locked, deposit, withdrawal = balance
     return {
-        "total": balance.total,
-        "locked": balance.locked,
-        "available": conversions.text(available),
-        "pending_deposit": balance.pending_deposit,
-        "pending_withdrawal": balance.pending_withdrawal,
+        "total": total,
+        "locked": locked,
+        "available": total if locked == "0" else to_text(to_atoms(total) - to_atoms(locked)),
+        "pending_deposit": deposit,
+        "pending_withdrawal": withdrawal,
     }
 
 

@@ -4,7 +4,6 @@ Refuses to know time or storage: for how many successful polls something was pen
 goes out as a number. All sums are on integers, and the same input always gives the same changes.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -81,6 +80,7 @@ class Rule(NamedTuple):
 
 
 NOTHING = Vector()
+_NO_AMOUNT = (None, "0")
 
 
 def explain(
@@ -118,14 +118,14 @@ def explain(
     return Explanation(tuple(changes), after, pending, confirmation_polls + 1 if why else 0, tuple(why))
 
 
-def in_atoms(balance: Balance, convert: Callable[[str], int] = to_atoms) -> Vector:
+def in_atoms(balance: Balance) -> Vector:
     """Turn a balance into a state to do sums with; a pending that the provider does not have counts as 0."""
-    return Vector(*[0 if text is None else convert(text) for text in balance])
+    return Vector(*[0 if text in _NO_AMOUNT else to_atoms(text) for text in balance])
 
 
-def in_text(vector: Vector, like: Balance, convert: Callable[[int], str] = to_text) -> Balance:
+def in_text(vector: Vector, like: Balance) -> Balance:
     """Turn a state or an effect into text; a pending of nothing is null where `like` has null."""
-    total, locked, deposit, withdrawal = map(convert, vector)
+    total, locked, deposit, withdrawal = [to_text(atoms) if atoms else "0" for atoms in vector]
     _, _, like_deposit, like_withdrawal = like
     return Balance(
         total,

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from watcher.amounts import Conversions
+from watcher.amounts import to_text
 from watcher.journal.account import AccountState, Moved
 from watcher.journal.events import Origin, drafts_of, events_of, iso
-from watcher.journal.explain import Change, in_atoms, in_text
+from watcher.journal.explain import in_atoms, in_text
 from watcher.settings import SERVICE_EVENTS
 from watcher.snapshot import Asset, Balance
 
@@ -153,12 +153,11 @@ def _read_event(record: Record, data: Mapping[str, Any], at_ms: int) -> Emitted:
         _balance([data[part][field] for field in Balance._fields]) for part in ("before", "after", "effect")
     )
     start, effect = in_atoms(before), in_atoms(moved)
-    change = Change(type_, max(map(abs, effect)), effect, start, start + effect)
-    if change.after != in_atoms(after):
+    if start + effect != in_atoms(after):
         raise Damaged("its before and its effect do not make its after")
     origin = Origin(record.account, _text(data["account"]["provider"]), record.follows, at_ms, at_ms)
-    # These conversions have not seen the record's texts, and print each anew.
-    (draft,) = drafts_of([Moved(asset, after, change)], Conversions())
+    amounts = [in_text(vector, after) for vector in (effect, start, start + effect)]  # each is printed anew
+    (draft,) = drafts_of([Moved(asset, type_, to_text(max(map(abs, effect))), *amounts)])
     (again,) = events_of([draft], origin, first_sequence=0, now_ms=0)
     if again.id != event_id or origin.account != data["account"]["name"]:
         raise Damaged("its id does not belong to what it says")

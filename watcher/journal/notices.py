@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
-from watcher.amounts import Conversions, to_atoms
+from watcher.amounts import to_atoms
 from watcher.journal.account import Entry, Moved
 from watcher.journal.events import Draft, Event, Origin, amounts_of, drafts_of, events_of, iso, shown
-from watcher.journal.explain import RULES, Change, Vector, in_atoms, in_text
+from watcher.journal.explain import RULES, Vector, in_atoms, in_text
 from watcher.settings import ThresholdSettings
 from watcher.snapshot import Asset, Balance, Row, is_called
 
@@ -27,16 +27,14 @@ class Watch(NamedTuple):
     threshold: ThresholdSettings
 
 
-def baseline(entry_by_asset: Mapping[str, Entry], conversions: Conversions) -> Iterator[Draft]:
+def baseline(entry_by_asset: Mapping[str, Entry]) -> Iterator[Draft]:
     """Draft the balances that an account starts with; an account with many assets takes several events."""
     entries = [entry_by_asset[asset] for asset in sorted(entry_by_asset)]
     parts = [entries[i : i + ASSETS_PER_BASELINE] for i in range(0, len(entries), ASSETS_PER_BASELINE)] or [
         []
     ]
     for number, part in enumerate(parts, 1):
-        balances = [
-            {"asset": shown(entry.asset), **amounts_of(entry.published, conversions)} for entry in part
-        ]
+        balances = [{"asset": shown(entry.asset), **amounts_of(entry.published)} for entry in part]
         says = {"effect": _NO_EFFECT, "balances": balances, "part": number, "parts": len(parts)}
         # What it says is part of what it is: after a loss of the state there may be another first one.
         identity = (str(number), *(text for entry in part for text in (entry.asset.id, *entry.published)))
@@ -90,7 +88,6 @@ def crossings(
     watches: Iterable[Watch],
     entry_by_asset: Mapping[str, Entry],
     crossed: frozenset[str],
-    conversions: Conversions,
     *,
     zeros: Iterable[Row] = (),
 ) -> tuple[list[Draft], frozenset[str]]:
@@ -114,11 +111,11 @@ def crossings(
             if entry.suspect:
                 still |= {key} & crossed
                 continue
-            value = amounts_of(entry.seen, conversions)[threshold.field]
-            if value is None or not _is_crossed(threshold, value, conversions, was_crossed=was_crossed):
+            value = amounts_of(entry.seen)[threshold.field]
+            if value is None or not _is_crossed(threshold, value, was_crossed=was_crossed):
                 continue
             if not was_crossed and key not in still:  # the same bound, by symbol and by id, is one
-                published = amounts_of(entry.published, conversions)
+                published = amounts_of(entry.published)
                 says = {
                     "effect": in_text(Vector(), entry.seen)._asdict(),
                     "before": published,
@@ -131,15 +128,13 @@ def crossings(
     return drafts, frozenset(still)
 
 
-def _is_crossed(
-    threshold: ThresholdSettings, value: str, conversions: Conversions, *, was_crossed: bool
-) -> bool:
+def _is_crossed(threshold: ThresholdSettings, value: str, *, was_crossed: bool) -> bool:
     """Compare with the bound, or, once it was crossed, with where it is cleared (hysteresis)."""
     bound = threshold.above if threshold.below is None else threshold.below
     if was_crossed:
         bound = threshold.clear or bound
     assert bound is not None, "one of both is given"
-    above_by = conversions.atoms(value) - conversions.atoms(bound)
+    above_by = to_atoms(value) - to_atoms(bound)
     return above_by > 0 if threshold.below is None else above_by < 0
 
 
@@ -148,7 +143,7 @@ SAMPLE = "sample"
 
 _ASSET = Asset("0", "ETH", "Ether", 18)
 _BALANCE = Balance("100", "10", "20", "5")
-_AMOUNT = to_atoms("5")
+_AMOUNT = "5"
 
 
 def sample(type_: str, subscription: str, *, nonce: str, now_ms: int) -> Event:
@@ -159,23 +154,24 @@ def sample(type_: str, subscription: str, *, nonce: str, now_ms: int) -> Event:
     entries = {_ASSET.id: Entry(_ASSET, _BALANCE, _BALANCE)}
     match type_:
         case "account.baseline":
-            draft = next(baseline(entries, Conversions()))
+            draft = next(baseline(entries))
         case "account.stale":
             draft = stale(since_ms, "transient", "no answer within 10 s")
         case "account.recovered":
             draft = recovered(since_ms)
         case "threshold.crossed":
             watch = Watch(subscription, ThresholdSettings(asset=_ASSET.id, below="1000"))
-            draft = crossings([watch], entries, frozenset(), Conversions())[0][0]
+            draft = crossings([watch], entries, frozenset())[0][0]
         case "subscription.paused":
             draft = paused_draft(SAMPLE, "it answered 410", since_ms)
         case _:
             signs = next((rule.signs for rule in RULES["outside"] if rule.type == type_), None)
             if signs is None:
                 raise ValueError(f"no type of the catalogue: {type_}")
-            before, effect = in_atoms(_BALANCE), Vector(*(sign * _AMOUNT for sign in signs))
-            change = Change(type_, _AMOUNT, effect, before, before + effect)
-            draft = next(drafts_of([Moved(_ASSET, _BALANCE, change)], Conversions()))
+            effect = Vector(*(sign * to_atoms(_AMOUNT) for sign in signs))
+            after = in_text(in_atoms(_BALANCE) + effect, _BALANCE)
+            moved = Moved(_ASSET, type_, _AMOUNT, in_text(effect, _BALANCE), _BALANCE, after)
+            draft = next(drafts_of([moved]))
     draft = draft._replace(says={**draft.says, "sample": True}, identity=(subscription, nonce))
     account = None if type_ == "subscription.paused" else SAMPLE
     return _without_commit(draft, since_ms, now_ms, account=account)

@@ -61,9 +61,9 @@ def diff(
     was_crossed = state.crossed if state else frozenset()
     watches = interest.watches(reading.account)
     zeros = reading.snapshot.zeros
-    entries, conversions = moved_on.entry_by_asset, moved_on.conversions
+    entries = moved_on.entry_by_asset
     warnings, crossed = (
-        crossings(watches, entries, was_crossed, conversions, zeros=zeros) if watches else ([], frozenset())
+        crossings(watches, entries, was_crossed, zeros=zeros) if watches else ([], frozenset())
     )
     source, watched, height = reading.source, reading.snapshot.watched, reading.snapshot.height
     if state and moved_on.emptiness:  # of which nothing counts yet
@@ -81,8 +81,8 @@ def diff(
     origin = Origin(reading.account, reading.provider, before, since_ms, reading.observed_ms)
     drafts = [
         *([recovered(stale_since_ms)] if recovers else ()),
-        *(baseline(entries, conversions) if moved_on.is_baseline else ()),
-        *drafts_of(moved_on.moved, conversions),
+        *(baseline(entries) if moved_on.is_baseline else ()),
+        *drafts_of(moved_on.moved),
         *warnings,
     ]
     events = events_of(drafts, origin, first_sequence=first, now_ms=now_ms)

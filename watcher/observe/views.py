@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from yarl import URL
 
-from watcher.amounts import Conversions
 from watcher.delivery.sink import remedy_for
 from watcher.engine.breaker import BY_HAND, backs_off_until_ms, is_closed, pace_per_s, state
 from watcher.journal.account import Entry
@@ -316,12 +315,12 @@ def problems_of(
 
 def balance_line(entry: Entry) -> Line:
     """The balance of one asset, and the part of it that is pending confirmation."""
-    conversions, pending = Conversions(), None
+    pending = None
     if entry.seen != entry.published:  # few are
-        pending = in_atoms(entry.seen, conversions.atoms) - in_atoms(entry.published, conversions.atoms)
+        pending = in_atoms(entry.seen) - in_atoms(entry.published)
     return {
         "asset": shown(entry.asset),
-        **amounts_of(entry.seen, conversions),
+        **amounts_of(entry.seen),
         "pending_confirmation": in_text(pending, entry.seen)._asdict() if pending and any(pending) else None,
         "confirmation_polls": entry.confirmation_polls,
         "suspect": entry.suspect and entry.suspect._asdict(),
