@@ -5,9 +5,8 @@ If an answer is odd, nothing is guessed: the status stands, and the connection i
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ _PIECE = 16 * 1024
 _FRAMING = 64 * 1024
 """Bytes in a row that are no body. httptools adds to a header line by line: a megabyte so took seconds."""
 
-_SWITCHING = 101
+_INTERIM = frozenset(range(100, 200)) - {101}  # which is the last answer in HTTP
 _LEAST_STATUS = 100
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
@@ -98,16 +97,17 @@ class Answer(NamedTuple):
     """
 
     status: int
-    headers: tuple[tuple[bytes, bytes], ...]
+    headers: Sequence[tuple[bytes, bytes]]
     body: bytes
     cut: NoAnswer | None = None
 
     def header(self, name: str) -> str | None:
         """Return the first header of a name, written in lower case."""
         wanted = name.encode()
-        found = (value for key, value in self.headers if key.lower() == wanted)
-        value = next(found, None)
-        return None if value is None else value.strip(b" \t").decode("latin-1")
+        for key, value in self.headers:
+            if key.lower() == wanted:
+                return value.strip(b" \t").decode("latin-1")
+        return None
 
 
 def head_of(
@@ -119,10 +119,10 @@ def head_of(
     the host first.
     """
     target, rest = _around(method, url, tuple(headers))
-    if query and "?" not in target and all(map(_PLAIN.fullmatch, chain(query, query.values()))):
-        target += "?" + "&".join([f"{name}={value}" for name, value in query.items()])
-    elif query:
-        return head_of(method, url.extend_query(query), headers)
+    if query:
+        if "?" in target or not _PLAIN.fullmatch("".join([*query, *query.values()])):
+            return head_of(method, url.extend_query(query), headers)
+        target = f"{target}?{'&'.join(map('='.join, query.items()))}"
     return f"{target}{rest}".encode()
 
 
@@ -147,17 +147,9 @@ class Reader:
 
     def begin(self, limits: Limits) -> None:
         """Expect another answer."""
-        self._left, self._limits = limits.total, limits
+        self._limits = limits
+        self._left, self._to_keep = limits
         self._came: list[bytes] = []
-        self._is_forgiven = False
-        self._forget()
-        self.is_odd = False
-        """Whether something that no request asked for came with the end of the answer."""
-        self.may_go_on = False
-        """Whether the connection may be used again. Only once the answer is whole."""
-
-    def _forget(self) -> None:
-        self._to_keep = self._limits.kept
         self._status: int | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
@@ -166,7 +158,12 @@ class Reader:
         self._is_flood = False
         self._is_interim = False
         self._is_whole = False
-        self._is_chunked = False
+        self._is_chunked: bool | None = None  # as long as nothing depends on it
+        self._is_forgiven = False
+        self.is_odd = False
+        """Whether something that no request asked for came with the end of the answer."""
+        self.may_go_on = False
+        """Whether the connection may be used again. Only once the answer is whole."""
 
     def close(self) -> None:
         """Drop the answer and the parser: they refer to each other."""
@@ -179,25 +176,16 @@ class Reader:
         What goes beyond the limit is left out; a status that was read stays known.
         """
         while len(data) > _PIECE and not self._is_whole:
-            self._feed(data[:_PIECE])
+            self.feed(data[:_PIECE])
             data = data[_PIECE:]
-        return self._feed(data)
-
-    def _feed(self, data: bytes) -> bool:
         self._left -= len(data)
         is_too_long = self._left < 0
         if is_too_long:
             data = data[: self._left]
+        if self._status is not None and self._is_chunked is None:
+            self._is_chunked = any(name.lower() == b"transfer-encoding" for name, _ in self._headers)
         if self._status is None or self._is_chunked:
             self._came.append(data)
-        self._parse(data)
-        if is_too_long:
-            self.may_go_on = False
-        if not self._is_whole and (is_too_long or self._framing > _FRAMING):
-            raise TooLong
-        return self._is_whole
-
-    def _parse(self, data: bytes) -> None:
         self._framing += len(data)
         try:
             self._parser.feed_data(data)
@@ -205,22 +193,30 @@ class Reader:
             self.may_go_on = False
             self._is_whole = self._status is not None
         except HttpParserError:
-            self.may_go_on = False
-            self.is_odd = self._is_whole
-            if self._is_flood:
-                raise TooLong from None
-            if self._is_whole:
-                return
-            if self._is_forgiven:
-                raise NotHttp(is_tls=self._came[0].startswith(_TLS_ALERT)) from None
             self._forgive()
+        if is_too_long:
+            self.may_go_on = False
+        if not self._is_whole and (is_too_long or self._framing > _FRAMING):
+            raise TooLong
+        return self._is_whole
 
     def _forgive(self) -> None:
         """Read everything again as aiohttp does, for old servers: bare line feeds, folded headers, spaces
         behind the size of a chunk. The connection is not used again: other programs may see other ends there.
+
+        What comes after a whole answer is not read again, nor what is odd to aiohttp too.
         """
+        self.may_go_on = False
+        self.is_odd = self._is_whole
+        if self._is_flood:
+            raise TooLong from None
+        if self._is_whole:
+            return
+        came = b"".join(self._came)
+        if self._is_forgiven:
+            raise NotHttp(is_tls=came.startswith(_TLS_ALERT)) from None
+        self.begin(self._limits)
         self._is_forgiven = True
-        self._forget()
         self._parser = HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(
             lenient_headers=True,
@@ -228,7 +224,7 @@ class Reader:
             lenient_optional_cr_before_lf=True,
             lenient_spaces_after_chunk_size=True,
         )
-        self._parse(b"".join(self._came))
+        self.feed(came)
 
     def end(self) -> bool:
         """Return whether the answer is complete if the connection ends now."""
@@ -247,7 +243,7 @@ class Reader:
         status = self._first_status() if self._status is None else self._status
         if status is None:
             return None
-        headers = () if self._status is None else tuple(self._headers)
+        headers = () if self._status is None else self._headers
         return Answer(status, headers, b"".join(self._body), cut)
 
     def _first_status(self) -> int | None:
@@ -255,7 +251,7 @@ class Reader:
         at, start = 0, b"".join(self._came)
         for _ in range(_INTERIM_ANSWERS + 1):
             found, end = _STATUS.match(start, at), _END_OF_HEAD.search(start, at)
-            if not found or not _is_interim(int(found[1])):
+            if not found or int(found[1]) not in _INTERIM:
                 return int(found[1]) if found else None
             if not end:
                 break
@@ -279,7 +275,7 @@ class Reader:
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if _is_interim(status):
+        if status in _INTERIM:
             self._is_interim = True
             self._headers.clear()
             self._interim_answers += 1
@@ -288,7 +284,6 @@ class Reader:
                 raise TooLong
         else:
             self._status = status
-            self._is_chunked = any(name.lower() == b"transfer-encoding" for name, _ in self._headers)
 
     def on_body(self, data: bytes) -> None:
         self._framing = 0
@@ -311,7 +306,3 @@ def _frames(header: tuple[bytes, bytes]) -> bool:
     if name == b"transfer-encoding":
         return header[1].rpartition(b",")[2].strip(b" \t").lower() == b"chunked"
     return name == b"content-length"
-
-
-def _is_interim(status: int) -> bool:
-    return 100 <= status < 200 and status != _SWITCHING
