@@ -87,10 +87,8 @@ class Pool:
         self._is_closed = False
         self.deadlines = Deadlines(Connection.time_out)
         self.loop = self.deadlines.loop
-
-    def time(self) -> float:
-        """The loop's clock, by which deadlines are set."""
-        return self.loop.time()
+        self.time = self.loop.time
+        """The clock by which deadlines are set."""
 
     def send(
         self, place: Place, request: bytes, limits: Limits, *, deadline: float, rest_s: float | None = None
@@ -139,9 +137,9 @@ class Pool:
     async def _send(
         self, place: Place, request: bytes, limits: Limits, deadline: float, rest_s: float | None
     ) -> Answer:
-        kept = self._take(place)
+        now = self.time()
+        kept = self._take(place, now)
         connection = kept or Connection(self, place)
-        again_until = connection.loop.time() + _AGAIN_WITHIN_S
         while True:
             outcome: Answer | NoAnswer | None = None
             try:
@@ -159,33 +157,34 @@ class Pool:
             if isinstance(outcome, Answer):
                 return outcome
             was_closed = connection is kept and isinstance(outcome, Disconnected)
-            if not was_closed or connection.loop.time() > again_until:
+            if not was_closed or self.time() > now + _AGAIN_WITHIN_S:
                 try:
                     raise outcome
                 finally:
                     del coming, outcome  # else this frame and the error hold each other until collected
             connection = Connection(self, place)
 
-    def _take(self, place: Place) -> "Connection | None":
+    def _take(self, place: Place, now: float) -> "Connection | None":
         """Take the connection that was used last: the others may become old."""
         connections = self._idle.get(place)
         while connections:
             connection = connections.pop()
             self._kept -= 1
-            if connection.is_usable and connection.loop.time() < connection.idle_since + self._keep_alive_s:
+            is_young = now < connection.idle_since + self._keep_alive_s
+            if is_young and connection.transport and not connection.transport.is_closing():
                 return connection
             connection.abort()
         return None
 
     def _give_back(self, connection: "Connection") -> None:
-        if not connection.is_usable or self._is_closed or self._kept >= self._keep:
+        if not connection.reader.may_go_on or self._is_closed or self._kept >= self._keep:
             connection.abort()
             return
-        connection.idle_since = connection.loop.time()
+        connection.idle_since = self.time()
         self._idle[connection.place].append(connection)
         self._kept += 1
         if self._sweep is None:
-            self._sweep = connection.loop.call_later(self._keep_alive_s, self._close_old)
+            self._sweep = self.loop.call_later(self._keep_alive_s, self._close_old)
 
     def drop(self, connection: "Connection") -> None:
         """Forget an idle connection that was closed."""
@@ -196,7 +195,7 @@ class Pool:
 
     def _close_old(self) -> None:
         self._sweep = None
-        until = self.loop.time() - self._keep_alive_s
+        until = self.time() - self._keep_alive_s
         for place, connections in [*self._idle.items()]:
             old = [connection for connection in connections if connection.idle_since <= until]
             for connection in old:
@@ -212,7 +211,7 @@ class Pool:
 class Connection(Line):
     """One connection, and the request that is under way on it."""
 
-    _reader: Reader
+    reader: Reader
 
     def __init__(self, pool: Pool, place: Place) -> None:
         self.place = place
@@ -224,11 +223,6 @@ class Connection(Line):
         self._deadline = 0.0
         self._rest_s: float | None = None
         self._answer: asyncio.Future[Answer | NoAnswer] | None = None
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether another request may be sent."""
-        return self._reader.may_go_on and self.transport is not None and not self.transport.is_closing()
 
     def ask(
         self, request: bytes, limits: Limits, deadline: float, rest_s: float | None
@@ -246,7 +240,7 @@ class Connection(Line):
         self._answer = None
         self._pool.deadlines.drop(self)
         if self.transport:
-            self._reader.close()
+            self.reader.close()
         super().abort()
 
     def time_out(self) -> None:
@@ -257,7 +251,7 @@ class Connection(Line):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._reader = Reader()
+        self.reader = Reader()
         if self.transport and self._answer:
             self._begin(self.transport)
 
@@ -266,13 +260,13 @@ class Connection(Line):
             self.abort()
             return
         try:
-            is_whole = self._reader.feed(data)
+            is_whole = self.reader.feed(data)
         except NoAnswer as error:
             self._finish(error)
             return
         if is_whole:
-            self._finish(NotHttp() if self._reader.is_odd else None)
-        elif self._rest_s is not None and self._reader.has_status:
+            self._finish(NotHttp() if self.reader.is_odd else None)
+        elif self._rest_s is not None and self.reader.has_status:
             deadline, self._rest_s = min(self._deadline, self.loop.time() + self._rest_s), None
             self._pool.deadlines.set(self, deadline)
 
@@ -285,7 +279,7 @@ class Connection(Line):
         self.abort()
 
     def _begin(self, transport: asyncio.Transport) -> None:
-        self._reader.begin(self._limits)
+        self.reader.begin(self._limits)
         self._pool.deadlines.set(self, self._deadline)
         request, self._request = self._request, b""
         try:
@@ -298,14 +292,14 @@ class Connection(Line):
             return
         lost = Reset() if exc else Disconnected()
         lost.__cause__ = exc
-        self._finish(None if self._reader.end() and not exc else lost)
-        self._reader.may_go_on = False
+        self._finish(None if self.reader.end() and not exc else lost)
+        self.reader.may_go_on = False
 
     def _finish(self, cut: NoAnswer | None = None) -> None:
         """Give the caller the answer as far as it came, or the error if there is none."""
         waiting, self._answer = self._answer, None
         self._pool.deadlines.drop(self)
         if cut is not None:
-            self._reader.may_go_on = False
+            self.reader.may_go_on = False
         if waiting is not None and not waiting.done():  # else its caller was cancelled
-            waiting.set_result(self._reader.answer(cut) or cut or Disconnected())
+            waiting.set_result(self.reader.answer(cut) or cut or Disconnected())
