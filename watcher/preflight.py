@@ -161,7 +161,7 @@ async def try_provider(
     if account is None:
         yield Tried("provider", name, "warning", "not polled", "no account uses it: add one, or remove it")
         return
-    async with ProviderClient(provider_class(settings.kind)(settings), settings) as client:
+    async with ProviderClient(provider_class(settings.kind)(settings), settings, notes_date=True) as client:
         started = time.monotonic()
         try:
             snapshot = await client.read(account, await client.ask(account))

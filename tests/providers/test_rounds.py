@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -113,7 +112,7 @@ class Stamped(Paged):
 
     def requests(self, account: Any, answers: Sequence[Any] = ()) -> Sequence[Request]:
         made = super().requests(account, answers)
-        return [replace(request, body=f"{self.turns.waited}".encode()) for request in made]
+        return [request._replace(body=f"{self.turns.waited}".encode()) for request in made]
 
 
 async def test_the_next_request_is_made_at_its_turn_and_not_before() -> None:

@@ -5,7 +5,6 @@ Refuses to do I/O: a provider only describes requests and reads answers; `http` 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
@@ -35,18 +34,23 @@ def todo(error_class: str, provider: str) -> str | None:
     }.get(error_class)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Request:
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class Request(NamedTuple):
     """One HTTP request, relative to the provider's base_url. Its repr shows nothing of it, because a key may
     be anywhere in it."""
 
     method: Literal["GET", "POST"]
     path: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    secret_headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = _NOTHING
+    secret_headers: Mapping[str, str] = _NOTHING
     json: Any = None
     body: bytes | None = None
     """Sent as it is, because it is signed. The same holds for a path that contains its own query."""
+
+    def __repr__(self) -> str:
+        return "Request(...)"
 
 
 class Rejected(Exception):

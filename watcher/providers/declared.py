@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -833,9 +833,9 @@ class _Pages:
         if declared.url:
             return self._at(request, value)
         if declared.query:
-            return replace(request, query={**request.query, declared.query: value})
+            return request._replace(query={**request.query, declared.query: value})
         assert declared.json_
-        return replace(request, json={**request.json, declared.json_: cursor})
+        return request._replace(json={**request.json, declared.json_: cursor})
 
     def _at(self, request: Request, url: str) -> Request:
         """Ask at a URL of the answer, if it is at the same place: a key must not be sent elsewhere."""
@@ -848,7 +848,7 @@ class _Pages:
                 )
                 if is_here and there.path.startswith(f"{base.path}/"):
                     query = f"?{there.query}" if there.query else ""
-                    return replace(request, path=there.path.removeprefix(base.path) + query, query={})
+                    return request._replace(path=there.path.removeprefix(base.path) + query, query={})
         raise Rejected("malformed", "the next page is at another place than base_url")
 
 

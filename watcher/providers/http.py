@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from watcher.durations import retry_after_s
 from watcher.fields import as_written
 from watcher.http.dial import Dialer, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import Pool
-from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, TimedOut, TooLong, head_of, place_of
+from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Place, TimedOut, TooLong, head_of, place_of
 from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Provider, Rejected, Request
 from watcher.providers.kept import KeptCatalogue, Memo, is_sound
 from watcher.providers.strict_json import NotJson, parse
@@ -120,6 +120,7 @@ class ProviderClient:
         pool: Pool | None = None,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
+        notes_date: bool = False,
     ) -> None:
         self._provider = provider
         self._settings = settings
@@ -133,8 +134,9 @@ class ProviderClient:
         self._is_own = pool is None
         self._utc_now = utc_now
         self._clock = clock
+        self._notes_date = notes_date
         self.dated: tuple[str, datetime] | None = None
-        """The `Date` of the last answer that had one, and our time when it came."""
+        """The `Date` of the last answer that had one, and our time when it came; only where it is noted."""
         self._by_row = provider if isinstance(provider, ByRow) and provider.is_by_row else None
         self.lists_assets = provider.catalogue_request() is not None
         """Whether the provider has a list of assets, from which decimals may become known later."""
@@ -176,7 +178,7 @@ class ProviderClient:
             _refuse_too_much(bodies)
         else:
             bodies = (await self._fetch(requests[0]),)
-        if self.most_rounds == 1:
+        if self._provider.most_rounds == 1:
             return bodies
         answers = [*map(self._parse, bodies)]
         for _ in range(1, self.most_rounds):
@@ -301,14 +303,14 @@ class ProviderClient:
         assert self._pool, "it is entered first"
         deadline = self._pool.time() + self._timeout_s
         try:
-            url = as_written(self._base_url + request.path)
+            url, place = _way(self._base_url + request.path, self._trusted)
             written = self._written(url, request)
-            answer = await self._pool.send(place_of(url, self._trusted), written, _LIMITS, deadline=deadline)
+            answer = await self._pool.send(place, written, _LIMITS, deadline=deadline)
         except NoAnswer as error:
             raise by_error(error, host=url.host) from error
         except ValueError as error:
             raise Rejected("configuration", "base_url is not an address") from error
-        if date := answer.header("date"):
+        if self._notes_date and (date := answer.header("date")):
             self.dated = date, self._utc_now()
         if answer.status != 200:
             raise self._refusal(answer)
@@ -339,6 +341,13 @@ class ProviderClient:
             refused = by_status(status)
         wish_s = retry_after_s(answer.header("retry-after"), self._utc_now(), most_s=LONGEST_RETRY_AFTER_S)
         return Rejected(refused.error_class, refused.reason, status=status, retry_after_s=wish_s)
+
+
+@lru_cache(maxsize=256)  # for every request of a provider it is the same few
+def _way(text: str, trusted: str | None) -> tuple[URL, Place]:
+    """Read a URL, and where it leads. Raises ValueError."""
+    url = as_written(text)
+    return url, place_of(url, trusted)
 
 
 def refuse_flaw(snapshot: Snapshot) -> None:
