@@ -135,7 +135,7 @@ class Keys:
     def queued(self, account: str) -> str:
         """HASH, permanent: subscription -> sequence of the last delivery that a commit queued for it. By
         commit."""
-        return self._tagged(shard_of(account), "queued", account)
+        return f"{self.namespace}:{{{shard_of(account)}}}:queued:{account}"
 
     def bodies(self, shard: int) -> str:
         """HASH, permanent: reference `id sequence` -> `count type`, a newline, and the event's JSON up to
@@ -166,7 +166,7 @@ class Keys:
 
     def queues(self, shard: int, subscription: str) -> str:
         """ZSET, permanent: account -> when its queue is due (or its lease ends), in ms."""
-        return self._tagged(shard, "schedule", "queues", subscription)
+        return f"{self.namespace}:{{{shard}}}:schedule:queues:{subscription}"
 
     def queue(self, subscription: str, account: str) -> str:
         """LIST, permanent: the pending deliveries, oldest first, each `reference previous`; or a STRING: the

@@ -10,7 +10,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
 from importlib.resources import files
@@ -139,21 +139,20 @@ class Call:
     """What one caller asks: the keys and arguments of a step of a joint, or a whole command."""
 
     __slots__ = ("answer", "arguments", "joint", "keys", "script")
+    answer: asyncio.Future[Any]
+    """From when it is sent."""
 
     def __init__(
         self,
         arguments: tuple[Any, ...],
-        *,
-        script: Script | None = None,
         joint: Joint | None = None,
         keys: tuple[str, ...] = (),
-        loop: asyncio.AbstractEventLoop | None = None,
+        script: Script | None = None,
     ) -> None:
         self.arguments = arguments
-        self.script = script
         self.joint = joint
         self.keys = keys
-        self.answer: asyncio.Future[Any] = (loop or asyncio.get_running_loop()).create_future()
+        self.script = script
 
     @property
     def first_key(self) -> str | None:
@@ -177,16 +176,16 @@ class Call:
         """Give the caller the answer, or the error that came instead."""
         if self.answer.done():
             return  # its caller was cancelled meanwhile
-        if isinstance(answer, asyncio.CancelledError):
-            self.answer.cancel()
-        elif isinstance(answer, Exception):
-            self.answer.set_exception(answer)
-        else:
+        if not isinstance(answer, BaseException):
             self.answer.set_result(answer)
+        elif isinstance(answer, asyncio.CancelledError):
+            self.answer.cancel()
+        else:
+            self.answer.set_exception(answer)
 
     def again(self) -> "Call":
         """Copy the call, to be answered again."""
-        return Call(self.arguments, script=self.script, joint=self.joint, keys=self.keys)
+        return Call(self.arguments, self.joint, self.keys, self.script)
 
 
 class Pipe:
@@ -249,9 +248,9 @@ class Pipe:
                 self.is_apart = True
         return None
 
-    async def step(self, joint: Joint, keys: tuple[str, ...], *arguments: Any) -> Any:
+    def step(self, joint: Joint, keys: tuple[str, ...], *arguments: Any) -> Coroutine[Any, Any, Any]:
         """Take one step of a script that takes several. Returns its part of the answer."""
-        return await self.send(Call(arguments, joint=joint, keys=keys, loop=self._loop))
+        return self.send(Call(arguments, joint, keys))  # awaited by the caller: one frame fewer to resume
 
     async def run(self) -> None:
         """Gather and send until cancelled. Start two, so that one can send while the other waits."""
@@ -280,10 +279,12 @@ class Pipe:
 
     async def send(self, call: Call) -> Any:
         """Send a call and wait for its answer. A call is sent once; `again` makes a copy of it."""
+        call.answer = (self._loop or asyncio.get_running_loop()).create_future()
         try:
             if self._runners:
+                if not self._waiting:
+                    self._wake.set()
                 self._waiting.append(call)
-                self._wake.set()
             else:
                 await self._execute([call])
             return await call.answer
@@ -402,6 +403,8 @@ class _answering:  # noqa: N801 -- as `errors.translated`
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if error is None:
+            return False  # and each has its answer
         is_theirs = isinstance(error, Exception)
         for call in self._calls:
             call.settle(error if is_theirs else asyncio.CancelledError())
@@ -444,24 +447,30 @@ class Packet:
 
     def __init__(self, *calls: Call) -> None:
         self.first = calls[0]
-        self.groups: dict[Joint | None, dict[str, Call]] = {}
+        self.groups: dict[Joint, dict[str, Call]] = {}
         self.steps = self.values = 0
         for call in calls:
-            self.add(call)
+            self.take(call)
 
-    def add(self, call: Call) -> None:
-        self.groups.setdefault(call.joint, {})[call.keys[0] if call.keys else ""] = call
+    def take(self, call: Call) -> bool:
+        """Make a step part of this command, and say whether it is: not of one that is full, nor as the second
+        step at the same key, which comes after it."""
+        joint, keys = call.joint, call.keys
+        if joint is None:
+            return False
+        values = self.values + len(keys) + len(call.arguments)
+        if self.steps and (self.steps == joint.joints.most or values > _MOST_VALUES):
+            return False
+        steps = self.groups.get(joint)
+        if steps is None:
+            steps = self.groups[joint] = {}
+        key = keys[0] if keys else ""
+        if key in steps:
+            return False
+        steps[key] = call
         self.steps += 1
-        self.values += len(call.keys) + len(call.arguments)
-
-    def takes(self, call: Call) -> bool:
-        """Say whether a step may be part of the same command: a second step at the same key comes after
-        it."""
-        if call.joint is None or self.steps == call.joint.joints.most:
-            return False
-        if self.values + len(call.keys) + len(call.arguments) > _MOST_VALUES:
-            return False
-        return (call.keys[0] if call.keys else "") not in self.groups.get(call.joint, ())
+        self.values = values
+        return True
 
     def command(self, *, in_full: bool = False) -> tuple[Any, ...]:
         joint, script = self.first.joint, self.first.script
@@ -475,7 +484,6 @@ class Packet:
         arguments: list[Any] = []
         sizes: list[int] = []
         for shared, steps in self.groups.items():
-            assert shared
             before = len(keys), len(arguments)
             keys += shared.keys
             arguments += shared.arguments
@@ -488,19 +496,21 @@ class Packet:
     def hand_out(self, answer: Any) -> "list[Packet]":
         """Give each caller its part of the answer. Returns what is to be sent again, because the error of one
         group or step hides the answers of the others."""
-        groups = [[*steps.values()] for steps in self.groups.values()]
-        if self.steps == 1 and (isinstance(answer, Exception) or self.first.joint is None):
+        if self.first.joint is None or (self.steps == 1 and isinstance(answer, Exception)):
             self.first.settle(answer)
             return []
+        groups = [*self.groups.values()]
         if isinstance(answer, Exception):
-            return [Packet(*steps) for steps in groups] if len(groups) > 1 else [*map(Packet, groups[0])]
+            if len(groups) > 1:
+                return [Packet(*steps.values()) for steps in groups]
+            return [*map(Packet, groups[0].values())]
         again: list[Packet] = []
         for steps, part in zip(groups, answer if len(groups) > 1 else [answer], strict=True):
             if part is None:
-                again += map(Packet, steps)
+                again += map(Packet, steps.values())
                 continue
             size = len(part) // len(steps)
-            for i, call in enumerate(steps):
+            for i, call in enumerate(steps.values()):
                 call.settle(part[i * size : (i + 1) * size])
         return again
 
@@ -514,8 +524,7 @@ def packed(calls: Iterable[Call], *, is_apart: bool = False) -> Iterator[Packet]
             continue
         kind = call.joint if is_apart else call.joint.joints
         packet = packets.get(kind)
-        if packet and packet.takes(call):
-            packet.add(call)
+        if packet and packet.take(call):
             continue
         if packet:
             yield packet

@@ -6,7 +6,7 @@ one step.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -180,11 +180,9 @@ class Queues:
         remembered as the attempt; so it is in the methods below.
         """
         head = heads[0] if len(heads) == 1 else b"\n".join(heads)
-        if record:
-            noted = "delivered", "", record, ""
-            reply, is_kept = await self._settle(self._settles, subscription, lease, head, until, *noted)
-        else:
-            reply, is_kept = await self._settle(self._smooth, subscription, lease, head, until)
+        joints, noted = (self._settles, ("delivered", "", record, "")) if record else (self._smooth, ())
+        (answer,) = await self._settle(joints, subscription, lease, head, until, *noted)
+        reply, is_kept = _SETTLED[answer]
         return reply, int(until) if is_kept else 0
 
     async def dead(
@@ -202,7 +200,8 @@ class Queues:
         the attempt counts for the breaker: failed, unavailable, or not at all; so it is in the methods
         below."""
         noted = "dead", reason, record, result
-        reply, is_kept = await self._settle(self._settles, subscription, lease, head, until, *noted)
+        (answer,) = await self._settle(self._settles, subscription, lease, head, until, *noted)
+        reply, is_kept = _SETTLED[answer]
         return reply, int(until) if is_kept else 0
 
     async def retry(
@@ -219,7 +218,8 @@ class Queues:
         """Try a head again later; its queue waits with it. Unless it `is_used`, the attempt does not count
         for the head."""
         noted = "retry" if is_used else "again", "", record, result
-        return (await self._settle(self._settles, subscription, lease, head, wait_ms, *noted))[0]
+        (answer,) = await self._settle(self._settles, subscription, lease, head, wait_ms, *noted)
+        return _SETTLED[answer][0]
 
     async def give_up(self, subscription: str, account: str, head: bytes, *, reason: str) -> int | None:
         """Make a queue's head (`Delivery.entry`) a dead letter, whichever worker has the queue in hand; what
@@ -266,7 +266,7 @@ class Queues:
 
     def until(self, lease: Lease, for_ms: int) -> int:
         """Return a new deadline for our lease, never the previous one: it identifies a repeated command."""
-        deadline = self._schedule.now_ms() + for_ms
+        deadline = self._pipe.now_ms() + for_ms
         return deadline if deadline != lease.deadline else deadline + 1
 
     async def extend(self, subscription: str, lease: Lease, *, until: float, head: bytes = b"") -> Reply:
@@ -297,14 +297,13 @@ class Queues:
             keys.row(shard, subscription),
         )
 
-    async def _settle(
+    def _settle(
         self, joints: Joints, subscription: str, lease: Lease, head: bytes, ms: float, *noted: str | bytes
-    ) -> tuple[Reply, bool]:
-        """Settle an attempt; says as well whether its queue is kept until the deadline that `ms` is."""
+    ) -> Coroutine[Any, Any, list[int]]:
+        """Settle an attempt."""
         joint = joints[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
-        (answer,) = await self._pipe.step(joint, (queue,), *lease, head, ms, *noted)
-        return _SETTLED[answer]
+        return self._pipe.step(joint, (queue,), *lease, head, ms, *noted)
 
 
 def read_deliveries(
