@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.providers.test_provider_answers import CASES, CONTEXT
+from tests.support.builders import a_subscription
 from tests.support.fuzzing import damaged, damaged_bytes, tried
 from tests.support.provider_staging import (
     TOKENS_PATH,
@@ -26,6 +27,9 @@ from tests.support.provider_staging import (
     metakeep_account,
     metakeep_settings,
 )
+from watcher.journal.account import AccountState, Rules
+from watcher.journal.interest import Interest
+from watcher.journal.step import Reading, Step, diff
 from watcher.providers.contract import Line, Rejected
 from watcher.providers.declared import Http
 from watcher.providers.http import ProviderClient
@@ -34,6 +38,7 @@ from watcher.providers.loopring import Loopring
 from watcher.providers.metakeep import MetaKeep
 from watcher.settings import AccountSettings
 from watcher.snapshot import Snapshot
+from watcher.store.state import dump_state, load_state
 
 COINS = [f"0x{number:040x}" for number in range(1, 5)]
 NAMES = (
@@ -172,6 +177,66 @@ def test_reading_changed_rows_equals_reading_the_whole_answer(kind: str, data: s
             style = random.choice(STYLES)
         whole = asyncio.run(verdict(client, account, bodies))
         assert asyncio.run(verdict(client, account, bodies, memo)) == whole
+
+
+def a_step(state: AccountState | None, snapshot: Snapshot, differing: Collection[str] | None) -> Step | None:
+    reading = Reading("treasury", "loopring", "here", snapshot, 1_000, differing)
+    interest = Interest({"ops": a_subscription()})
+    return diff(state, reading, rules=Rules(), interest=interest, version="v" * 16, now_ms=2_000)
+
+
+@pytest.mark.timeout(600)  # in the long form, on a busy machine
+@pytest.mark.parametrize("kind", ANSWERS)
+@tried(40)
+@given(data=st.data())
+def test_moving_on_by_changed_rows_equals_moving_on_by_the_whole_answer(
+    kind: str, data: st.DataObject
+) -> None:
+    provider, account, make = ANSWERS[kind]
+    (_, client), memo, state = offline(provider), Memo(), None
+    random = Random(data.draw(st.integers(0, 2**64 - 1)))
+    for _ in range(10):
+        good = make(random)
+        at = random.randrange(len(good))
+        if random.random() < 0.2:
+            good[at] = data.draw(damaged(good[at], *NAMES))
+        try:
+            snapshot = asyncio.run(
+                client.read(account, [json.dumps(one).encode() for one in good], memo=memo)
+            )
+        except Rejected:
+            memo = Memo()
+            continue
+        differing = memo.differing_from(state.entry_by_asset) if state else None
+        step = a_step(state, snapshot, differing)
+        assert step == a_step(state, snapshot, None)
+        after = step.state if step else state
+        assert after
+        is_at_rest = after.is_at_rest(needs_decimals=False)
+        assert after.is_at_rest(needs_decimals=False, among=differing) == is_at_rest
+        text = dump_state(after, {})
+        state = after if is_at_rest else load_state(text, {})
+        if is_at_rest:
+            memo.rests_at(state.entry_by_asset)
+
+
+async def test_only_what_the_last_answer_led_to_is_moved_on_by_changed_rows() -> None:
+    (_, client), memo = offline("loopring"), Memo()
+    entries, equal = {"0": None}, {"0": None}
+    for total in ("7", "8"):
+        memo.rests_at(entries)
+        await read(client, memo, a_balance(0, total), *ROWS[1:])
+        assert memo.differing_from(entries) is None, "the whole answer was read"
+    for led_to, asked, differing in (
+        (entries, entries, ["0"]),
+        (entries, equal, None),
+        (None, entries, None),
+    ):
+        total = str(int(total) + 1)
+        memo.rests_at(led_to)
+        await read(client, memo, a_balance(0, total), *ROWS[1:])
+        assert memo.differing_from(asked) == differing
+        assert memo.differing_from(entries) is None, "they followed another answer"
 
 
 @pytest.mark.parametrize("kind", ["loopring", "metakeep"])

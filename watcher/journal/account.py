@@ -1,7 +1,7 @@
 """What one account holds as far as was emitted, what is pending confirmation, and how a snapshot moves
 both."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -143,11 +143,13 @@ class AccountState(NamedTuple):
             return self.entry_by_asset
         return {asset: _suspecting_absence(entry) for asset, entry in self.entry_by_asset.items()}
 
-    def is_at_rest(self, *, needs_decimals: bool) -> bool:
+    def is_at_rest(self, *, needs_decimals: bool, among: Collection[str] | None = None) -> bool:
         """Say whether the same answer again would change nothing. `needs_decimals`: not so where they are not
-        known yet."""
+        known yet. `among`: of all other assets it is known."""
         unknown = (LOST, None) if needs_decimals else (LOST,)
-        for asset, _, _, confirmation_polls, suspect in self.entry_by_asset.values():
+        entries = self.entry_by_asset
+        looked_at = entries.values() if among is None else [entries[asset_id] for asset_id in among]
+        for asset, _, _, confirmation_polls, suspect in looked_at:
             if confirmation_polls or suspect or asset.decimals in unknown:
                 return False
         return not (self.emptiness or self.stale_since_ms)
@@ -193,12 +195,19 @@ class Advance:
 
 
 def advance(
-    state: AccountState | None, snapshot: Snapshot, *, source: str, rules: Rules, observed_ms: int
+    state: AccountState | None,
+    snapshot: Snapshot,
+    *,
+    source: str,
+    rules: Rules,
+    observed_ms: int,
+    differing: Collection[str] | None = None,
 ) -> Advance:
     """Move a state on to a snapshot. The first one, or one from another source, is a baseline.
 
     A full listing that suddenly names nothing moves nothing until it has lasted (`Emptiness`). One that names
-    something again ends that, and is judged by what was accepted before.
+    something again ends that, and is judged by what was accepted before. With `differing`, the state is at
+    rest after a snapshot that differs from this one in the rows of these assets alone, and in nothing else.
     """
     known = state.entry_by_asset if state and state.source == source else {}
     is_baseline = state is None or state.source != source
@@ -223,18 +232,8 @@ def advance(
     if state is not None and is_baseline:
         result.forgotten.extend(sorted(state.entry_by_asset))
     rows, result.entry_by_asset = snapshot.row_by_asset, {**known}
-    touched = known.keys() - rows.keys()
-    for asset_id, (asset, balance, _) in rows.items():
-        entry = known.get(asset_id)
-        still: tuple[object, ...] = (asset, balance, balance, 0, None)
-        if entry is None or entry != still:
-            touched.add(asset_id)
-        elif entry.seen is not balance:  # nothing moved, and nothing waits: one in memory is enough
-            result.entry_by_asset[asset_id] = Entry(asset, balance, balance)
     watched = None if snapshot.watched is None else frozenset(snapshot.watched)
-    if watched is not None:
-        touched |= known.keys() - watched
-    for asset_id in sorted(touched):
+    for asset_id in sorted(_touched(known, snapshot, result) if differing is None else differing):
         entry, row = known.get(asset_id), rows.get(asset_id)
         if watched is not None and asset_id not in watched:
             if entry:
@@ -254,6 +253,21 @@ def advance(
     if not result.entry_by_asset.keys() <= known.keys():
         result.entry_by_asset = dict(sorted(result.entry_by_asset.items()))
     return result
+
+
+def _touched(known: Mapping[str, Entry], snapshot: Snapshot, result: Advance) -> set[str]:
+    """Find the assets of which a snapshot says something else than what is known."""
+    touched = known.keys() - snapshot.row_by_asset.keys()
+    for asset_id, (asset, balance, _) in snapshot.row_by_asset.items():
+        entry = known.get(asset_id)
+        still: tuple[object, ...] = (asset, balance, balance, 0, None)
+        if entry is None or entry != still:
+            touched.add(asset_id)
+        elif entry.seen is not balance:  # nothing moved, and nothing waits: one in memory is enough
+            result.entry_by_asset[asset_id] = Entry(asset, balance, balance)
+    if snapshot.watched is not None:
+        touched |= known.keys() - frozenset(snapshot.watched)
+    return touched
 
 
 def _emptiness(state: AccountState, snapshot: Snapshot, observed_ms: int) -> Emptiness | None:

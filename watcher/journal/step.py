@@ -3,7 +3,7 @@
 Pure: time and the new version come in. Refuses to write anything: `store.polls` commits the step whole.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -16,13 +16,15 @@ from watcher.snapshot import Snapshot
 
 
 class Reading(NamedTuple):
-    """One successful poll: whose it is, what it says, and when (server ms)."""
+    """One successful poll: whose it is, what it says, and when (server ms). `differing`, if it is known: the
+    assets of which it says something else than the reading that the state followed, and is at rest after."""
 
     account: str
     provider: str
     source: str
     snapshot: Snapshot
     observed_ms: int
+    differing: Collection[str] | None = None
 
 
 class Step(NamedTuple):
@@ -56,7 +58,12 @@ def diff(
     `stays_stale`: an account that is stale recovers only when its polls come in time, and this one did not.
     """
     moved_on = advance(
-        state, reading.snapshot, source=reading.source, rules=rules, observed_ms=reading.observed_ms
+        state,
+        reading.snapshot,
+        source=reading.source,
+        rules=rules,
+        observed_ms=reading.observed_ms,
+        differing=reading.differing,
     )
     was_crossed = state.crossed if state else frozenset()
     watches = interest.watches(reading.account)

@@ -323,16 +323,18 @@ class Poller:
         named = {watch.threshold.asset for watch in answer.watches}
         for is_last in (False, False, True):  # being slower than another worker three times is no accident
             state = await self._polls.state_of(self.settings.name, account.name)
-            known = state.assets if state and state.source == source else dict
+            accepted = state if state and state.source == source else None
+            known = accepted.assets if accepted else dict
             snapshot = await self._client.read(account, bodies, known=known, memo=memo)
-            if state and state.source == source and snapshot.height is not None:
-                check_height(state.height, snapshot.height)
+            if accepted and snapshot.height is not None:
+                check_height(accepted.height, snapshot.height)
+            differing = memo.differing_from(accepted.entry_by_asset) if accepted else None
             if named:
                 snapshot = await self._client.add_zeros(snapshot, named)
             reported_ms = state.stale_since_ms if state else 0
             step = diff(
                 state,
-                Reading(account.name, self.settings.name, source, snapshot, observed_ms),
+                Reading(account.name, self.settings.name, source, snapshot, observed_ms, differing),
                 stays_stale=await self._came_late(account, state, observed_ms),
                 rules=self._rules,
                 interest=self._interest,
@@ -355,9 +357,15 @@ class Poller:
             if is_last or reply is not Reply.MOVED_ON:
                 break
         is_taken = reply in (Reply.DONE, Reply.DONE_BEFORE)
+        needs_decimals = self._client.lists_assets
         # Would the same answer change nothing, not even with a newer list of assets?
-        if is_taken and not snapshot.is_open and after.is_at_rest(needs_decimals=self._client.lists_assets):
+        if (
+            is_taken
+            and not snapshot.is_open
+            and after.is_at_rest(needs_decimals=needs_decimals, among=differing)
+        ):
             self._settled[account.name] = settled
+            memo.rests_at(after.entry_by_asset)
             self._memos.keep(account.name, memo, memo.bytes_held)
         else:
             self._polls.drop_state(account.name)

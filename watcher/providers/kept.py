@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import compress
 from operator import is_, ne
@@ -159,7 +159,19 @@ class Memo:
     everything. Texts are compared by their hashes, which have 64 bits and another key in each process.
     """
 
-    __slots__ = ("_about", "_besides", "_forms", "_hashes", "_owner", "_rest", "_rested", "_rows", "_watched")
+    __slots__ = (
+        "_about",
+        "_besides",
+        "_differing",
+        "_forms",
+        "_hashes",
+        "_led_to",
+        "_owner",
+        "_rest",
+        "_rested",
+        "_rows",
+        "_watched",
+    )
 
     def __init__(self) -> None:
         self._forms: Sequence[_Form] = ()
@@ -170,6 +182,8 @@ class Memo:
         self._watched: Set[str] | None = None
         self._besides: tuple[Any, ...] = ()
         self._rest, self._rested = 1, 0  # an answer is only worth cutting if another one follows soon
+        self._differing: Collection[str] | None = None
+        self._led_to: object = None
 
     @property
     def bytes_held(self) -> int:
@@ -180,13 +194,13 @@ class Memo:
         self, provider: ByRow, account: Any, bodies: Sequence[bytes], catalogue: Catalogue
     ) -> Snapshot | None:
         """Read an answer by the rows that differ from the last one; None: the whole answer has to be read."""
-        forms, self._forms = self._forms, ()
+        forms, self._forms, self._differing = self._forms, (), None
         about = (provider, account, catalogue)
         if len(bodies) != len(forms) or not all(map(is_, about, self._about)):
             return None
         self._rest = min(2 * self._rest + 1, _LONGEST_REST)
         rows, assets = {**self._rows}, [*self._rows]
-        hashes, first = [], 0
+        hashes, differing, first = [], list[str](), 0
         for form, body, before in zip(forms, bodies, self._hashes, strict=True):
             parts = form.parts(body)
             if not parts or len(parts) != len(before):
@@ -204,10 +218,22 @@ class Memo:
                 if not is_sound(row.balance):
                     return None
                 rows[asset] = row
+                differing.append(asset)
             hashes.append(now)
             first += len(parts)
         self._forms, self._hashes, self._rows, self._rest = forms, hashes, rows, 0
+        self._differing = differing
         return Snapshot(rows, *self._besides)
+
+    def rests_at(self, entries: object) -> None:
+        """Remember what the last answer led to, which the same answer again would not change."""
+        self._led_to = entries
+
+    def differing_from(self, entries: object) -> Collection[str] | None:
+        """Return the assets whose rows were read, if nothing else differs from the answer that led to these
+        very `entries`; else None. To be asked once after each answer."""
+        led_to, self._led_to = self._led_to, None
+        return self._differing if led_to is entries else None
 
     def learn(
         self,
