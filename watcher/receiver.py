@@ -14,7 +14,7 @@ from watcher.delivery.webhook import ANSWER_LIMIT, flaw_of
 from watcher.fields import as_written
 from watcher.http.dial import Dialer
 from watcher.http.pool import Pool
-from watcher.http.wire import Limits, NoAnswer, TimedOut, head_of, place_of
+from watcher.http.wire import Head, Limits, NoAnswer, TimedOut, place_of
 from watcher.receive import Event, InvalidWebhook, Order, follow, queue_of, read_body, verify
 
 _KEEP = 100_000  # ids and queues remembered: names come from outside, and a repeat comes within days
@@ -198,7 +198,7 @@ class Receiver:
         kept = [(name, value) for name, value in headers.items() if name.lower() not in _OWN_HEADERS]
         deadline = asyncio.get_running_loop().time() + _FORWARD_TIMEOUT_S
         try:
-            head = head_of("POST", url, [*kept, ("Content-Length", str(len(body)))])
+            head = Head.of("POST", url, [*kept, ("Content-Length", str(len(body)))]).written()
             request = b"%b\r\n%b" % (head, body)
             answer = await self._pool.send(place_of(url), request, _LIMITS, deadline=deadline)
         except TimedOut:

@@ -17,7 +17,7 @@ from yarl import URL
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
 from watcher.http.dial import CurrentResolver, Dialer, EgressRefused, Judge, NoConnection
 from watcher.http.pool import Pool
-from watcher.http.wire import Limits, head_of, place_of
+from watcher.http.wire import Head, Limits, place_of
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "ssrf_urls.json").read_text())["cases"]
 PUBLIC = "93.184.216.34"
@@ -107,7 +107,7 @@ async def a_pool(judge: Policy | Judge, resolver: AbstractResolver | None = None
 
 async def status_of(pool: Pool, url: str | URL) -> int:
     url = URL(url)
-    request = head_of("POST", url, [("Content-Length", "0")]) + b"\r\n"
+    request = Head.of("POST", url, [("Content-Length", "0")]).written() + b"\r\n"
     deadline = asyncio.get_running_loop().time() + 10
     return (await pool.send(place_of(url), request, Limits(65_536, 0), deadline=deadline)).status
 

@@ -14,7 +14,7 @@ from yarl import URL
 from tests.support.raw_subscribers import FakeDns
 from watcher.http.dial import Dialer
 from watcher.http.pool import Pool
-from watcher.http.wire import Limits, NoAnswer, Reader, head_of, place_of
+from watcher.http.wire import Head, Limits, NoAnswer, Reader, place_of
 
 LIMIT = 64 * 1024
 
@@ -125,7 +125,7 @@ class Both(NamedTuple):
 
     async def by_ours(self) -> Read | None:
         deadline = asyncio.get_running_loop().time() + 5
-        request = head_of("GET", self.url, []) + b"\r\n"
+        request = Head.of("GET", self.url, []).written() + b"\r\n"
         try:
             answer = await self.pool.send(
                 place_of(self.url), request, Limits(LIMIT, LIMIT), deadline=deadline

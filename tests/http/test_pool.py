@@ -11,7 +11,7 @@ from yarl import URL
 from tests.support.raw_subscribers import OK, FakeDns, Peer, Subscriber, answering, never_answer, subscribing
 from watcher.http.dial import Dialer
 from watcher.http.pool import Pool
-from watcher.http.wire import Answer, Limits, TimedOut, head_of, place_of
+from watcher.http.wire import Answer, Head, Limits, TimedOut, place_of
 
 ROOM = Limits(65_536, 65_536)
 
@@ -25,7 +25,7 @@ async def a_pool(**options: Any) -> AsyncIterator[Pool]:
 
 async def post(pool: Pool, to: Subscriber, *, deadline_s: float = 5, rest_s: float | None = None) -> Answer:
     url = URL(to.url)
-    request = head_of("POST", url, [("content-length", "0")]) + b"\r\n"
+    request = Head.of("POST", url, [("content-length", "0")]).written() + b"\r\n"
     deadline = asyncio.get_running_loop().time() + deadline_s
     return await pool.send(place_of(url), request, ROOM, deadline=deadline, rest_s=rest_s)
 

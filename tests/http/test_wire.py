@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from watcher.fields import as_written
-from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Reader, TooLong, head_of
+from watcher.http.wire import Answer, Head, Limits, NoAnswer, NotHttp, Reader, TooLong
 
 URL_IN = URL("https://hooks.example/in?a=b", encoded=True)
 ROOM = Limits(65_536, 65_536)
@@ -27,7 +27,7 @@ def read(*pieces: bytes, limits: Limits = ROOM) -> Answer | None:
 
 
 def test_a_head_is_written_in_the_order_and_the_case_that_it_was_given_in() -> None:
-    head = head_of("POST", URL_IN, [("X-B", "2"), ("x-a", "1")])
+    head = Head.of("POST", URL_IN, [("X-B", "2"), ("x-a", "1")]).written()
     assert head == b"POST /in?a=b HTTP/1.1\r\nHost: hooks.example\r\nX-B: 2\r\nx-a: 1\r\n"
 
 
@@ -39,27 +39,27 @@ def test_a_head_is_written_in_the_order_and_the_case_that_it_was_given_in() -> N
 )
 def test_a_query_is_encoded_as_yarl_encodes_it(path: str, query: dict[str, str]) -> None:
     url = as_written(f"https://api.example{path}")
-    target = head_of("GET", url, [], query).split(b" ")[1].decode()
+    target = Head.of("GET", url, []).written(query).split(b" ")[1].decode()
     assert target == (url.extend_query(query) if query else url).raw_path_qs
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Forged: 1", "a\nb", "a\rb", "a\0b"])
 def test_a_header_cannot_end_a_line(value: str) -> None:
     with pytest.raises(ValueError, match="cannot be sent"):
-        head_of("GET", URL_IN, [("X-A", value)])
+        Head.of("GET", URL_IN, [("X-A", value)]).written()
 
 
 @pytest.mark.parametrize("name", ["", "X A", "X-A:", "X-A\r\nX-B", "Ä", "X\0"])
 def test_the_name_of_a_header_is_a_token(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be sent"):
-        head_of("GET", URL_IN, [(name, "1")])
+        Head.of("GET", URL_IN, [(name, "1")]).written()
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a\r\nX-Forged: 1", "/a\nb", "/ü"])
 def test_a_url_cannot_end_the_request_line(path: str) -> None:
     url = URL.build(scheme="http", host="hooks.example", path=path, encoded=True)
     with pytest.raises(ValueError, match="cannot be sent"):
-        head_of("GET", url, [])
+        Head.of("GET", url, []).written()
 
 
 def test_an_answer_in_single_bytes_reads_like_one_in_one_piece() -> None:

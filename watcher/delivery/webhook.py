@@ -98,7 +98,7 @@ def post_head(url: URL, headers: Mapping[str, str], content_type: str) -> bytes:
     """Write the part of a POST's head that is the same for all attempts, for a URL that was checked."""
     ours = {"content-type": content_type, "user-agent": f"watcher/{__version__}"}
     accept = {} if any(name.lower() == "accept" for name in headers) else {"accept": "*/*"}
-    return wire.head_of("POST", url, {**headers, **accept, **ours}.items())
+    return wire.Head.of("POST", url, {**headers, **accept, **ours}.items()).written()
 
 
 class WebhookTarget:

@@ -6,7 +6,6 @@ If an answer is odd, nothing is guessed: the status stands, and the connection i
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -110,32 +109,42 @@ class Answer(NamedTuple):
         return None
 
 
-def head_of(
-    method: str, url: URL, headers: Collection[tuple[str, str]], query: Mapping[str, str] = _NO_QUERY
-) -> bytes:
-    """Write the head of a request without the empty line at its end. Raises ValueError.
+class Head(NamedTuple):
+    """The head of requests that differ in their queries only."""
 
-    The URL goes out byte for byte, and behind it what `query` adds; then the headers in their order and case,
-    the host first.
-    """
-    target, rest = _around(method, url, tuple(headers))
-    if query:
-        if "?" in target or not _PLAIN.fullmatch("".join([*query, *query.values()])):
-            return head_of(method, url.extend_query(query), headers)
-        target = f"{target}?{'&'.join(map('='.join, query.items()))}"
-    return f"{target}{rest}".encode()
+    method: str
+    url: URL
+    target: str
+    rest: str
+
+    @classmethod
+    def of(cls, method: str, url: URL, headers: Collection[tuple[str, str]]) -> "Head":
+        """Write a head up to the end of its URL, and what follows that: the host, then the headers in their
+        order and case. Raises ValueError.
+        """
+        if not all(_NAME.fullmatch(name) and not _UNSENDABLE.search(value) for name, value in headers):
+            raise ValueError("a header that cannot be sent")
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        return cls(method, url, _target(url), f" HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{lines}")
+
+    def written(self, query: Mapping[str, str] = _NO_QUERY) -> bytes:
+        """Return the head without the empty line at its end. Raises ValueError.
+
+        The URL goes out byte for byte, and behind it what `query` adds.
+        """
+        target = self.target
+        if query and ("?" in target or not _PLAIN.fullmatch("".join([*query, *query.values()]))):
+            target = _target(self.url.extend_query(query))
+        elif query:
+            target = f"{target}?{'&'.join(map('='.join, query.items()))}"
+        return f"{self.method} {target}{self.rest}".encode()
 
 
-@lru_cache(maxsize=256)  # all requests of a provider differ in their queries only
-def _around(method: str, url: URL, headers: tuple[tuple[str, str], ...]) -> tuple[str, str]:
-    """Write a head up to the end of its URL, and what follows that. Raises ValueError."""
+def _target(url: URL) -> str:
     target = url.raw_path_qs
     if not target.isascii() or _UNSENDABLE.search(target) or " " in target:
         raise ValueError("a URL that cannot be sent")
-    if not all(_NAME.fullmatch(name) and not _UNSENDABLE.search(value) for name, value in headers):
-        raise ValueError("a header that cannot be sent")
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    return f"{method} {target}", f" HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{lines}"
+    return target
 
 
 class Reader:

@@ -13,14 +13,13 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from aiohttp.abc import AbstractResolver
-from yarl import URL
 
 from watcher import __version__
 from watcher.durations import retry_after_s
 from watcher.fields import as_written
 from watcher.http.dial import Dialer, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import Pool
-from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Place, TimedOut, TooLong, head_of, place_of
+from watcher.http.wire import Answer, Head, Limits, NoAnswer, NotHttp, Place, TimedOut, TooLong, place_of
 from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Provider, Rejected, Request
 from watcher.providers.kept import KeptCatalogue, Memo, is_sound
 from watcher.providers.strict_json import NotJson, parse
@@ -302,12 +301,18 @@ class ProviderClient:
         self._requests[self._settings.name] += 1
         assert self._pool, "it is entered first"
         deadline = self._pool.time() + self._timeout_s
+        headers, body = tuple(request.secret_headers.items()), request.body
+        if request.json is not None:
+            body = json.dumps(request.json).encode()
+            headers += (("Content-Type", "application/json"),)
+        if body is not None or request.method == "POST":  # which has a body, if an empty one
+            headers += (("Content-Length", str(len(body or b""))),)
         try:
-            url, place = _way(self._base_url + request.path, self._trusted)
-            written = self._written(url, request)
+            place, head = _way(request.method, self._base_url + request.path, headers, self._trusted)
+            written = b"%b\r\n%b" % (head.written(request.query), body or b"")
             answer = await self._pool.send(place, written, _LIMITS, deadline=deadline)
         except NoAnswer as error:
-            raise by_error(error, host=url.host) from error
+            raise by_error(error, host=head.url.host) from error
         except ValueError as error:
             raise Rejected("configuration", "base_url is not an address") from error
         if self._notes_date and (date := answer.header("date")):
@@ -317,17 +322,6 @@ class ProviderClient:
         if answer.cut:
             raise by_error(answer.cut, answer.status) from answer.cut
         return body_of(answer)
-
-    def _written(self, url: URL, request: Request) -> bytes:
-        """Write a request. Raises ValueError."""
-        headers, body = {**_HEADERS, **request.secret_headers}, request.body
-        if request.json is not None:
-            body = json.dumps(request.json).encode()
-            headers["Content-Type"] = "application/json"
-        if body is not None or request.method == "POST":  # which has a body, if an empty one
-            headers["Content-Length"] = str(len(body or b""))
-        head = head_of(request.method, url, headers.items(), request.query)
-        return b"%b\r\n%b" % (head, body or b"")
 
     def _refusal(self, answer: Answer) -> Rejected:
         """Say why an answer is a refusal: by what the provider says, or by the status alone."""
@@ -343,11 +337,13 @@ class ProviderClient:
         return Rejected(refused.error_class, refused.reason, status=status, retry_after_s=wish_s)
 
 
-@lru_cache(maxsize=256)  # for every request of a provider it is the same few
-def _way(text: str, trusted: str | None) -> tuple[URL, Place]:
-    """Read a URL, and where it leads. Raises ValueError."""
-    url = as_written(text)
-    return url, place_of(url, trusted)
+@lru_cache(maxsize=256)  # all requests of a provider differ in their queries only
+def _way(
+    method: str, url: str, headers: tuple[tuple[str, str], ...], trusted: str | None
+) -> tuple[Place, Head]:
+    """Read where a request leads, and write its head. Raises ValueError."""
+    read = as_written(url)
+    return place_of(read, trusted), Head.of(method, read, {**_HEADERS, **dict(headers)}.items())
 
 
 def refuse_flaw(snapshot: Snapshot) -> None:
