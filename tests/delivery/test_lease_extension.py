@@ -8,10 +8,11 @@ from redis.asyncio import Redis
 
 from tests.delivery.staged_subscriber import Backlogs, StagedSubscriber
 from watcher.delivery import queue
-from watcher.delivery.queue import LEASE_MS, LONGEST_LEASE_MS, Hold
+from watcher.delivery.queue import LONGEST_LEASE_MS, Hold
 from watcher.http.pool import Deadlines
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.keys import shard_of
+from watcher.store.queues import LEASE_MS
 from watcher.store.schedule import Lease
 
 pytest_plugins = ("tests.delivery.subscribers",)

@@ -33,7 +33,7 @@ from watcher.journal.events import Delivery
 from watcher.observe.counters import LAG_BOUNDS_S, Counters
 from watcher.settings import SubscriptionSettings
 from watcher.store.exceptions import StoreError, StoreUnreachable
-from watcher.store.queues import CLAIM_MS, Begun, Breaker, Breakers, Leased, Queues
+from watcher.store.queues import LEASE_MS, Begun, Breaker, Breakers, Leased, Queues
 from watcher.store.schedule import Reply
 
 
@@ -79,6 +79,12 @@ class FailingQueues(Queues):
             self.away -= 1
             raise StoreUnreachable("Redis is away")
         return await super().delivered(*arguments, **named)
+
+    async def release(self, *arguments: Any, **named: Any) -> Reply:
+        if self.away:
+            self.away -= 1
+            raise StoreUnreachable("Redis is away")
+        return await super().release(*arguments, **named)
 
 
 class Slow(Breakers):
@@ -144,7 +150,7 @@ class Bench:
         await self.store.pipe.command("DEL", self.store.keys.queue(OPS, ACCOUNT))
         await self.store.pipe.command("DEL", self.store.keys.queues(SHARD, OPS))
         step = a_commit(await self.store.lease(), deliveries={OPS: some_deliveries(*numbers)})
-        done = await self.store.polls.commit(step._replace(to_lease={OPS}))
+        done = await self.store.polls.commit(self.store.leasing(step, OPS))
         return done.leased[OPS]
 
     async def deliver_leased(self, leased: Leased) -> bool:
@@ -479,17 +485,40 @@ async def test_a_queue_that_a_commit_leased_is_delivered_without_reading_it(benc
     assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {}
 
 
-async def test_the_lease_of_a_commit_is_extended_for_an_attempt_before_it_begins(bench: Bench) -> None:
-    waits_ms: list[float] = []
-
-    async def look() -> None:
-        waits_ms.append(await bench.waits_ms())
-
+async def test_a_worker_that_was_away_since_its_commit_gives_the_queue_back_unsent(bench: Bench) -> None:
     leased = await bench.lease(11)
-    assert await bench.waits_ms() <= CLAIM_MS
-    bench.sink.meanwhile = look
-    await bench.deliver_leased(leased)
-    assert waits_ms[0] > queue.LEASE_MS - 1000
+    assert await bench.waits_ms() > LEASE_MS - 1000
+    bench.ahead_ms = LEASE_MS - queue._LEAST_MS + 1  # what is left is too little for an attempt
+    assert await bench.deliver_leased(leased) is True
+    assert bench.sent == []
+    assert await bench.waits_ms() <= 0
+
+
+async def test_a_queue_whose_commit_has_no_answer_is_due_as_soon_as_redis_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_AGAIN_S", 0.001)
+    leased = await bench.lease(11)
+    bench.queues.away = 3
+    assert await bench.work.let_go(OPS, leased.lease) is True
+    assert len(bench.troubles) == 3
+    assert await bench.waits_ms() <= 0
+    await bench.deliver()
+    assert bench.sent == [(11, 1)]
+
+
+async def test_a_queue_whose_commit_was_not_written_stays_as_it_is(bench: Bench) -> None:
+    leased = await bench.lease(11)
+    other = await bench.store.lease_queue()
+    assert await bench.work.let_go(OPS, leased.lease) is False
+    assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {ACCOUNT: other.deadline}
+
+
+async def test_a_stopping_worker_lets_go_of_no_queue_after_its_lease(bench: Bench) -> None:
+    leased = await bench.lease(11)
+    bench.ahead_ms, bench.queues.away = MINUTE_MS, 1000
+    bench.stopped.set()
+    assert await bench.work.let_go(OPS, leased.lease) is False
 
 
 async def test_a_failure_on_a_commits_lease_is_settled_like_any_other(bench: Bench) -> None:
@@ -530,25 +559,26 @@ async def test_a_commits_lease_is_given_back_at_once_if_it_may_not_be_sent_any_m
     assert len(await bench.store.queue()) == 1
 
 
-async def test_a_delivery_whose_lease_another_worker_has_is_not_sent(bench: Bench) -> None:
+async def test_what_was_sent_under_a_commits_lease_that_another_worker_has_is_not_settled(
+    bench: Bench,
+) -> None:
     leased = await bench.lease(11)
     other = await bench.store.lease_queue()
     with capture_logs() as lines:
         await bench.deliver_leased(leased)
-    assert bench.sent == []
-    assert [line["event"] for line in lines] == ["lease.lost"]
+    assert await bench.store.queue() == [one.entry for one in leased.deliveries]
+    assert [line["event"] for line in lines] == ["lease.lost", "delivery.delivered"]
     assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {ACCOUNT: other.deadline}
 
 
-async def test_a_delivery_dropped_before_its_attempt_is_not_sent_and_the_next_is_due(
+async def test_a_delivery_dropped_before_its_attempt_is_settled_no_more_and_the_next_is_due(
     bench: Bench,
 ) -> None:
     leased = await bench.lease(11, 12)
     await bench.queues.give_up(OPS, ACCOUNT, leased.deliveries[0].entry, reason="by hand")
-    assert await bench.deliver_leased(leased) is True
-    assert bench.sent == []
+    await bench.deliver_leased(leased)
     await bench.deliver()
-    assert bench.sent == [(12, 1)]
+    assert bench.sent == [(11, 1), (12, 1)]
 
 
 async def test_a_long_queue_that_a_commit_leased_is_given_back_in_between(

@@ -70,7 +70,8 @@ def _shorten_leases(lease_s: float) -> None:
     assert defaults
     assert "deadline_s" in defaults
     defaults["deadline_s"] = lease_s / 2
-    _replace(queue, "LEASE_MS", int(1000 * lease_s))
+    for module in (queue, poll):
+        _replace(module, "LEASE_MS", int(1000 * lease_s))
     for module in (queue, configured):
         _replace(module, "LONGEST_LEASE_MS", int(1000 * lease_s))
     _replace(queue, "_LEAST_MS", int(500 * lease_s))

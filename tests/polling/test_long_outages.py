@@ -58,6 +58,7 @@ def a_poller(gone: Gone, probe_account: str) -> Poller:
         now_ms=lambda: 0,
         loop=(loop := StillLoop()),
         deliver=loop.deliver,
+        let_go=loop.let_go,
         clock=lambda: gone.now,
     )
     poller.probe_account = probe_account

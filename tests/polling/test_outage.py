@@ -69,6 +69,7 @@ class Outage:
             now_ms=self.store.schedule.now_ms,
             loop=(loop := StillLoop()),
             deliver=loop.deliver,
+            let_go=loop.let_go,
             clock=lambda: self.now_s,
         )
         self.poller.probe_account = PROBE

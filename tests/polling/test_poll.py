@@ -34,9 +34,10 @@ from watcher.providers.http import ProviderClient
 from watcher.providers.kept import RENEW_S
 from watcher.settings import AccountSettings, ProviderSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
+from watcher.store.exceptions import StoreUnreachable
 from watcher.store.polls import Commit, Committed, Polls
 from watcher.store.reader import Reader
-from watcher.store.schedule import Reply
+from watcher.store.schedule import Lease, Reply
 
 
 class Contested(Polls):
@@ -45,10 +46,14 @@ class Contested(Polls):
     rivals = 0
     is_repeated = False
     """Whether a commit is made again, as where the answer to the first one was lost."""
+    is_unanswered = False
 
     async def commit(self, step: Commit) -> Committed:
         if self.is_repeated:
             await super().commit(step)
+        if self.is_unanswered:
+            await super().commit(step)
+            raise StoreUnreachable("the answer was lost, and that to the repeat")
         if self.rivals:
             self.rivals -= 1
             assert await self._overtake(step)
@@ -108,6 +113,7 @@ class Polled:
             now_ms=lambda: store.schedule.now_ms() + self.ahead_ms,
             loop=self.loop,
             deliver=self.loop.deliver,
+            let_go=self.loop.let_go,
         )
         self.poller.probe_account = ACCOUNT
 
@@ -358,6 +364,18 @@ async def test_a_change_whose_commit_was_repeated_is_still_delivered_at_once(pol
     polled.polls.is_repeated, polled.loop.capacity = True, 1
     await polled.poll(a_balance(0, "12"))
     assert (len(polled.loop.begun), polled.loop.woken) == (1, [])
+
+
+async def test_a_queue_that_a_commit_without_an_answer_leased_is_let_go(polled: Polled) -> None:
+    polled.interest.follow({OPS: a_subscription(OPS)})
+    await polled.poll(a_balance(0, "10"))
+    polled.polls.is_unanswered, polled.loop.capacity = True, 1
+    with pytest.raises(StoreUnreachable):
+        await polled.poll(a_balance(0, "12"))
+    queues = await polled.store.scores(polled.store.keys.queues(SHARD, OPS))
+    assert queues == {ACCOUNT: polled.loop.let_go_of[0][1].deadline}
+    assert polled.loop.begun == [(Key("delivery", OPS), SHARD, Lease(ACCOUNT, int(queues[ACCOUNT])))]
+    assert polled.loop.delivered == []
 
 
 @pytest.mark.parametrize("rivals", [1, 3])

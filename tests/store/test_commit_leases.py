@@ -24,7 +24,7 @@ from tests.support.stores import (
 )
 from watcher.journal.events import Delivery
 from watcher.store.polls import Commit, Committed
-from watcher.store.queues import CLAIM_MS
+from watcher.store.queues import CLAIM_MS, LEASE_MS
 from watcher.store.schedule import Lease, Reply
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 async def a_leasing(store: Store, *deliveries: Delivery, account: str = ACCOUNT, **fields: Any) -> Commit:
     """A step that fills the queue of OPS, which is to be leased to the worker that takes it."""
     step = a_commit(await store.lease(account), deliveries={OPS: deliveries}, **fields)
-    return step._replace(to_lease={OPS})
+    return store.leasing(step, OPS)
 
 
 async def committed(store: Store, step: Commit) -> Committed:
@@ -57,15 +57,14 @@ async def is_due_now(store: Store, done: Committed) -> bool:
     return not done.leased and await claimed(store) == [ACCOUNT]
 
 
-async def test_an_empty_queue_is_leased_for_a_moment_with_all_that_waits_in_it(
+async def test_an_empty_queue_is_leased_for_an_attempt_with_all_that_waits_in_it(
     redis_client: Redis, namespace: str
 ) -> None:
     store, deliveries = a_store(redis_client, namespace), some_deliveries(1, 2)
     now_ms = await store.now_ms()
     done = await committed(store, await a_leasing(store, *deliveries))
     (lease, in_hand) = done.leased[OPS]
-    assert now_ms < lease.deadline <= await store.now_ms() + CLAIM_MS
-    assert CLAIM_MS <= 3000, "an answer may be lost: then no worker has it for so long"
+    assert now_ms < lease.deadline <= await store.now_ms() + LEASE_MS
     assert await times(store) == {ACCOUNT: lease.deadline}
     assert await store.scores(store.keys.due_subscriptions(SHARD)) == {OPS: lease.deadline}
     assert await claimed(store) == []
@@ -91,7 +90,7 @@ async def test_queues_that_are_not_leased_are_due_now(redis_client: Redis, names
     store = a_store(redis_client, namespace)
     audit = a_delivery(1, subscription="audit")
     step = a_commit(await store.lease(), deliveries={"audit": [audit], OPS: [a_delivery(1)]})
-    done = await committed(store, step._replace(to_lease={OPS}))
+    done = await committed(store, store.leasing(step, OPS))
     assert [*done.leased] == [OPS]
     assert await claimed(store, "audit") == [ACCOUNT]
     assert await claimed(store) == []
@@ -137,8 +136,7 @@ async def test_a_queue_whose_schedule_was_deleted_is_due_as_it_is_not_empty(
 
 async def test_a_commit_past_its_deadline_leases_nothing(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    step = await a_leasing(store, a_delivery())
-    store.pipe.set_clock(await store.now_ms() - CLAIM_MS)  # it was sent so long ago
+    step = (await a_leasing(store, a_delivery()))._replace(leased_until=await store.now_ms())
     assert await is_due_now(store, await committed(store, step))
 
 
@@ -231,19 +229,15 @@ async def test_each_commit_of_a_call_has_leases_of_its_own(redis_client: Redis, 
     assert sorted(await claimed(store)) == sorted((accounts[0], accounts[4]))
 
 
-async def test_a_lease_is_extended_only_by_its_worker_and_for_its_own_head(
-    redis_client: Redis, namespace: str
-) -> None:
+async def test_a_lease_is_extended_only_by_its_worker(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    first, second = some_deliveries(1, 2)
-    lease, _ = (await committed(store, await a_leasing(store, first, second))).leased[OPS]
+    lease, _ = (await committed(store, await a_leasing(store, a_delivery()))).leased[OPS]
     until, queues, before = lease.deadline + MINUTE_MS, store.queues, await store.contents()
     late = Lease(ACCOUNT, lease.deadline - 1)
-    assert await queues.extend(OPS, late, until=until, head=first.entry) is Reply.LEASE_LOST
-    assert await queues.extend(OPS, lease, until=until, head=second.entry) is Reply.MOVED_ON
+    assert await queues.extend(OPS, late, until=until) is Reply.LEASE_LOST
     assert await store.contents() == before
     for _ in range(2):  # a repeat is done, too
-        assert await queues.extend(OPS, lease, until=until, head=first.entry) is Reply.DONE
+        assert await queues.extend(OPS, lease, until=until) is Reply.DONE
         assert await times(store) == {ACCOUNT: until}
     assert await queues.extend(OPS, Lease(ACCOUNT, until), until=until + 1) is Reply.DONE
     assert await times(store) == {ACCOUNT: until + 1}
@@ -259,9 +253,7 @@ async def test_leases_of_many_queues_are_extended_in_one_call(redis_client: Redi
     lost, until = accounts[2], leases[0].deadline + MINUTE_MS
     await store.lease_queue(lost)
     async with running(store.pipe):
-        replies = await asyncio.gather(
-            *(store.queues.extend(OPS, one, until=until, head=ones[one.member].entry) for one in leases)
-        )
+        replies = await asyncio.gather(*(store.queues.extend(OPS, one, until=until) for one in leases))
     assert [account for account, one in zip(accounts, replies, strict=True) if not one.value > 0] == [lost]
 
 

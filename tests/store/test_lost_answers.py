@@ -78,7 +78,7 @@ async def test_a_commit_whose_answer_was_lost_leases_its_queue_once_and_says_so(
             for number, account in enumerate(NEIGHBOURS[:6], 1):
                 one = a_delivery(number, previous=None)
                 step = a_commit(await direct.lease(account), deliveries={OPS: [one]})
-                _, leased = await store.polls.commit(step._replace(to_lease={OPS}))
+                _, leased = await store.polls.commit(store.leasing(step, OPS))
                 lease, in_hand = leased[OPS]
                 assert in_hand == (one,)
                 scores = await direct.scores(direct.keys.queues(SHARD, OPS))

@@ -19,6 +19,7 @@ class StillLoop(Loop):
         self.woken: list[tuple[Key, int]] = []
         self.begun: list[tuple[Key, int, Lease]] = []
         self.delivered: list[tuple[str, Leased]] = []
+        self.let_go_of: list[tuple[str, Lease]] = []
 
     def keep(self, key: Key) -> bool:
         has_capacity = self.capacity > 0
@@ -37,6 +38,10 @@ class StillLoop(Loop):
 
     def deliver(self, name: str, leased: Leased) -> Coroutine[Any, Any, bool]:
         self.delivered.append((name, leased))
+        return self._deliver()
+
+    def let_go(self, name: str, lease: Lease) -> Coroutine[Any, Any, bool]:
+        self.let_go_of.append((name, lease))
         return self._deliver()
 
     async def _deliver(self) -> bool:

@@ -23,7 +23,17 @@ from watcher.store.keys import Keys, shard_of
 from watcher.store.members import Roster
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
-from watcher.store.queues import BOUNDS, Begun, Bounds, Breaker, Breakers, Change, Queues, read_tries
+from watcher.store.queues import (
+    BOUNDS,
+    LEASE_MS,
+    Begun,
+    Bounds,
+    Breaker,
+    Breakers,
+    Change,
+    Queues,
+    read_tries,
+)
 from watcher.store.schedule import Lease, Schedule
 
 ACCOUNT = "treasury"
@@ -60,6 +70,10 @@ class Store:
         """The server's time."""
         await self.schedule.read_clock()
         return self.schedule.now_ms()
+
+    def leasing(self, step: Commit, *subscriptions: str) -> Commit:
+        """The same step, which leases the queues of these subscriptions to its worker."""
+        return step._replace(to_lease=subscriptions, leased_until=self.schedule.now_ms() + LEASE_MS)
 
     async def damage(self, key: str) -> None:
         """Put something of another type in the place of a key."""

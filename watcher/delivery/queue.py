@@ -24,15 +24,11 @@ from watcher.observe.counters import Attempted, Counters
 from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS
-from watcher.store.queues import CLAIM_MS, Begun, Breakers, Leased, Queues
+from watcher.store.queues import CLAIM_MS, LEASE_MS, Begun, Breakers, Leased, Queues
 from watcher.store.schedule import Lease, Reply
 
 AT_ONCE = 20
 """Deliveries read with one claim: few, so that a queue does not keep a worker from the others."""
-
-LEASE_MS = 15_000
-"""How long the queue of a worker that died stays leased. Each delivery renews it; a slow attempt makes it
-longer."""
 
 LONGEST_LEASE_MS = 1000 * (ATTEMPT_TIMEOUT_S + 10)
 """The lease of a slow attempt. 10 s of it remain to settle the attempt, as with the shorter lease: Redis may
@@ -188,6 +184,13 @@ class DeliveryWork(Generic[T_target]):
         """Work off a queue that a commit leased. Returns whether more of it is due."""
         return await self._work(name, *leased)
 
+    async def let_go(self, name: str, lease: Lease) -> bool:
+        """Make a queue due that a commit may have leased whose answer was lost. Returns whether it is."""
+        try:
+            return await self._ask(lease, lambda: self._queues.release(name, lease)) is Reply.DONE
+        except StoreError:  # this worker drains, and does not wait until Redis is back
+            return False
+
     async def _work(self, name: str, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
         """Work off one queue. Returns whether more of it is due."""
         is_more, target = False, self.targets.get(name)
@@ -210,17 +213,20 @@ class DeliveryWork(Generic[T_target]):
         Raises StoreError.
         """
         name = target.name
-        until = self._queues.until(lease, LEASE_MS)
-        begun = await self._ask(lease, lambda: self._begin(name, lease, until, deliveries))
-        if begun.reply is Reply.MOVED_ON:
-            await self._ask(lease, lambda: self._queues.release(name, lease))
-            return True
-        if begun.reply is not Reply.DONE:
-            log.info("lease.lost", account=lease.member, subscription=name)
-            return False
-        hold = Hold(lease._replace(deadline=until), stretch=partial(self._stretch, name), slow=self._slow)
-        if not begun.deliveries:  # given up by hand
-            return False
+        if deliveries:
+            begun = Begun(Reply.DONE, [(one.entry, one) for one in deliveries[:AT_ONCE]], 0, b"")
+        else:
+            until = self._queues.until(lease, LEASE_MS)
+            begun = await self._ask(
+                lease, lambda: self._queues.begin(name, lease, until=until, at_most=AT_ONCE)
+            )
+            if begun.reply is not Reply.DONE:
+                log.info("lease.lost", account=lease.member, subscription=name)
+                return False
+            if not begun.deliveries:  # given up by hand
+                return False
+            lease = lease._replace(deadline=until)
+        hold = Hold(lease, stretch=partial(self._stretch, name), slow=self._slow)
         is_probe = self._breakers.is_probe(name, lease.member)
         try:
             place, count = 0, len(begun.deliveries)
@@ -257,14 +263,6 @@ class DeliveryWork(Generic[T_target]):
             raise
         await self._ask(hold.lease, lambda: self._queues.release(name, hold.lease))
         return True
-
-    async def _begin(self, name: str, lease: Lease, until: int, deliveries: Sequence[Delivery]) -> Begun:
-        """Lease a queue for as long as an attempt needs. Returns the given deliveries, or those that are
-        read."""
-        if not deliveries:
-            return await self._queues.begin(name, lease, until=until, at_most=AT_ONCE)
-        reply = await self._queues.extend(name, lease, until=until, head=deliveries[0].entry)
-        return Begun(reply, [(one.entry, one) for one in deliveries[:AT_ONCE]], 0, b"")
 
     async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask Redis, and try again while it is away. Raises StoreError.

@@ -24,7 +24,7 @@ from watcher.settings import AccountSettings, ProviderSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Commit, Failing, Polls
-from watcher.store.queues import Leased
+from watcher.store.queues import LEASE_MS, Leased
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState, Within
 
@@ -76,9 +76,10 @@ class Poller:
     """Polls the accounts of one provider.
 
     `deliver(name, leased)` begins the queues that a poll fills at once in `loop`, as far as there is
-    capacity; for the others, which are due, the loop is woken. `memos`, of the last answers by account, are
-    shared by the pollers of a worker. `most_requests` bounds the requests of a poll; `needed_per_second` is
-    what all accounts take at their intervals. The account `probe_account`, the same one at all workers, is
+    capacity; for the others, which are due, the loop is woken. `let_go(name, lease)` makes one due that may
+    be leased: the answer to the commit was lost. `memos`, of the last answers by account, are shared by the
+    pollers of a worker. `most_requests` bounds the requests of a poll; `needed_per_second` is what all
+    accounts take at their intervals. The account `probe_account`, the same one at all workers, is
     polled whenever it is due; while its polls are rejected, the others are hardly polled.
     """
 
@@ -93,6 +94,7 @@ class Poller:
         now_ms: Callable[[], int],
         loop: Loop,
         deliver: Callable[[str, Leased], Coroutine[Any, Any, bool]],
+        let_go: Callable[[str, Lease], Coroutine[Any, Any, bool]],
         memos: Within[Memo] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -109,6 +111,7 @@ class Poller:
         self._now_ms = now_ms
         self._loop = loop
         self._deliver = deliver
+        self._let_go = let_go
         self._clock = clock
         self._rules = _rules(settings.withdrawals, settings.settle_polls)
         self._breaker = ProviderBreaker()
@@ -395,18 +398,25 @@ class Poller:
     ) -> Reply:
         """Commit a step, report it, and deliver what it queued, or have it claimed."""
         keys, shard = [Key("delivery", name) for name in step.queued], shard_of(account.name)
+        until = self._now_ms() + LEASE_MS
         with Places(self._loop, keys) as places:
-            reply, leased = await self._polls.commit(
-                Commit(
-                    account=account.name,
-                    provider=self.settings.name,
-                    lease=lease,
-                    expected_version=state.version if state else "",
-                    step=step,
-                    due_ms=due_ms,
-                    to_lease={key.name for key in places.kept},
-                )
+            commit = Commit(
+                account=account.name,
+                provider=self.settings.name,
+                lease=lease,
+                expected_version=state.version if state else "",
+                step=step,
+                due_ms=due_ms,
+                to_lease={key.name for key in places.kept},
+                leased_until=until,
             )
+            try:
+                reply, leased = await self._polls.commit(commit)
+            except StoreError:  # it may be written all the same, and no worker would begin these
+                ours = Lease(account.name, until)
+                for key in [*places.kept]:
+                    places.begin(key, shard, ours, self._let_go(key.name, ours))
+                raise
             if reply in (Reply.DONE, Reply.DONE_BEFORE):
                 self._report.committed(account, step)
                 for key in keys:

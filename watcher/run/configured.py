@@ -351,6 +351,7 @@ class Configured:
             now_ms=self._schedule.now_ms,
             loop=self.loop,
             deliver=self._delivery_work.deliver,
+            let_go=self._delivery_work.let_go,
             memos=self._memos,
         )
         return ProviderPolls(

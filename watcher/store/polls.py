@@ -14,7 +14,7 @@ from watcher.journal.step import Step
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of, stamp_of
 from watcher.store.pipe import Joints, in_parts, load_script
-from watcher.store.queues import BOUNDS, CLAIM_MS, Bounds, Leased
+from watcher.store.queues import BOUNDS, Bounds, Leased
 from watcher.store.schedule import REPLIES, Claimed, Lease, Reply, Schedule
 from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within
 
@@ -60,7 +60,8 @@ class Failing(NamedTuple):
 class Commit(NamedTuple):
     """One atomic step forward of one account: by a successful poll under its lease; or by no poll (None),
     which leaves the account's schedule, the time of its last poll and its failures as they are. Of the queues
-    that it fills, those of the subscriptions `to_lease` are leased to the worker if they were empty."""
+    that it fills, those of the subscriptions `to_lease` are leased to the worker until `leased_until` (ms of
+    the server) if they were empty."""
 
     account: str
     provider: str
@@ -69,11 +70,12 @@ class Commit(NamedTuple):
     step: Step
     due_ms: float = 0
     to_lease: Collection[str] = ()
+    leased_until: int = 0
 
 
 class Committed(NamedTuple):
-    """The result of a commit: the reply, and by subscription the queues that are leased to this worker for
-    `CLAIM_MS`. The other queues that it filled are due."""
+    """The result of a commit: the reply, and by subscription the queues that are leased to this worker. The
+    other queues that it filled are due."""
 
     reply: Reply
     leased: Mapping[str, Leased]
@@ -235,7 +237,7 @@ class Polls:
         for event in step.events:
             arguments += (event.reference, event.stored, int(event.is_logged))
         arguments.append(len(step.queued))
-        shard, until = shard_of(account), self._schedule.now_ms() + CLAIM_MS
+        shard, until = shard_of(account), commit.leased_until
         for subscription, places in step.queued.items():
             keys.append(self._keys.queue(subscription, account))
             keys.append(self._keys.queues(shard, subscription))

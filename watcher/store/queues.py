@@ -23,8 +23,12 @@ ATTEMPTS_PER_SUBSCRIPTION = 100
 receiver explains itself at length."""
 
 CLAIM_MS = 3_000
-"""A claim, and a lease that comes with a commit, hold for a moment only: the worker extends them when it
-begins. If their answer is lost, no worker begins, and the queue is free again after this time."""
+"""A claim holds for a moment only: the worker makes it longer when it begins. If its answer is lost, no
+worker begins, and the queue is free again after this time."""
+
+LEASE_MS = 15_000
+"""How long the queue of a worker that died stays leased. Each delivery renews it; a slow attempt makes it
+longer."""
 
 _HELD_AT_ONCE = 4000
 """Scores and names in one call: Lua passes on no more than 8,000."""
@@ -269,12 +273,11 @@ class Queues:
         deadline = self._pipe.now_ms() + for_ms
         return deadline if deadline != lease.deadline else deadline + 1
 
-    async def extend(self, subscription: str, lease: Lease, *, until: float, head: bytes = b"") -> Reply:
-        """Keep a queue until another deadline; with `head` (`Delivery.entry`), only if that is the first that
-        waits."""
+    async def extend(self, subscription: str, lease: Lease, *, until: float) -> Reply:
+        """Keep a queue until another deadline."""
         joint = self._extends[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
-        (reply,) = await self._pipe.step(joint, (queue,), *lease, until, head)
+        (reply,) = await self._pipe.step(joint, (queue,), *lease, until)
         return REPLIES[reply]
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
