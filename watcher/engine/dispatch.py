@@ -226,10 +226,14 @@ class Dispatch:
         line = self._lines.get(key)
         if line is None:
             return 0
-        due = self.due_shards(key, now)
-        if line.not_before > now or any(shard not in line.few for shard in due):
+        if line.not_before > now:
             return None
-        return line.in_flight + line.claimed + sum(line.few[shard] for shard in due)
+        ahead = line.in_flight + line.claimed
+        for shard in self.due_shards(key, now) if line.due else ():
+            if shard not in line.few:
+                return None
+            ahead += line.few[shard]
+        return ahead
 
     def began(self, key: Key) -> None:
         """Note that something is in hand."""

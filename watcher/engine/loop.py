@@ -7,12 +7,12 @@ costs the piece of work that it came from.
 import asyncio
 import itertools
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from watcher.engine.dispatch import AT_ONCE, Capacity, Claim, Dispatch, Key, Kind
 from watcher.observe.log import log
@@ -45,6 +45,10 @@ class Claimed(NamedTuple):
     leases: Sequence[Lease]
     next_due_s: float | None = None
     block_s: float = 0.0
+
+
+Piece: TypeAlias = tuple[Key, int, Lease, Coroutine[Any, Any, bool]]
+"""Work that is leased: of which key, at which shard, the lease, and what does it."""
 
 
 class Work(Protocol):
@@ -224,8 +228,8 @@ class Loop:
         self._held: defaultdict[tuple[Kind, int], dict[str, float]] = defaultdict(dict)
         self._turned_at: float | None = None
         self._turns_at = 0.0
-        self._tasks: defaultdict[Key, dict[int, asyncio.Task[Any]]] = defaultdict(dict)
-        self._numbers = itertools.count()
+        self._key_by_task: dict[asyncio.Task[Any], Key] = {}
+        self._begun: deque[Piece] = deque()
         self._places = 0
 
     def wake(self, key: Key, shard: int) -> None:
@@ -253,9 +257,11 @@ class Loop:
         return True
 
     def begin(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
-        """Start work at a place that was kept for it."""
-        self._places -= 1
-        self._start(key, shard, lease, doing)
+        """Start work at a place that was kept for it. It goes on in the task of the piece of work that began
+        it, if that ends before it waits for anything, and otherwise in a task of its own."""
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._start_begun)
+        self._begun.append((key, shard, lease, doing))
 
     def give_back(self, key: Key) -> None:
         """Give back a place that was kept."""
@@ -274,15 +280,19 @@ class Loop:
 
     def cut_off(self, key: Key, after_s: float) -> None:
         """Cancel, in a moment, what is in hand under a key."""
-        for task in self._tasks[key].values():
-            asyncio.get_running_loop().call_later(after_s, task.cancel)
+
+        def cancel(task: asyncio.Task[Any]) -> None:
+            if self._key_by_task.get(task) == key:  # otherwise it goes on with something else
+                task.cancel()
+
+        for task, of in self._key_by_task.items():
+            if of == key:
+                asyncio.get_running_loop().call_later(after_s, cancel, task)
 
     def forget(self, key: Key) -> bool:
         """Forget a key that is no longer configured. Returns False, and does nothing, while it is in hand:
         call it again later."""
-        if is_over := self.dispatch.forget(key):
-            self._tasks.pop(key, None)
-        return is_over
+        return self.dispatch.forget(key)
 
     @property
     def in_flight(self) -> int:
@@ -311,12 +321,12 @@ class Loop:
                         holding = group.create_task(self._hold_back(), name="hold")
                     self._turns_at = min(self.dispatch.next_at, now + _TURN_S)
                     await pause(self._wake, self._turns_at - time.monotonic())
-            while self._places or any(self._tasks.values()):  # what is still leased is begun, and given back
+            while self._places or self._key_by_task:  # what is still leased is begun, and given back
                 self._wake.clear()
                 await self._wake.wait()
         finally:
-            left = [task for tasks in self._tasks.values() for task in tasks.values()]
-            if left:  # this was cut off
+            self._start_begun()
+            if left := [*self._key_by_task]:  # this was cut off
                 for task in left:
                     task.cancel()
                 await asyncio.wait(left)
@@ -409,7 +419,7 @@ class Loop:
         begun = await work.begin(key.name, [lease for _, lease in leases])
         for (shard, lease), doing in zip(leases, begun, strict=True):
             dispatch.began(key)
-            self._start(key, shard, lease, doing)
+            self._start((key, shard, lease, doing))
         return work.breath_s
 
     async def _claim_at(self, key: Key, claim: Claim) -> Sequence[Lease]:
@@ -423,24 +433,38 @@ class Loop:
         self.dispatch.claimed(key, claim.shard, claimed.next_due_s, now)
         return claimed.leases
 
-    def _start(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
-        name, number = f"{key.kind} {lease.member}", next(self._numbers)
-        work = self._do(key, shard, lease, doing, number)
-        self._tasks[key][number] = asyncio.create_task(work, name=name)  # a group costs more than the task
+    def _start_begun(self) -> None:
+        """Start what was begun, and is not done yet by the task that began it."""
+        while self._begun:
+            self._start(self._take_begun())
 
-    async def _do(
-        self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool], number: int
-    ) -> None:
-        """Do one piece of work. If it fails, it holds up no other."""
-        is_more = False
-        subscription = key.name if key.kind == "delivery" else None
-        try:
-            with survived(key.kind, account=lease.member, subscription=subscription):
-                try:
-                    is_more = await doing
-                except StoreError as error:
-                    await self._health.failed(error)
-        finally:
-            self._tasks[key].pop(number, None)
-            self.dispatch.ended(key, shard, time.monotonic(), is_more=is_more)
-            self._turn_sooner()
+    def _take_begun(self) -> Piece:
+        self._places -= 1
+        return self._begun.popleft()
+
+    def _start(self, piece: Piece) -> None:
+        key, _, lease, _ = piece
+        # A group costs more than the task.
+        task = asyncio.get_running_loop().create_task(self._do(piece), name=lease.member)
+        self._key_by_task[task] = key
+
+    async def _do(self, piece: Piece | None) -> None:
+        """Do one piece of work, and then what it began. If it fails, it holds up no other."""
+        task = asyncio.current_task()
+        assert task
+        while piece:
+            key, shard, lease, doing = piece
+            self._key_by_task[task] = key
+            is_more = False
+            subscription = key.name if key.kind == "delivery" else None
+            try:
+                with survived(key.kind, account=lease.member, subscription=subscription):
+                    try:
+                        is_more = await doing
+                    except StoreError as error:
+                        await self._health.failed(error)
+            finally:
+                del self._key_by_task[task]
+                self.dispatch.ended(key, shard, time.monotonic(), is_more=is_more)
+                self._turn_sooner()
+            piece = self._take_begun() if self._begun else None
