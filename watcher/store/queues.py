@@ -270,7 +270,7 @@ class Queues:
 
     def until(self, lease: Lease, for_ms: int) -> int:
         """Return a new deadline for our lease, never the previous one: it identifies a repeated command."""
-        deadline = self._pipe.now_ms() + for_ms
+        deadline = self._schedule.now_ms() + for_ms
         return deadline if deadline != lease.deadline else deadline + 1
 
     async def extend(self, subscription: str, lease: Lease, *, until: float) -> Reply:
