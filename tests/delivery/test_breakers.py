@@ -131,7 +131,7 @@ async def test_a_failure_opens_the_breaker_if_the_count_of_all_workers_says_so(
     shared.results = BAD
     await note(breakers, Answer.FAILED)
     assert not breakers.is_closed("ops")
-    assert breakers.is_backing_off("ops")
+    assert not breakers.may_send("ops", is_probe=True)
     assert breakers.backoff_ms("ops") == 1000
     assert breakers._openings == {"ops": 1}
     await note(breakers, Answer.FAILED)
@@ -174,7 +174,8 @@ async def test_an_open_breaker_lets_probes_out_which_close_it(
     with capture_logs() as lines:
         await note(breakers, Answer.FAILED)
         shared.now_ms += 1000
-        assert not breakers.is_backing_off("ops")
+        assert breakers.may_send("ops", is_probe=True)
+        assert not breakers.may_send("ops", is_probe=False)
         assert breakers.capacity(OPS, 0, 0) == 1
         assert await breakers.take_probes("ops", 1, lease_ms=1) == 1
         await breakers.probe("ops", ["a"])
@@ -308,7 +309,7 @@ async def test_a_distant_turn_is_waited_for_like_an_open_breaker(
     limited = a_subscription("ops", requests_per_second=0.4)
     assert await breakers.turn_ms(limited) is None
     assert breakers.backoff_ms("ops") == 2500 - TURN_MS / 2
-    assert not breakers.is_backing_off("ops"), "a queue that has its turn goes on"
+    assert breakers.may_send("ops", is_probe=False), "a queue that has its turn goes on"
 
 
 async def test_of_two_rates_the_slower_one_is_kept(shared: Shared, breakers: SubscriptionBreakers) -> None:

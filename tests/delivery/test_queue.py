@@ -438,6 +438,20 @@ async def test_an_attempt_that_began_before_the_breaker_opened_uses_up_no_retry(
     assert await bench.store.tries(ACCOUNT) == (0, b"")
 
 
+async def test_a_probe_that_began_before_the_breaker_closed_uses_up_no_retry(bench: Bench) -> None:
+    async def resumed() -> None:
+        await bench.shared.resume(OPS)
+        bench.breakers._read_at = 0.0
+        await bench.breakers.refresh()
+
+    await half_open(bench)
+    assert (await bench.work.capacity(OPS, 0, 0)).most == 1
+    bench.sink.answer, bench.sink.meanwhile = Answer.OVERLOADED, resumed
+    await bench.deliver()
+    assert bench.breakers.is_closed(OPS)
+    assert await bench.store.tries(ACCOUNT) == (0, b"")
+
+
 async def test_an_attempt_is_settled_though_redis_was_unreachable_for_longer_than_the_lease(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,14 +158,19 @@ class SubscriptionBreakers:
         """Say whether a subscription's breaker is closed, as far as this worker knows."""
         return decide.is_closed(self._known.get(name))
 
-    def is_backing_off(self, name: str) -> bool:
-        """Say whether a subscription may be sent nothing now, as far as this worker knows."""
+    def may_send(self, name: str, *, is_probe: bool) -> bool:
+        """Say whether an attempt may begin now, as far as this worker knows: its subscription does not back
+        off, and the breaker is closed or this is its probe."""
         known = self._known.get(name)
-        return known is not None and decide.backs_off_until_ms(known) > self._now_ms()
+        if known is None:
+            return True
+        return (is_probe or decide.is_closed(known)) and decide.backs_off_until_ms(known) <= self._now_ms()
 
     def backoff_ms(self, name: str) -> int:
         """Return for how many ms a subscription may be sent nothing, as far as this worker knows."""
         until_ms = max(decide.backs_off_until_ms(self._known.get(name)), self._turn_at_ms.get(name, 0))
+        if not until_ms:
+            return 0
         return int(min(LONGEST_BACKOFF_MS, max(0, until_ms - self._now_ms())))
 
     def capacity(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
@@ -180,6 +185,14 @@ class SubscriptionBreakers:
             in_flight=in_flight,
             in_flight_of_all=in_flight_of_all,
         )
+
+    def spare(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
+        """Return how many more queues may be worked on without a probe: none unless the breaker is closed,
+        and no more than have their turn soon."""
+        if not self.is_closed(subscription.name) or self.backoff_ms(subscription.name):
+            return 0
+        capacity = self.capacity(subscription, in_flight, in_flight_of_all)
+        return capacity - in_flight if self.spacing_ms(subscription) else capacity
 
     def spacing_ms(self, subscription: SubscriptionSettings) -> float:
         """Return the ms between two attempts, over all workers: by the subscription's own rate or that of its
@@ -259,11 +272,11 @@ class SubscriptionBreakers:
         """Forget that a subscription failed or was paused. Raises StoreError."""
         await self._shared.resume(name)
 
-    def note_delivered(self, subscription: SubscriptionSettings) -> None:
+    def note_delivered(self, subscription: SubscriptionSettings, now_ms: int) -> None:
         """Note a delivery that was no probe."""
         name = subscription.name
         self._concurrency.delivered(name, limit=subscription.max_in_flight)
-        self._delivered[name].add(self._now_ms())
+        self._delivered[name].add(now_ms)
         if self.spacing_ms(subscription):
             self._unreported[name] += 1
 
@@ -273,7 +286,7 @@ class SubscriptionBreakers:
         is_probe = self.is_probe(name, account)
         with survived("breakers", but=StoreError, subscription=name):
             if answer is Answer.DELIVERED:
-                self.note_delivered(subscription)
+                self.note_delivered(subscription, now_ms)
                 if is_probe:
                     await self._change(name, partial(decide.probed, account=account))
                 return

@@ -14,8 +14,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import orjson
 
 from watcher.delivery.breakers import SubscriptionBreakers
-from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Outcome, Sink, Target, Verdict, judge
-from watcher.engine.breaker import BY_HAND, RESULTS, paused
+from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, DELIVERED, Attempt, Outcome, Sink, Target, Verdict, judge
+from watcher.engine.breaker import BY_HAND, RESULTS, Answer, paused
 from watcher.engine.dispatch import Capacity, Claim
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.http.pool import Deadlines
@@ -163,10 +163,7 @@ class DeliveryWork(Generic[T_target]):
         """Return how many more queues may be worked on without a probe: none unless the breaker is closed,
         and no more than have their turn soon."""
         target = self.targets.get(name)
-        if target is None or self._breakers.backoff_ms(name) or not self._breakers.is_closed(name):
-            return 0
-        capacity = self._breakers.capacity(target.settings, in_flight, in_flight_of_all)
-        return capacity - in_flight if self._breakers.spacing_ms(target.settings) else capacity
+        return self._breakers.spare(target.settings, in_flight, in_flight_of_all) if target else 0
 
     async def claim(self, name: str, claim: Claim) -> Claimed:
         claimed = await self._queues.claim(name, claim.shard, lease_ms=CLAIM_MS, at_most=claim.at_most)
@@ -180,9 +177,9 @@ class DeliveryWork(Generic[T_target]):
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
         await self._queues.hold(shard, {name: int(1000 * wait_s) for name, wait_s in for_s.items()})
 
-    async def deliver(self, name: str, leased: Leased) -> bool:
+    def deliver(self, name: str, leased: Leased) -> Coroutine[Any, Any, bool]:
         """Work off a queue that a commit leased. Returns whether more of it is due."""
-        return await self._work(name, *leased)
+        return self._work(name, *leased)
 
     async def let_go(self, name: str, lease: Lease) -> bool:
         """Make a queue due that a commit may have leased whose answer was lost. Returns whether it is."""
@@ -203,7 +200,8 @@ class DeliveryWork(Generic[T_target]):
             # What was sent and not settled is sent again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=name, reason=str(error))
         finally:
-            await self._breakers.leave_probe(name, lease.member)
+            if self._breakers.is_probe(name, lease.member):
+                await self._breakers.leave_probe(name, lease.member)
         return is_more
 
     async def work(self, target: T_target, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
@@ -225,7 +223,7 @@ class DeliveryWork(Generic[T_target]):
                 return False
             if not begun.deliveries:  # given up by hand
                 return False
-            lease = lease._replace(deadline=until)
+            lease = Lease(lease.member, until)
         hold = Hold(lease, stretch=partial(self._stretch, name), slow=self._slow)
         is_probe = self._breakers.is_probe(name, lease.member)
         try:
@@ -250,7 +248,9 @@ class DeliveryWork(Generic[T_target]):
                     if target.most_together > 1 and not tries and self._is_late(delivery):
                         together = gathered(target, islice(begun.deliveries, place, None))
                         heads = [each for each, _ in begun.deliveries[place : place + len(together)]]
-                    taken, deadline = await self._deliver(target, hold, together, heads, tries)
+                    taken, deadline = await self._deliver(
+                        target, hold, together, heads, tries, is_probe=is_probe
+                    )
                 else:
                     deadline = await self._bury(target, hold.lease, entry)
                 if not deadline:
@@ -300,8 +300,7 @@ class DeliveryWork(Generic[T_target]):
             name in self._neighbours.inactive
             or self.targets.get(name) is not target
             or self._stopped.is_set()
-            or self._breakers.is_backing_off(name)
-            or not (is_probe or self._breakers.is_closed(name))
+            or not self._breakers.may_send(name, is_probe=is_probe)
         )
 
     def _is_late(self, delivery: Delivery) -> bool:
@@ -325,6 +324,8 @@ class DeliveryWork(Generic[T_target]):
         together: Sequence[Delivery],
         heads: Sequence[bytes],
         failed_before: int,
+        *,
+        is_probe: bool,
     ) -> tuple[int, int]:
         """Attempt the head of a queue, together with what fits into the same message; `heads` are the entries
         of these deliveries. Returns how many of them left the queue, and the lease's new deadline, 0 if it
@@ -333,47 +334,52 @@ class DeliveryWork(Generic[T_target]):
         A failure counts for the head only, which is then tried alone: if a message of several is refused, the
         others use up nothing of their schedules.
         """
-        name, account = target.name, hold.lease.member
+        name, account, breakers = target.name, hold.lease.member, self._breakers
         sink, in_use = self._sink, self._sink_in_use
         assert sink
         assert in_use
-        was_closed = self._breakers.is_closed(name)
+        was_closed = not is_probe or breakers.is_closed(name)
         async with in_use:
             attempt = await hold.during(sink.send(target, together, failed_before + 1))
         lease = hold.lease
-        verdict = judge(
-            attempt,
-            failed_before,
-            target.settings.retries,
-            chance=random.random(),
-            is_closed=was_closed and self._breakers.is_closed(name),
-            is_alone=self._breakers.is_probed_alone(name, account),
-        )
-        one = Tried(lease.member, together, heads, failed_before + 1, attempt, verdict)
-        is_delivered = one.is_delivered
+        is_delivered = attempt.answer is Answer.DELIVERED
+        if is_delivered:
+            verdict = DELIVERED
+        else:
+            verdict = judge(
+                attempt,
+                failed_before,
+                target.settings.retries,
+                chance=random.random(),
+                is_closed=was_closed and breakers.is_closed(name),
+                is_alone=breakers.is_probed_alone(name, account),
+            )
+        one = Tried(account, together, heads, failed_before + 1, attempt, verdict)
         reply, deadline = await self._settle(target, lease, one)
-        self._report(target, one)
+        now_ms = self._now_ms()
+        self._report(target, one, now_ms)
         # A worker that was away for longer than a lease missed the answer, if there was one.
         if reply is not Reply.LEASE_LOST and self.targets.get(name) is target:
-            if is_delivered and not self._breakers.is_probe(name, account):
-                self._breakers.note_delivered(target.settings)
+            if is_delivered and not is_probe:
+                breakers.note_delivered(target.settings, now_ms)
             else:
-                await self._ask(lease, lambda: self._breakers.note(target.settings, account, attempt))
+                await self._ask(lease, lambda: breakers.note(target.settings, account, attempt))
         return len(together) if is_delivered else 1, deadline
 
-    async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
+    def _settle(self, target: T_target, lease: Lease, one: "Tried") -> Awaitable[tuple[Reply, int]]:
         """Settle an attempt. Returns the reply and the deadline, as `_deliver` does."""
         queues, name, verdict = self._queues, target.name, one.verdict
-        record = b"" if one.is_smooth else one.record(self._now_ms())
+        # What was delivered at once is logged, and there is nothing to remember.
+        record = b"" if verdict is DELIVERED and one.number == 1 else one.record(self._now_ms())
         until, attempt = queues.until(lease, LEASE_MS), one.attempt
-        if one.is_delivered:
+        if verdict is DELIVERED:
             done = partial(queues.delivered, name, lease, *one.heads, until=until, record=record)
-            return await self._write(target, lease, done)
+            return self._write(target, lease, done)
         head, result = one.heads[0], RESULTS.get(attempt.answer, "")
         if verdict.outcome is Outcome.REFUSED:
             reason = attempt.reason
             dead = partial(queues.dead, name, lease, head, until=until, reason=reason, record=record)
-            return await self._write(target, lease, partial(dead, result=result))
+            return self._write(target, lease, partial(dead, result=result))
         wait_ms, retries = verdict.wait_ms, target.settings.retries
 
         async def retry() -> tuple[Reply, int]:
@@ -384,7 +390,7 @@ class DeliveryWork(Generic[T_target]):
             return reply, 0
 
         first_wait_ms = int(1000 * retries[1].total_seconds()) if len(retries) > 1 else 0
-        return await self._write(target, lease, retry, wait_ms=min(wait_ms, first_wait_ms))
+        return self._write(target, lease, retry, wait_ms=min(wait_ms, first_wait_ms))
 
     async def _write(
         self,
@@ -406,9 +412,9 @@ class DeliveryWork(Generic[T_target]):
             await self._ask(lease, lambda: self._queues.release(target.name, lease, due_in_ms=wait_ms))
         return reply, deadline
 
-    def _report(self, target: T_target, one: "Tried") -> None:
+    def _report(self, target: T_target, one: "Tried", now_ms: int) -> None:
         """Count an attempt, and log it."""
-        name, attempt, verdict, now_ms = target.name, one.attempt, one.verdict, self._now_ms()
+        name, attempt, verdict = target.name, one.attempt, one.verdict
         outcome, counters = verdict.outcome, self._counters
         attempted = Attempted(now_ms, one.number, outcome, attempt.status, attempt.duration_ms)
         counters.attempted[name] = attempted
@@ -427,7 +433,7 @@ class DeliveryWork(Generic[T_target]):
         together: dict[str, Any] = {}
         if many > 1:
             together = {"deliveries": many, "last_event_id": one.deliveries[-1].event_id}
-        if outcome is Outcome.DELIVERED:
+        if verdict is DELIVERED:
             for each in one.deliveries:
                 counters.deliver(name, each.event_id, attempted, max(0, now_ms - each.sequence) / 1000)
             log.info("delivery.delivered", **fields, **together, lag_ms=max(0, now_ms - head.sequence))
@@ -468,15 +474,6 @@ class Tried(NamedTuple):
     @property
     def head(self) -> Delivery:
         return self.deliveries[0]
-
-    @property
-    def is_delivered(self) -> bool:
-        return self.verdict.outcome is Outcome.DELIVERED
-
-    @property
-    def is_smooth(self) -> bool:
-        """Whether it was delivered at once: it is logged, and there is nothing to remember."""
-        return self.number == 1 and self.is_delivered
 
     def record(self, now_ms: int) -> bytes:
         """Write the attempt as `watcher deliveries --attempts` shows it."""

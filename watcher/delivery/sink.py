@@ -99,7 +99,8 @@ class Verdict(NamedTuple):
     is_used: bool = True
 
 
-_DELIVERED = Verdict(Outcome.DELIVERED)
+DELIVERED = Verdict(Outcome.DELIVERED)
+"""The verdict on every attempt that is delivered: nothing else decides it."""
 
 
 def judge(
@@ -128,7 +129,7 @@ def judge(
     """
     answer = attempt.answer
     if answer is Answer.DELIVERED:
-        return _DELIVERED
+        return DELIVERED
     if answer is Answer.FORBIDDEN:
         return Verdict(Outcome.RETRY, FORBIDDEN_MS, is_used=False)
     is_of_one_event = answer is Answer.REJECTED or (answer is Answer.FAILED and is_alone)
