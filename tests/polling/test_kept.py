@@ -291,7 +291,7 @@ def test_the_cache_takes_no_more_memory_than_it_counts(assets: int) -> None:
             text = dump_state(step.state, names)
             state = load_state(text, names)
         assert step
-        kept = Kept.of(step.state, len(text))
+        kept = Kept.of(step.state, text, is_ours=True)
         states.keep(name, kept, kept.bytes_held)
         memos.keep(name, memo, memo.bytes_held)
 

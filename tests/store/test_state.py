@@ -13,14 +13,14 @@ from redis.asyncio import Redis
 from tests.support.builders import a_balance, a_state
 from tests.support.fuzzing import tried
 from tests.support.servers import ENGINES
-from tests.support.some_states import anything, named_states, paths, states
+from tests.support.some_states import anything, entries, named_states, paths, states
 from tests.support.stores import a_store
 from watcher.amounts import MAX_INTEGER
 from watcher.journal.account import AccountState, Entry
 from watcher.journal.events import shown
 from watcher.snapshot import LOST, Asset, Balance
 from watcher.store.keys import stamp_of
-from watcher.store.state import BadState, Called, dump_body, dump_state, load_state
+from watcher.store.state import BadState, Called, Kept, dump_body, dump_state, load_state
 
 VERSION = "0123456789abcdef"
 HEAD = b"0123456789abcdef 00000000001000 1\n"
@@ -215,6 +215,35 @@ def test_lost_decimals_stay_unknown_until_the_table_has_them_again() -> None:
 def test_only_readable_states_are_written(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="16 characters"):
         dump_state(of_asset()._replace(**fields), ETHER)
+
+
+@tried(40)
+@given(st.data(), named_states())
+def test_writing_what_differs_gives_the_bytes_of_the_whole_state(
+    data: st.DataObject, drawn: tuple[AccountState, Table]
+) -> None:
+    before, names = drawn
+    assets = before.entry_by_asset
+    moved = data.draw(st.dictionaries(st.sampled_from([*assets]), st.none() | entries())) if assets else {}
+    changed = {name: entry and entry._replace(asset=assets[name].asset) for name, entry in moved.items()}
+    left = {name: entry for name, entry in {**assets, **changed}.items() if entry}
+    others: list[Any] = [{}, {}, {"sequence": 7}, {"source": "there"}, {"crossed": frozenset()}]
+    after = before._replace(entry_by_asset=left, **data.draw(st.sampled_from(others)))
+    kept = Kept.of(before, dump_state(before, names), is_ours=True)
+    assert dump_state(after, names, kept) == dump_state(after, names)
+
+
+def test_a_name_that_looks_like_a_row_is_not_taken_for_one() -> None:
+    named = Entry(Asset("a", '=1","b":"=', 'b":"=1', 18), a_balance("1"), a_balance("1"))
+    waiting = Entry(Asset("symbol", None, None, 18), a_balance("1"), a_balance("2"), confirmation_polls=1)
+    rests = Entry(Asset("b", None, None, 18), a_balance("3"), a_balance("3"))
+    before = of_asset()._replace(entry_by_asset={"a": named, "symbol": waiting, "b": rests})
+    names: Table = dict.fromkeys(before.entry_by_asset, ("", "", 18))
+    kept = Kept.of(before, dump_state(before, names), is_ours=True)
+    for asset_id in before.entry_by_asset:
+        moved = before.entry_by_asset[asset_id]._replace(published=a_balance("5"))
+        after = before._replace(entry_by_asset={**before.entry_by_asset, asset_id: moved})
+        assert dump_state(after, names, kept) == dump_state(after, names)
 
 
 @tried(40)

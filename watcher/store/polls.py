@@ -213,14 +213,14 @@ class Polls:
         if text is None:
             return None
         state = await self.names.load(provider, text)
-        return Kept.of(state, len(text))
+        return Kept.of(state, text, is_ours=False)
 
     async def commit(self, commit: Commit) -> Committed:
         """Write a step. Raises BadState."""
         account, step = commit.account, commit.step
         kept = self._kept.take(account)
         is_kept = kept and commit.lease and kept.state.version == commit.expected_version
-        text = await self.names.dump(commit.provider, step.state)
+        text = await self.names.dump(commit.provider, step.state, kept)
         keys = [self._keys.state(account), self._keys.queued(account)]
         arguments: list[Any] = [
             account,
@@ -250,7 +250,7 @@ class Polls:
         if reply is Reply.MOVED_ON and is_kept:
             self._reads_to_come = _READS_AFTER_A_RIVAL
         elif reply in (Reply.DONE, Reply.DONE_BEFORE) and commit.lease:
-            written = Kept.of(step.state, len(text))
+            written = Kept.of(step.state, text, is_ours=True)
             self._kept.keep(account, written, written.bytes_held)
         lease, names, leased = Lease(account, until), [*step.queued], {}
         for place, previous in zip(found[::2], found[1::2], strict=True):

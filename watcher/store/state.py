@@ -21,6 +21,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import compress
+from operator import is_not
 from typing import Any, TypeVar
 
 import orjson
@@ -44,7 +46,7 @@ Called = tuple[str | None, str | None, int | None]
 UNKNOWN: Called = (None, None, LOST)
 _UNNAMED = (None, None)
 
-STATE_BYTES = 3_000_000
+STATE_BYTES = 3_400_000
 """Memory for the states that are kept: those of a thousand accounts with ten assets."""
 
 _STATE_BYTES, _ENTRY_BYTES = 900, 200
@@ -81,16 +83,20 @@ class BadState(Exception):
 @dataclass(slots=True)
 class Kept:
     """A state as it was read or written, its length in Redis, and what was touched of it since: when its
-    account was last polled (Unix ms), and at which height."""
+    account was last polled (Unix ms), and at which height. `body` is what this process wrote of it behind the
+    first line."""
 
     state: AccountState
     length: int
     polled_at_ms: int
     height: int | None
+    body: bytes = b""
 
     @classmethod
-    def of(cls, state: AccountState, length: int) -> "Kept":
-        return cls(state, length, state.polled_at_ms, state.height)
+    def of(cls, state: AccountState, text: bytes, *, is_ours: bool) -> "Kept":
+        """Keep a state and its text, which was read or (`is_ours`) written here."""
+        body = text[text.index(b"\n") + 1 :] if is_ours else b""
+        return cls(state, len(text), state.polled_at_ms, state.height, body)
 
     @property
     def touched(self) -> AccountState:
@@ -102,7 +108,7 @@ class Kept:
     @property
     def bytes_held(self) -> int:
         """About how much memory it takes."""
-        return _STATE_BYTES + _ENTRY_BYTES * len(self.state.entry_by_asset)
+        return _STATE_BYTES + _ENTRY_BYTES * len(self.state.entry_by_asset) + len(self.body)
 
     @property
     def fence(self) -> str:
@@ -135,36 +141,62 @@ class Within(dict[str, T]):
             self.take(next(iter(self)))
 
 
-def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
+def dump_state(state: AccountState, names: Mapping[str, Called], before: Kept | None = None) -> bytes:
     """Write a state, for a reader with at least the same `names`. Raises ValueError if its version, time,
-    sequence or height does not fit."""
+    sequence or height does not fit. Only what differs from the state `before` is written anew."""
     stamp = stamp_of(state.polled_at_ms, state.height)
     head = f"{state.version:16} {stamp} {state.sequence}\n".encode()
     if not _HEAD.fullmatch(head):
         raise ValueError("a version has 16 characters; a time and a sequence have 14 digits, a height 20")
-    row_by_asset: dict[str, Any] = {}
-    for asset_id, (asset, published, seen, confirmation_polls, suspect) in state.entry_by_asset.items():
-        called = names.get(asset_id, UNKNOWN)
-        amounts = published[0] if published[1:] == _NO_MORE else _amounts(published)
-        if asset[1:] == called and not confirmation_polls and suspect is None:  # as most are
-            row_by_asset[asset_id] = "=" if amounts == "0" else f"={amounts}"
-            continue
-        _, symbol, name, decimals = asset
-        if decimals == called[2] or decimals == LOST:
-            row: Any = "=" if amounts == "0" else f"={amounts}"
-        else:
-            scale = "-" if decimals is None else str(decimals)
-            row = scale if amounts == "0" else f"{scale} {amounts}"
-        if confirmation_polls or suspect:
-            row = [row, confirmation_polls, _amounts(seen), suspect and _amounts(suspect)]
-        if (symbol, name) != called[:2] and (symbol, name) != _UNNAMED:
-            row = {"is": row, "symbol": symbol, "name": name}
-        row_by_asset[asset_id] = row
+    if before and (again := _written_again(state, names, before)):
+        return head + again
+    row_by_asset = {asset_id: _row(entry, names) for asset_id, entry in state.entry_by_asset.items()}
     crossed, emptiness = sorted(state.crossed), [*(state.emptiness or ())]
     body = [state.source, row_by_asset, state.watched, state.stale_since_ms, crossed, emptiness]
     while len(body) > 2 and body[-1] == _USUAL[len(body) - 3]:
         body.pop()
     return head + orjson.dumps(body)
+
+
+def _row(entry: Entry, names: Mapping[str, Called]) -> Any:
+    asset, published, seen, confirmation_polls, suspect = entry
+    asset_id, symbol, name, decimals = asset
+    called = names.get(asset_id, UNKNOWN)
+    amounts = published[0] if published[1:] == _NO_MORE else _amounts(published)
+    if decimals == called[2] or decimals == LOST:
+        row: Any = "=" if amounts == "0" else f"={amounts}"
+    else:
+        scale = "-" if decimals is None else str(decimals)
+        row = scale if amounts == "0" else f"{scale} {amounts}"
+    if confirmation_polls or suspect:
+        row = [row, confirmation_polls, _amounts(seen), suspect and _amounts(suspect)]
+    if (symbol, name) != called[:2] and (symbol, name) != _UNNAMED:
+        row = {"is": row, "symbol": symbol, "name": name}
+    return row
+
+
+def _written_again(state: AccountState, names: Mapping[str, Called], before: Kept) -> bytes | None:
+    """Put new rows into what was written of the state before; None where more has to be written anew.
+
+    A quote in a text of JSON has a backslash before it. So the id of an asset and `:"=` follow a brace or a
+    comma where its row begins, and nowhere else; but the names of a wrapped row may look like ids.
+    """
+    was, now, body = before.state.entry_by_asset, state.entry_by_asset, before.body
+    if len(was) != len(now) or _besides(before.state) != _besides(state):
+        return None
+    for asset_id in compress(now, map(is_not, now.values(), was.values())):
+        key = orjson.dumps(asset_id) + b":"
+        start = body.find(key + b'"=')
+        if start < 0 or body[start - 1] not in b"{," or asset_id in _WRAPPED:
+            return None
+        start += len(key)
+        end = body.index(b'"', start + 1) + 1
+        body = b"%b%b%b" % (body[:start], orjson.dumps(_row(now[asset_id], names)), body[end:])
+    return body or None
+
+
+def _besides(state: AccountState) -> tuple[Any, ...]:
+    return state.source, state.watched, state.stale_since_ms, state.crossed, state.emptiness
 
 
 def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
@@ -221,12 +253,12 @@ class Names:
             state = load_state(text, await self.of(provider, entries))
         return state
 
-    async def dump(self, provider: str, state: AccountState) -> bytes:
-        """Write a state, after noting the names that it refers to."""
+    async def dump(self, provider: str, state: AccountState, before: Kept | None = None) -> bytes:
+        """Write a state, as `dump_state` does, after noting the names that it refers to."""
         called_by_asset = self._called_by_asset[provider]
         if not state.entry_by_asset.keys() <= called_by_asset.keys():
             await self.note(provider, state.assets().values())
-        return dump_state(state, called_by_asset)
+        return dump_state(state, called_by_asset, before)
 
     async def of(self, provider: str, ids: Iterable[str]) -> Mapping[str, Called]:
         """Read the names of these assets that this process does not know. Returns all that it knows."""
