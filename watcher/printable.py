@@ -4,6 +4,7 @@ Refuses to guess: an object that is not plain data is shown as the name of its t
 hold anything.
 """
 
+import errno
 import os
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +38,9 @@ _ALIKE = 16
 def why_not_listening(error: OSError) -> str:
     """Say why an address cannot be listened at, without the address, which the event loop puts before it."""
     if error.errno and error.errno > 0:
-        return os.strerror(error.errno).lower()
+        is_only_this = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        advice = "; choose another port" if is_only_this else ""
+        return f"{os.strerror(error.errno).lower()}{advice}"
     return error.strerror or type(error).__name__  # a name that is not found has a number of its own
 
 

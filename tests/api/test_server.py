@@ -197,7 +197,9 @@ async def test_a_port_that_is_taken_is_reported_in_one_sentence() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ListenerRefused, match=r"at 127\.0\.0\.1:\d+: address already in use$") as refused:
+        with pytest.raises(
+            ListenerRefused, match=r"at 127\.0\.0\.1:\d+: address already in use; choose another port$"
+        ) as refused:
             async with Listener(Address("127.0.0.1", taken.getsockname()[1]), ROUTES):
                 pass
     assert refused.value.exit_code == 78

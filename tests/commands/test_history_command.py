@@ -64,9 +64,16 @@ def test_an_asset_is_found_by_symbol_or_id_in_any_case(run: Run) -> None:
     assert run("history", "--json", "--asset", "eth", "treasury").out == (
         run("history", "--json", "--asset", "ETH", "treasury").out
     )
-    refused = run("history", "--asset", "ETK", "treasury")
-    assert refused.code == 2
-    assert "did you mean 'ETH'?" in refused.err
+    for written in (("--asset", "ETK", "treasury"), ("treasury", "ETK")):
+        refused = run("history", *written)
+        assert refused.code == 2
+        assert "did you mean 'ETH'?" in refused.err
+
+
+def test_assets_may_follow_the_account(run: Run) -> None:
+    lines = run("history", "--json", "treasury", "ETH", "LRC").out
+    assert lines == run("history", "--json", "--asset", "LRC", "--asset", "ETH", "treasury").out
+    assert {json.loads(line)["asset"] for line in lines.splitlines()} == {"ETH", "LRC"}
 
 
 def test_since_begins_with_the_balance_at_that_time(run: Run) -> None:

@@ -279,7 +279,9 @@ def test_a_port_that_is_taken_is_reported_once() -> None:
         port = taken.getsockname()[1]
         done = CliRunner().invoke(listen.command, ["--port", str(port)])
     assert done.exit_code == 1
-    assert done.stderr.endswith(f"Error: cannot listen at 127.0.0.1:{port}: address already in use\n")
+    assert done.stderr.endswith(
+        f"Error: cannot listen at 127.0.0.1:{port}: address already in use; choose another port\n"
+    )
 
 
 @pytest.mark.parametrize(

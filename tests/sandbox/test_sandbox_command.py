@@ -108,7 +108,7 @@ def test_a_port_that_is_taken_is_reported() -> None:
             command, ["--loopring-port", port, "--metakeep-port", "0", "--bank-port", "0"]
         )
     assert result.exit_code == 1
-    assert f"cannot serve: 127.0.0.1:{port}: address already in use; choose other ports" in result.output
+    assert f"cannot serve: 127.0.0.1:{port}: address already in use; choose another port" in result.output
 
 
 def test_the_command_imports_nothing_heavy() -> None:

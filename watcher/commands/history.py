@@ -73,6 +73,7 @@ _Row = dict[str, Any]
     "--field", type=click.Choice(_FIELDS), default="total", show_default=True, help="What --plot draws."
 )
 @click.argument("account", metavar="ACCOUNT", shell_complete=names_of("accounts"))
+@click.argument("named", nargs=-1, metavar="[ASSET]...")
 @in_a_loop
 async def command(
     *,
@@ -85,8 +86,10 @@ async def command(
     is_plot: bool,
     field: str,
     account: str,
+    named: tuple[str, ...],
 ) -> None:
     """Show the balances of ACCOUNT over time: a line for each change that was emitted, and for each baseline.
+    An ASSET after it is the same as with --asset.
 
     Read from the event log, which keeps the latest records that fit into an eighth of Redis' memory. A line
     shows the balances from that time on. With --since, the first line of an asset may say `start`: what was
@@ -106,6 +109,7 @@ async def command(
 
     if is_csv + is_json + is_plot > 1:
         raise click.UsageError("--csv, --json and --plot are three ways to write the same: choose one")
+    assets = (*assets, *named)
     sought = {asset.lower() for asset in assets}
     there: dict[str, None] = {}
     curves: dict[str, Curve] = {}

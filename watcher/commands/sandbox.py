@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,7 +27,6 @@ BANK_PORT = 8103
 _LISTEN_URL = "http://127.0.0.1:8788/"
 _LISTEN_SECRET = "${OPS_SECRET}"  # noqa: S105  # the name of a variable
 _FILE = "watcher.toml"
-_NO_PORT = (errno.EADDRINUSE, errno.EACCES)
 _PORT = click.IntRange(0, 65535)
 
 
@@ -109,8 +107,7 @@ def command(
         found = only(errors)
         if not isinstance(found, OSError):
             raise found from None
-        advice = "; choose other ports" if found.errno in _NO_PORT else ""
-        raise click.ClickException(f"cannot serve: {found.strerror}{advice}") from found
+        raise click.ClickException(f"cannot serve: {found.strerror}") from found
 
 
 async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
