@@ -7,6 +7,7 @@ more than 64 KiB of it are read.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple, Protocol, Self
 
 from aiohttp.abc import AbstractResolver
@@ -71,6 +72,7 @@ class Reading(NamedTuple):
     retry_after_s: float | None = None
 
 
+@lru_cache(maxsize=64)
 def reading_of(status: int) -> Reading:
     """Read an answer by its status alone."""
     return Reading(answer_of(status), fix=_REDIRECTED if 300 <= status < 400 else "")

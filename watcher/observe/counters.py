@@ -5,7 +5,7 @@ longer configured must not show, and a count costs a seventh.
 """
 
 from bisect import bisect_left
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -59,8 +59,10 @@ class Counters:
     by_api_request: Counter[str] = field(default_factory=Counter)  # outcome
     by_lag: Counter[int] = field(default_factory=Counter)  # index of LAG_BOUNDS_S
     lagging_s: float = 0.0
-    delivered: OrderedDict[tuple[str, str], Attempted] = field(default_factory=OrderedDict)
-    """By subscription and event, the latest MOST_DELIVERED."""
+    delivered: deque[tuple[tuple[str, str], Attempted]] = field(
+        default_factory=lambda: deque(maxlen=MOST_DELIVERED)
+    )
+    """Subscription and event, and how it was delivered: the latest, in their order."""
     attempted: dict[str, Attempted] = field(default_factory=dict)
     """By subscription, the latest."""
 
@@ -70,9 +72,7 @@ class Counters:
         self.deliveries += 1
         self.by_lag[bisect_left(LAG_BOUNDS_S, lag_s)] += 1
         self.lagging_s += lag_s
-        self.delivered[subscription, event_id] = attempted
-        if len(self.delivered) > MOST_DELIVERED:
-            self.delivered.popitem(last=False)
+        self.delivered.append(((subscription, event_id), attempted))
 
     def since(self, before: "Counters") -> dict[str, int]:
         """Return what was added since an earlier copy, as the heartbeat line reports it."""

@@ -164,7 +164,7 @@ class Look:
             since_ms=recent.since_ms,
             attempts=[(name, one) for (name, _), part in zip(places, tried, strict=False) for one in part],
             owed=await _owed(reader, overview, events),
-            delivered=self._worker.counters.delivered.copy(),
+            delivered=dict(self._worker.counters.delivered),
             attempted=self._worker.counters.attempted.copy(),
             workers=await Workers(pipe, keys).read(),
             server=(opened.health.guarantee, safe_url(settings.redis.url.get_secret_value()))
