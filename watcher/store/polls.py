@@ -32,6 +32,9 @@ _AT_ONCE = 200
 _FAILING = re.compile(rb"([0-9]{1,9}) ([0-9]{1,14}) (\S+) ?(.*)\Z", re.DOTALL)
 _WATCH = re.compile(rb"([0-9]{1,14}) ([0-9]{1,14})\Z")
 
+_DAMAGED = "a key that it needs is of another type"
+_DONE = Reply.DONE, Reply.DONE_BEFORE
+
 _COMMIT = load_script("commit")
 _NOTE_WATCH = load_script("note_watch")
 _POSTPONE = load_script("postpone")
@@ -217,17 +220,18 @@ class Polls:
 
     async def commit(self, commit: Commit) -> Committed:
         """Write a step. Raises BadState."""
-        account, step = commit.account, commit.step
+        account, provider, lease, expected_version, step, due_ms, to_lease, until = commit
+        state, shard = step.state, shard_of(account)
         kept = self._kept.take(account)
-        is_kept = kept and commit.lease and kept.state.version == commit.expected_version
-        text = await self.names.dump(commit.provider, step.state, kept)
+        is_kept = kept and lease and kept.state.version == expected_version
+        text = await self.names.dump(provider, state, kept)
         keys = [self._keys.state(account), self._keys.queued(account)]
         arguments: list[Any] = [
             account,
-            commit.lease.deadline if commit.lease else "",
-            kept.fence if kept and is_kept else commit.expected_version,
-            step.state.version,
-            commit.due_ms,
+            lease.deadline if lease else "",
+            kept.fence if kept and is_kept else expected_version,
+            state.version,
+            due_ms,
             text,
             step.follows,
             len(step.notes),
@@ -237,25 +241,25 @@ class Polls:
         for event in step.events:
             arguments += (event.reference, event.stored, int(event.is_logged))
         arguments.append(len(step.queued))
-        shard, until = shard_of(account), commit.leased_until
         for subscription, places in step.queued.items():
-            keys.append(self._keys.queue(subscription, account))
-            keys.append(self._keys.queues(shard, subscription))
-            deadline = until if subscription in commit.to_lease else ""
-            arguments += (subscription, deadline, len(places), *(place + 1 for place in places))
-        with damage_named():
-            joint = self._commits[shard, commit.provider]
+            keys += (self._keys.queue(subscription, account), self._keys.queues(shard, subscription))
+            arguments += (subscription, until if subscription in to_lease else "", len(places), *places)
+        joint = self._commits[shard, provider]
+        try:
             answer, found = await self._pipe.step(joint, tuple(keys), *arguments)
+        except DamagedKey as error:
+            raise BadState(_DAMAGED) from error
         reply = REPLIES[answer]
-        if reply is Reply.MOVED_ON and is_kept:
-            self._reads_to_come = _READS_AFTER_A_RIVAL
-        elif reply in (Reply.DONE, Reply.DONE_BEFORE) and commit.lease:
-            written = Kept.of(step.state, text, is_ours=True)
+        if reply in _DONE and lease:
+            written = Kept.of(state, text, is_ours=True)
             self._kept.keep(account, written, written.bytes_held)
-        lease, names, leased = Lease(account, until), [*step.queued], {}
-        for place, previous in zip(found[::2], found[1::2], strict=True):
-            name = names[place - 1]
-            leased[name] = Leased(lease, _deliveries(step, name, previous))
+        elif reply is Reply.MOVED_ON and is_kept:
+            self._reads_to_come = _READS_AFTER_A_RIVAL
+        leased = {}
+        if found:
+            ours, names = Lease(account, until), [*step.queued]
+            for place, previous in zip(found[::2], found[1::2], strict=True):
+                leased[names[place]] = Leased(ours, _deliveries(step, names[place], previous))
         return Committed(reply, leased)
 
     async def touch(
@@ -272,8 +276,10 @@ class Polls:
         greater height has moved on. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]
         arguments = (*lease, version, stamp_of(polled_at_ms, height), due_ms)
-        with damage_named():
+        try:
             (answer,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
+        except DamagedKey as error:
+            raise BadState(_DAMAGED) from error
         reply, kept = REPLIES[answer], self._kept.get(lease.member)
         if kept and reply is Reply.DONE and kept.state.version == version:
             kept.polled_at_ms = polled_at_ms
@@ -308,7 +314,8 @@ class Polls:
 def _deliveries(step: Step, subscription: str, previous: bytes) -> tuple[Delivery, ...]:
     """Make the deliveries that a step put into an empty queue; `previous` is the sequence before them."""
     before, deliveries = None if previous == b"-" else int(previous), []
-    for event in (step.events[place] for place in step.queued[subscription]):
+    for place in step.queued[subscription]:
+        event = step.events[place]
         deliveries.append(event.to(subscription, before))
         before = event.sequence
     return tuple(deliveries)
@@ -337,4 +344,4 @@ class damage_named:  # noqa: N801 -- as `errors.translated`
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, DamagedKey):
-            raise BadState("a key that it needs is of another type") from error
+            raise BadState(_DAMAGED) from error

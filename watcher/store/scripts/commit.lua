@@ -13,9 +13,9 @@
 --         and height as they stand in the state, and its bytes; new version, next poll due ms, state, sequence before,
 --         number of notes, these, number of events, for each: its reference, what is stored of it, whether it is
 --         logged though no queue gets it (one or zero); number of queues, for each: subscription, deadline of its lease ('': it is due now),
---         number of deliveries, the places of their events, counted from one
+--         number of deliveries, the places of their events, counted from zero
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then a list of the queues
---         that are leased, also where a repeat finds them so: place among the step's queues, counted from one, and the
+--         that are leased, also where a repeat finds them so: place among the step's queues, counted from zero, and the
 --         sequence before its first delivery ('-': none)
 
 local polls, failing, log, due_subscriptions, due_providers, bodies, sizes, backlogs = unpack(KEYS, 1, 8)
@@ -97,8 +97,8 @@ for i = 1, #steps do
         local list = lists[queue.list]
         local head = waiting_in(list, 0, 0)[1] or ''
         local reference, previous = string.match(head, '^(%S+ %d+) (%S+)$')
-        if reference == ARGV[step.events[tonumber(ARGV[queue.at + 3])].at] then
-          leased[#leased + 1], leased[#leased + 2] = j, previous
+        if reference == ARGV[step.events[ARGV[queue.at + 3] + 1].at] then
+          leased[#leased + 1], leased[#leased + 2] = j - 1, previous
         end
       end
     end
@@ -160,7 +160,7 @@ for i = 1, #steps do
       -- What was stored of an event before may say it in other bytes: begin_queue reads those.
       local is_ours = was_empty[queue.list] and (tonumber(lease) or 0) > now
       for k = 1, deliveries do
-        local event = events[tonumber(ARGV[queue.at + 2 + k])]
+        local event = events[ARGV[queue.at + 2 + k] + 1]
         local reference, count = ARGV[event.at], event.count + 1
         waiting[k] = reference .. ' ' .. previous
         event.count, event.queued[count] = count, subscription .. ' ' .. previous
@@ -181,7 +181,7 @@ for i = 1, #steps do
         one.due[#one.due + 1] = due
         one.due[#one.due + 1] = account
         one.first = math.min(one.first, tonumber(due))
-        if is_ours then leased[#leased + 1], leased[#leased + 2] = j, step.previous[j] or '-' end
+        if is_ours then leased[#leased + 1], leased[#leased + 2] = j - 1, step.previous[j] or '-' end
       end
     end
     if last[1] then redis.call('HSET', KEYS[step.key + 1], unpack(last)) end
