@@ -296,7 +296,7 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
         result.entry_by_asset[entry.asset.id] = entry  # absent means unknown
     elif row and row.balance == entry.seen and row.asset.decimals == entry.asset.decimals and not is_open:
         result.entry_by_asset[entry.asset.id] = entry  # it is called otherwise now, and nothing else
-    elif row is not None and _unit(row.asset, row.balance) != _unit(entry.asset, entry.seen):
+    elif row and not _is_same_unit(row, entry):
         _start(row, "its unit changed", result)
     elif reason := why_suspect(entry.seen, row, suspect=entry.suspect):
         result.suspect[entry.asset.id] = reason
@@ -338,6 +338,11 @@ def _start(row: Row, why: str, result: Advance) -> None:
     result.is_news = True
 
 
-def _unit(asset: Asset, balance: Balance) -> tuple[int | None, bool, bool]:
-    """What must not change between two readings that are compared: the scale, and which fields there are."""
-    return asset.decimals, balance.pending_deposit is None, balance.pending_withdrawal is None
+def _is_same_unit(row: Row, entry: Entry) -> bool:
+    """Say whether two readings can be compared: they have the same scale, and the same fields."""
+    _, _, deposit, withdrawal = row.balance
+    _, _, seen_deposit, seen_withdrawal = entry.seen
+    is_same = (deposit is None) == (seen_deposit is None) and (withdrawal is None) == (
+        seen_withdrawal is None
+    )
+    return is_same and row.asset.decimals == entry.asset.decimals

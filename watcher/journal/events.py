@@ -119,8 +119,13 @@ def events_of(
 
 def shown(asset: Asset) -> dict[str, Any]:
     """Give an asset as events do: decimals that are lost are not known."""
-    said = asset._asdict()
-    return {**said, "decimals": None} if asset.decimals == LOST else said
+    asset_id, symbol, name, decimals = asset
+    return {
+        "id": asset_id,
+        "symbol": symbol,
+        "name": name,
+        "decimals": None if decimals == LOST else decimals,
+    }
 
 
 def iso(unix_ms: int) -> str:

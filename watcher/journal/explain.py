@@ -80,7 +80,6 @@ class Rule(NamedTuple):
 
 
 NOTHING = Vector()
-_NO_AMOUNT = (None, "0")
 
 
 def explain(
@@ -120,7 +119,7 @@ def explain(
 
 def in_atoms(balance: Balance) -> Vector:
     """Turn a balance into a state to do sums with; a pending that the provider does not have counts as 0."""
-    return Vector(*[0 if text in _NO_AMOUNT else to_atoms(text) for text in balance])
+    return Vector(*[to_atoms(text) if text and text != "0" else 0 for text in balance])  # most are
 
 
 def in_text(vector: Vector, like: Balance) -> Balance:
@@ -148,6 +147,8 @@ def _in_question(withdrawals: Withdrawals, *directions: int) -> tuple[Rule, ...]
 
 def _part_of(rule: Rule, left: Vector, seen: Vector) -> Vector:
     """Find a rule's part in what is left to explain: an effect, which is nothing if it has none."""
+    if rule.of_a_deposit and not seen.pending_deposit:  # as mostly
+        return NOTHING
     moved = [sign * by for sign, by in zip(rule.signs, left, strict=True) if sign]
     x = min(moved)
     if rule.of_a_deposit:

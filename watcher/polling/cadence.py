@@ -34,8 +34,6 @@ provider's return is noticed within an interval or two and not after five minute
 _WAITS_FOR_A_PERSON_S = (60, 300)
 """A wrong key or account does not fix itself: it is polled seldom from the start."""
 
-_NO_PENDING = frozenset((None, "0"))
-
 _SPREAD = 0.1
 """Each wait is shortened by up to this part, so that accounts do not stay in step."""
 
@@ -45,10 +43,10 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
     wait = account.interval
     if state.emptiness:
         return min(wait, _EMPTY_AGAIN).total_seconds()
-    for _, _, seen, confirmation_polls, suspect in state.entry_by_asset.values():
+    for _, _, (_, _, deposit, withdrawal), confirmation_polls, suspect in state.entry_by_asset.values():
         if suspect:
             return SECOND_OPINION.total_seconds()
-        if confirmation_polls or not _NO_PENDING.issuperset(seen[2:]):
+        if confirmation_polls or (deposit or "0") != "0" or (withdrawal or "0") != "0":
             wait = min(account.interval, account.pending_interval)
     return wait.total_seconds()
 
