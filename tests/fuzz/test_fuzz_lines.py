@@ -63,7 +63,7 @@ def test_any_line_is_shown_without_control_characters(text: str) -> None:
 @fuzz(json_values(), json_values())
 def test_any_values_become_one_line_of_json(reason: Any, error: Any) -> None:
     fields = {"event": "poll.finished", "reason": reason, "exc_info": error}
-    written = _as_json(None, "info", _tidy(None, "info", fields))
+    written = _as_json(_tidy(None, "info", fields))
     assert written.count(b"\n") == 1
     assert json.loads(written, parse_constant=refuse)["event"] == "poll.finished"
 

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache, partial, partialmethod
 from queue import SimpleQueue
 from threading import Thread, current_thread
 from typing import Any, Literal, NamedTuple, TextIO
@@ -206,6 +206,7 @@ class Throttle:
 
 
 FORMATS = ("auto", "json", "pretty")
+_Render = Callable[[Mapping[str, Any]], bytes]
 
 log = structlog.get_logger()
 """The one logger of this program."""
@@ -231,18 +232,18 @@ def configure(
     is_pretty = format == "pretty" or (format == "auto" and out.isatty())
     if is_pretty:
         is_colored = color and out.isatty()
-        render: Any = lambda _logger, _level, line: f"{pretty(line, color=is_colored)}\n".encode()  # noqa: E731
+        render: _Render = lambda line: f"{pretty(line, color=is_colored)}\n".encode()  # noqa: E731
     else:
-        render = partial(_as_json, prefix=prefix) if prefix else _as_json
+        render = partial(_prefixed, prefix) if prefix else _as_json
     writer = LineWriter(
         write_to(out),
         on_drop=lambda lines: log.warning("log.dropped", lines=lines),
         on_bug=lambda error: log.error("bug", affected="log", exc_info=error),
     )
-    _processors[:] = [_tidy, render]
+    _processors[:] = [_tidy]
     structlog.configure(
         processors=_processors,
-        wrapper_class=_logger_from(level),
+        wrapper_class=_logger_from(level, render),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=True,
     )
@@ -265,6 +266,8 @@ class _Logger:
     """Hands each line to structlog's processors. Its own loggers do more for each: they fill texts in, copy
     what is bound, which nothing here is, and look at what the processors return."""
 
+    _render: _Render
+
     def __init__(
         self, writer: LineWriter, processors: Sequence[Callable[..., Any]], context: Mapping[str, Any]
     ) -> None:
@@ -275,22 +278,7 @@ class _Logger:
     def bind(self, **fields: Any) -> "_Logger":
         return type(self)(self._writer, self._processors, {**self._context, **fields})
 
-    def debug(self, event: str, **fields: Any) -> None:
-        self._take("debug", event, fields)
-
-    def info(self, event: str, **fields: Any) -> None:
-        self._take("info", event, fields)
-
-    def warning(self, event: str, **fields: Any) -> None:
-        self._take("warning", event, fields)
-
-    def error(self, event: str, **fields: Any) -> None:
-        self._take("error", event, fields)
-
-    def exception(self, event: str, **fields: Any) -> None:
-        self._take("error", event, {"exc_info": True, **fields})
-
-    def _take(self, level: str, event: str, fields: dict[str, Any]) -> None:
+    def _take(self, level: str, event: str, /, **fields: Any) -> None:
         fields["event"] = event
         line: Any = {**self._context, **fields} if self._context else fields
         try:
@@ -298,18 +286,24 @@ class _Logger:
                 line = process(self._writer, level, line)
         except structlog.DropEvent:
             return
-        self._writer.put(line)
+        self._writer.put(self._render(line))
+
+    debug = partialmethod(_take, "debug")
+    info = partialmethod(_take, "info")
+    warning = partialmethod(_take, "warning")
+    error = partialmethod(_take, "error")
+    exception = partialmethod(_take, "error", exc_info=True)
 
 
 def _pass(_: object, _event: str, **_fields: Any) -> None:
     """Take no line of this level."""
 
 
-def _logger_from(level: str) -> Any:
+def _logger_from(level: str, render: _Render) -> Any:
     """Make the class of a logger of a level and above. It can do as much of what structlog's can as is used
     here."""
     below = LEVELS[: LEVELS.index(level.lower())]
-    return type("Logger", (_Logger,), dict.fromkeys(below, _pass))
+    return type("Logger", (_Logger,), {"_render": staticmethod(render), **dict.fromkeys(below, _pass)})
 
 
 _MOST = 2**63 - 1
@@ -392,7 +386,8 @@ def _utc(unix_ms: int) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{ms:03d}Z"
 
 
-def _as_json(_logger: object, _level: str, line: Mapping[str, Any], *, prefix: str = "") -> bytes:
-    if prefix:
-        line = {name if name in _UNPREFIXED else prefix + name: value for name, value in line.items()}
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+_as_json = partial(orjson.dumps, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _prefixed(prefix: str, line: Mapping[str, Any]) -> bytes:
+    return _as_json({name if name in _UNPREFIXED else prefix + name: value for name, value in line.items()})
