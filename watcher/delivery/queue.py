@@ -24,7 +24,7 @@ from watcher.observe.counters import Attempted, Counters
 from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS
-from watcher.store.queues import CLAIM_MS, LEASE_MS, Begun, Breakers, Leased, Queues
+from watcher.store.queues import CLAIM_MS, LEASE_MS, Breakers, Leased, Queues
 from watcher.store.schedule import Lease, Reply
 
 AT_ONCE = 20
@@ -211,23 +211,24 @@ class DeliveryWork(Generic[T_target]):
         Raises StoreError.
         """
         name = target.name
+        waiting: Sequence[tuple[bytes, Delivery | None]]
         if deliveries:
-            begun = Begun(Reply.DONE, [(one.entry, one) for one in deliveries[:AT_ONCE]], 0, b"")
+            waiting, failed, head = [(one.entry, one) for one in deliveries[:AT_ONCE]], 0, b""
         else:
             until = self._queues.until(lease, LEASE_MS)
-            begun = await self._ask(
+            reply, waiting, failed, head = await self._ask(
                 lease, lambda: self._queues.begin(name, lease, until=until, at_most=AT_ONCE)
             )
-            if begun.reply is not Reply.DONE:
+            if reply is not Reply.DONE:
                 log.info("lease.lost", account=lease.member, subscription=name)
                 return False
-            if not begun.deliveries:  # given up by hand
+            if not waiting:  # given up by hand
                 return False
             lease = Lease(lease.member, until)
         hold = Hold(lease, stretch=partial(self._stretch, name), slow=self._slow)
         is_probe = self._breakers.is_probe(name, lease.member)
         try:
-            place, count = 0, len(begun.deliveries)
+            place, count = 0, len(waiting)
             while place < count:
                 if is_probe and place > 0:  # the next probe is for another queue
                     break
@@ -239,15 +240,15 @@ class DeliveryWork(Generic[T_target]):
                     await self._has_turn(target) and self._may_send(target, is_probe=is_probe)
                 ):
                     break
-                entry, delivery = begun.deliveries[place]
+                entry, delivery = waiting[place]
                 taken = 1
                 if delivery:
-                    tries = begun.tries if entry == begun.tried else 0
+                    tries = failed if entry == head else 0
                     together: Sequence[Delivery] = [delivery]
                     heads: Sequence[bytes] = [entry]
                     if target.most_together > 1 and not tries and self._is_late(delivery):
-                        together = gathered(target, islice(begun.deliveries, place, None))
-                        heads = [each for each, _ in begun.deliveries[place : place + len(together)]]
+                        together = gathered(target, islice(waiting, place, None))
+                        heads = [each for each, _ in waiting[place : place + len(together)]]
                     taken, deadline = await self._deliver(
                         target, hold, together, heads, tries, is_probe=is_probe
                     )
