@@ -6,7 +6,7 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from redis.asyncio import Redis
@@ -253,18 +253,23 @@ async def test_any_answers_make_the_same_events_with_and_without_the_cache(
         assert pipe.reads < all_read.reads
 
 
+class _Box(NamedTuple):
+    content: str
+    bytes_held: int
+
+
 def test_the_latest_changes_are_kept_within_a_bound_in_bytes() -> None:
-    within = Within[str](100)
+    within = Within[_Box](100)
     for account in ("a", "b", "c"):
-        within.keep(account, account.upper(), 40)
-    assert [within.get(account) for account in ("a", "b", "c")] == [None, "B", "C"]
-    within.keep("b", "again", 50)
-    within.keep("d", "D", 40)
-    assert [within.get(account) for account in ("b", "c", "d")] == ["again", None, "D"]
-    assert within.take("b") == "again"
+        within.keep(account, _Box(account.upper(), 40))
+    assert [within.get(account) for account in ("a", "b", "c")] == [None, _Box("B", 40), _Box("C", 40)]
+    within.keep("b", _Box("again", 50))
+    within.keep("d", _Box("D", 40))
+    assert [within.get(account) for account in ("b", "c", "d")] == [_Box("again", 50), None, _Box("D", 40)]
+    assert within.take("b") == _Box("again", 50)
     assert within.take("b") is None
     assert within.bytes_held == 40
-    within.keep("e", "larger than all", 101)
+    within.keep("e", _Box("larger than all", 101))
     assert (within.get("d"), within.get("e"), within.bytes_held) == (None, None, 0)
 
 
@@ -291,9 +296,8 @@ def test_the_cache_takes_no_more_memory_than_it_counts(assets: int) -> None:
             text = dump_state(step.state, names)
             state = load_state(text, names)
         assert step
-        kept = Kept.of(step.state, text, is_ours=True)
-        states.keep(name, kept, kept.bytes_held)
-        memos.keep(name, memo, memo.bytes_held)
+        states.keep(name, Kept.of(step.state, text, is_ours=True))
+        memos.keep(name, memo)
 
     live("warm", 0)
     gc.collect()

@@ -369,7 +369,7 @@ class Poller:
         ):
             self._settled[account.name] = settled
             memo.rests_at(after.entry_by_asset)
-            self._memos.keep(account.name, memo, memo.bytes_held)
+            self._memos.keep(account.name, memo)
         else:
             self._polls.drop_state(account.name)
         await self._report.finished(account, reply, started, step)

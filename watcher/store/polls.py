@@ -203,7 +203,7 @@ class Polls:
         read = await self._read_state(provider, account)
         if read is None:
             return None
-        self._kept.keep(account, read, read.bytes_held)
+        self._kept.keep(account, read)
         return read.state
 
     def drop_state(self, account: str) -> None:
@@ -251,8 +251,7 @@ class Polls:
             raise BadState(_DAMAGED) from error
         reply = REPLIES[answer]
         if reply in _DONE and lease:
-            written = Kept.of(state, text, is_ours=True)
-            self._kept.keep(account, written, written.bytes_held)
+            self._kept.keep(account, Kept.of(state, text, is_ours=True))
         elif reply is Reply.MOVED_ON and is_kept:
             self._reads_to_come = _READS_AFTER_A_RIVAL
         leased = {}

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import compress
 from operator import is_not
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -35,7 +35,15 @@ from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, check_count, read_count, stamp_of
 from watcher.store.pipe import Pipe, in_parts, load_script
 
-T = TypeVar("T")
+
+class Held(Protocol):
+    """Something that knows about how much memory it takes, and takes as much while it is kept."""
+
+    @property
+    def bytes_held(self) -> int: ...
+
+
+H = TypeVar("H", bound=Held)
 
 SCHEMA = 1
 """Of the body of layout 1."""
@@ -116,27 +124,28 @@ class Kept:
         return f"{self.state.version:16} {stamp_of(self.polled_at_ms, self.height)} {self.length}"
 
 
-class Within(dict[str, T]):
+class Within(dict[str, H]):
     """Values by account, within a limit in bytes: the one that was put there longest ago goes first. Only
     `keep` and `take` change it."""
 
     def __init__(self, most_bytes: int) -> None:
         super().__init__()
         self._most_bytes = most_bytes
-        self._bytes_by_account: dict[str, int] = {}
         self.bytes_held = 0
 
-    def take(self, account: str) -> T | None:
+    def take(self, account: str) -> H | None:
         """Return the value of an account, and keep it no longer."""
-        self.bytes_held -= self._bytes_by_account.pop(account, 0)
-        return self.pop(account, None)
+        kept = self.pop(account, None)
+        if kept is not None:
+            self.bytes_held -= kept.bytes_held
+        return kept
 
-    def keep(self, account: str, kept: T, size: int) -> None:
-        """Keep this value of an account, which takes so many bytes."""
+    def keep(self, account: str, kept: H) -> None:
+        """Keep this value of an account."""
         if account in self:
             self.take(account)
-        self[account], self._bytes_by_account[account] = kept, size
-        self.bytes_held += size
+        self[account] = kept
+        self.bytes_held += kept.bytes_held
         while self.bytes_held > self._most_bytes:
             self.take(next(iter(self)))
 
