@@ -110,6 +110,17 @@ async def test_neither_the_last_state_nor_unchanged_rows_are_read_again(
         assert pipe.reads == 3
 
 
+async def test_a_deposit_that_stays_pending_keeps_the_next_poll_near_while_others_change(
+    redis_client: Redis, namespace: str, stage: Stage
+) -> None:
+    async with a_worker(redis_client, namespace, stage) as (worker, _):
+        worker.account = loopring_account(interval="5m", pending_interval="10s")
+        for deposit, within_ms in (("5", 10_000), ("0", 300_000)):
+            for total in ("10", "11", "12", "13", "14"):
+                await worker.poll(a_balance(0, total), a_balance(1, "7", deposit=deposit))
+            assert within_ms / 2 < await worker.waits_ms() <= within_ms
+
+
 async def test_a_state_that_another_worker_changed_is_read_and_no_movement_is_explained_twice(
     redis_client: Redis, namespace: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ from tests.support.provider_staging import (
 from watcher.journal.account import AccountState, Rules
 from watcher.journal.interest import Interest
 from watcher.journal.step import Reading, Step, diff
+from watcher.polling.cadence import wait_s
 from watcher.providers.contract import Line, Rejected
 from watcher.providers.declared import Http
 from watcher.providers.http import ProviderClient
@@ -56,7 +57,10 @@ NAMES = (
 
 
 def tokens(random: Random, account_id: int | None = 10110) -> Any:
-    rows = [a_balance(token, str(random.choice((0, 7, 10**20)))) for token in range(4)]
+    rows = [
+        a_balance(token, str(random.choice((0, 7, 10**20))), deposit=random.choice("0000000003"))
+        for token in range(4)
+    ]
     return [row if account_id is None else row | {"accountId": account_id} for row in rows]
 
 
@@ -220,7 +224,9 @@ def test_moving_on_by_changed_rows_equals_moving_on_by_the_whole_answer(
         assert text == dump_state(after, {})
         kept = Kept.of(after, text, is_ours=True)
         state = after if is_at_rest else load_state(text, {})
-        if is_at_rest:
+        wait = wait_s(account, after, among=differing)
+        assert wait == wait_s(account, after)
+        if is_at_rest and wait == account.interval.total_seconds():
             memo.rests_at(state.entry_by_asset)
 
 

@@ -5,7 +5,7 @@ Refuses to know more of a rejected poll than its error_class.
 
 import heapq
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -38,12 +38,15 @@ _SPREAD = 0.1
 """Each wait is shortened by up to this part, so that accounts do not stay in step."""
 
 
-def wait_s(account: AccountSettings, state: AccountState) -> float:
-    """Return how long after a successful poll the next one is due."""
+def wait_s(account: AccountSettings, state: AccountState, *, among: Collection[str] | None = None) -> float:
+    """Return how long after a successful poll the next one is due. `among`: because of no other asset is it
+    due before the account's interval ends."""
     wait = account.interval
     if state.emptiness:
         return min(wait, _EMPTY_AGAIN).total_seconds()
-    for _, _, (_, _, deposit, withdrawal), confirmation_polls, suspect in state.entry_by_asset.values():
+    entries = state.entry_by_asset
+    looked_at = entries.values() if among is None else [entries[asset_id] for asset_id in among]
+    for _, _, (_, _, deposit, withdrawal), confirmation_polls, suspect in looked_at:
         if suspect:
             return SECOND_OPINION.total_seconds()
         if confirmation_polls or (deposit or "0") != "0" or (withdrawal or "0") != "0":

@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable, Collection, Coroutine
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from watcher.engine.breaker import ProviderBreaker, State
@@ -50,7 +49,8 @@ MEMO_BYTES = 7_000_000
 class Settled(NamedTuple):
     """The last successful answer of an account, if the same answer would change nothing."""
 
-    digest: bytes
+    hash: int
+    """Of its bodies: it has 64 bits, and another key in each process, as in `Memo`."""
     version: str
     wait_ms: int
     """Until the next poll, spread once: an account whose answers stay the same keeps its own rhythm."""
@@ -293,13 +293,13 @@ class Poller:
         """Take in an answer. Returns whether that was in time. Raises Rejected if it is not a successful one,
         and BadState."""
         observed_ms = self._now_ms()
-        digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
+        hash_ = hash(bodies)
         settled = self._settled.pop(account.name, None)
         if settled and (settled.account is not account or settled.interest != self._interest.version):
             is_alike = settled.account == account and settled.watches == self._interest.watches(account.name)
             again = settled._replace(account=account, interest=self._interest.version)
             settled = again if is_alike else None
-        if settled and settled.digest == digest:
+        if settled and settled.hash == hash_:
             reply = await self._touch(lease, settled, observed_ms)
             if reply is not Reply.MOVED_ON:
                 self._settled[account.name] = settled
@@ -307,7 +307,7 @@ class Poller:
                 return reply in (Reply.DONE, Reply.DONE_BEFORE)
         source = settled.source if settled else self._client.source(account)
         watches = self._interest.watches(account.name)
-        answer = Settled(digest, "", 0, account, watches, self._interest.version, source)
+        answer = Settled(hash_, "", 0, account, watches, self._interest.version, source)
         return await self._advance(account, lease, bodies, answer, observed_ms, started)
 
     async def _advance(
@@ -348,8 +348,9 @@ class Poller:
             after: AccountState = step.state if step else state  # type: ignore[assignment]  # asserted above
             # Three waits after an empty listing make up the minute that it needs: they are not shortened.
             chance = 0 if after.emptiness else random.random()
-            wait_ms = spread_ms(wait_s(account, after), chance)
-            settled = Settled(answer.digest, after.version, wait_ms, *answer[3:])
+            wait = wait_s(account, after, among=differing)
+            wait_ms = spread_ms(wait, chance)
+            settled = Settled(answer.hash, after.version, wait_ms, *answer[3:])
             if step:
                 reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
                 if reported_ms and not after.stale_since_ms and reply is Reply.DONE:
@@ -368,7 +369,8 @@ class Poller:
             and after.is_at_rest(needs_decimals=needs_decimals, among=differing)
         ):
             self._settled[account.name] = settled
-            memo.rests_at(after.entry_by_asset)
+            if wait == account.interval.total_seconds():  # otherwise something is pending, perhaps elsewhere
+                memo.rests_at(after.entry_by_asset)
             self._memos.keep(account.name, memo)
         else:
             self._polls.drop_state(account.name)
