@@ -152,7 +152,7 @@ async def test_no_request_gets_the_answer_to_another(said: bytes, is_later: bool
         else:
             await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue")
 
-    async with subscribing(script) as server, a_pool() as pool:
+    async with subscribing(script) as server, a_pool(keep_alive_s=60) as pool:  # nothing else closes it
         first = await post(pool, server, rest_s=0.05)
         assert first.status in (101, 204, 304, 500)
         async with asyncio.timeout(5):
