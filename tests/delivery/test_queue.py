@@ -467,6 +467,36 @@ async def test_an_attempt_is_settled_though_redis_was_unreachable_for_longer_tha
     assert len(await bench.store.queue()) == 2
 
 
+async def test_a_queue_whose_head_was_given_up_after_many_failures_waits_as_after_one(bench: Bench) -> None:
+    async def given_up() -> None:
+        head = (await bench.store.queue())[0]
+        await bench.queues.give_up(OPS, ACCOUNT, head, reason="by hand")
+
+    bench.configure(retries=seconds(0, 1, 2000))
+    bench.sink.answer = Answer.REJECTED
+    await bench.deliver()
+    bench.sink.meanwhile = given_up
+    await bench.deliver()
+    assert bench.sent == [(1, 1), (1, 2)]
+    assert 0 < await bench.waits_ms() < 2000
+
+
+async def test_a_queue_whose_unreadable_head_is_gone_before_it_is_buried_is_due(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, key, bury = bench.store.pipe.command, bench.store.keys.queue(OPS, ACCOUNT), bench.queues.dead
+    await command("LPUSH", key, b"no delivery")
+
+    async def too_late(*arguments: Any, **named: Any) -> tuple[Reply, int]:
+        await command("LPOP", key)
+        return await bury(*arguments, **named)
+
+    monkeypatch.setattr(bench.queues, "dead", too_late)
+    await bench.deliver()
+    assert bench.sent == []
+    assert await bench.waits_ms() <= 0
+
+
 async def test_a_stopping_worker_waits_for_redis_no_longer_than_its_lease(bench: Bench) -> None:
     def late() -> None:
         bench.ahead_ms, bench.queues.away = MINUTE_MS, 1000

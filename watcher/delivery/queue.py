@@ -312,9 +312,11 @@ class DeliveryWork(Generic[T_target]):
         `_deliver` does."""
         name, queues, why = target.name, self._queues, "its stored event cannot be read"
         until = queues.until(lease, LEASE_MS)
-        _, deadline = await self._write(
-            target, lease, lambda: queues.dead(name, lease, entry, until=until, reason=why)
+        reply, deadline = await self._ask(
+            lease, lambda: queues.dead(name, lease, entry, until=until, reason=why)
         )
+        if reply is not Reply.DONE:
+            await self._not_settled(target, lease, reply)
         log.warning("delivery.dead", subscription=name, account=lease.member, reason=why)
         return deadline
 
@@ -356,7 +358,9 @@ class DeliveryWork(Generic[T_target]):
                 is_alone=breakers.is_probed_alone(name, account),
             )
         one = Tried(account, together, heads, failed_before + 1, attempt, verdict)
-        reply, deadline = await self._settle(target, lease, one)
+        reply, deadline = await self._ask(lease, self._settling(name, lease, one))
+        if reply is not Reply.DONE:
+            await self._not_settled(target, lease, reply, verdict.wait_ms)
         now_ms = self._now_ms()
         self._report(target, one, now_ms)
         # A worker that was away for longer than a lease missed the answer, if there was one.
@@ -367,51 +371,41 @@ class DeliveryWork(Generic[T_target]):
                 await self._ask(lease, lambda: breakers.note(target.settings, account, attempt))
         return len(together) if is_delivered else 1, deadline
 
-    def _settle(self, target: T_target, lease: Lease, one: "Tried") -> Awaitable[tuple[Reply, int]]:
-        """Settle an attempt. Returns the reply and the deadline, as `_deliver` does."""
-        queues, name, verdict = self._queues, target.name, one.verdict
+    def _settling(self, name: str, lease: Lease, one: "Tried") -> Callable[[], Awaitable[tuple[Reply, int]]]:
+        """Return what settles an attempt. It returns the reply, and the deadline as `_deliver` does."""
+        queues, verdict = self._queues, one.verdict
         # What was delivered at once is logged, and there is nothing to remember.
         record = b"" if verdict is DELIVERED and one.number == 1 else one.record(self._now_ms())
         until, attempt = queues.until(lease, LEASE_MS), one.attempt
         if verdict is DELIVERED:
-            done = partial(queues.delivered, name, lease, *one.heads, until=until, record=record)
-            return self._write(target, lease, done)
+            return partial(queues.delivered, name, lease, *one.heads, until=until, record=record)
         head, result = one.heads[0], RESULTS.get(attempt.answer, "")
         if verdict.outcome is Outcome.REFUSED:
             reason = attempt.reason
             dead = partial(queues.dead, name, lease, head, until=until, reason=reason, record=record)
-            return self._write(target, lease, partial(dead, result=result))
-        wait_ms, retries = verdict.wait_ms, target.settings.retries
+            return partial(dead, result=result)
 
         async def retry() -> tuple[Reply, int]:
-            is_used = verdict.is_used
+            wait_ms, is_used = verdict.wait_ms, verdict.is_used
             reply = await queues.retry(
                 name, lease, head, wait_ms=wait_ms, record=record, result=result, is_used=is_used
             )
             return reply, 0
 
-        first_wait_ms = int(1000 * retries[1].total_seconds()) if len(retries) > 1 else 0
-        return self._write(target, lease, retry, wait_ms=min(wait_ms, first_wait_ms))
+        return retry
 
-    async def _write(
-        self,
-        target: T_target,
-        lease: Lease,
-        write: Callable[[], Awaitable[tuple[Reply, int]]],
-        *,
-        wait_ms: int = 0,
-    ) -> tuple[Reply, int]:
-        """Settle the head, and give up the lease of a queue that refused it.
+    async def _not_settled(self, target: T_target, lease: Lease, reply: Reply, wait_ms: int = 0) -> None:
+        """Give up the lease of a queue that refused the result of its head.
 
         If the head was given up meanwhile, by hand or because the queue was full, the lease is still ours to
         release: the next delivery waits as long as after one failure, and not until the lease ends.
         """
-        reply, deadline = await self._ask(lease, write)
+        name, retries = target.name, target.settings.retries
         if reply is Reply.LEASE_LOST:
-            log.info("lease.lost", account=lease.member, subscription=target.name)
-        elif reply is Reply.MOVED_ON:
-            await self._ask(lease, lambda: self._queues.release(target.name, lease, due_in_ms=wait_ms))
-        return reply, deadline
+            log.info("lease.lost", account=lease.member, subscription=name)
+            return
+        due_in_ms = min(wait_ms, int(1000 * retries[1].total_seconds()) if len(retries) > 1 else 0)
+        await self._ask(lease, lambda: self._queues.release(name, lease, due_in_ms=due_in_ms))
 
     def _report(self, target: T_target, one: "Tried", now_ms: int) -> None:
         """Count an attempt, and log it."""
