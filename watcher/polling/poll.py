@@ -3,8 +3,9 @@
 import random
 import time
 from collections.abc import Callable, Collection, Coroutine
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from watcher.engine.breaker import ProviderBreaker, State
 from watcher.engine.dispatch import Key
@@ -46,14 +47,10 @@ MEMO_BYTES = 7_000_000
 """Memory for the last answers of the accounts that changed last: a thousand with ten assets."""
 
 
-class Settled(NamedTuple):
+@dataclass(slots=True)
+class Settled:
     """The last successful answer of an account, if the same answer would change nothing."""
 
-    hash: int
-    """Of its bodies: it has 64 bits, and another key in each process, as in `Memo`."""
-    version: str
-    wait_ms: int
-    """Until the next poll, spread once: an account whose answers stay the same keeps its own rhythm."""
     account: AccountSettings
     """The account as it was polled: a reload may have changed it since, even during the poll."""
     watches: tuple[Watch, ...]
@@ -61,6 +58,11 @@ class Settled(NamedTuple):
     """The version of the `Interest` that the watches are from."""
     source: str
     """What is polled for the account (`ProviderClient.source`)."""
+    hash: int = 0
+    """Of its bodies: it has 64 bits, and another key in each process, as in `Memo`."""
+    version: str = ""
+    wait_ms: int = 0
+    """Until the next poll, spread once: an account whose answers stay the same keeps its own rhythm."""
 
 
 def _new_version() -> str:
@@ -297,33 +299,34 @@ class Poller:
         settled = self._settled.pop(account.name, None)
         if settled and (settled.account is not account or settled.interest != self._interest.version):
             is_alike = settled.account == account and settled.watches == self._interest.watches(account.name)
-            again = settled._replace(account=account, interest=self._interest.version)
-            settled = again if is_alike else None
+            settled.account, settled.interest = account, self._interest.version
+            settled = settled if is_alike else None
         if settled and settled.hash == hash_:
             reply = await self._touch(lease, settled, observed_ms)
             if reply is not Reply.MOVED_ON:
                 self._settled[account.name] = settled
                 await self._report.finished(account, reply, started, None)
                 return reply in (Reply.DONE, Reply.DONE_BEFORE)
-        source = settled.source if settled else self._client.source(account)
-        watches = self._interest.watches(account.name)
-        answer = Settled(hash_, "", 0, account, watches, self._interest.version, source)
-        return await self._advance(account, lease, bodies, answer, observed_ms, started)
+        if settled is None:
+            watches, source = self._interest.watches(account.name), self._client.source(account)
+            settled = Settled(account, watches, self._interest.version, source)
+        settled.hash = hash_
+        return await self._advance(account, lease, bodies, settled, observed_ms, started)
 
     async def _advance(
         self,
         account: AccountSettings,
         lease: Lease,
         bodies: tuple[bytes, ...],
-        answer: Settled,
+        settled: Settled,
         observed_ms: int,
         started: float,
     ) -> bool:
         """Read an answer, and move the state on to it. If another worker was faster, start again from the
         state that it left."""
-        source = answer.source
+        source = settled.source
         memo = self._memos.take(account.name) or Memo()
-        named = {watch.threshold.asset for watch in answer.watches}
+        named = {watch.threshold.asset for watch in settled.watches}
         for is_last in (False, False, True):  # being slower than another worker three times is no accident
             state = await self._polls.state_of(self.settings.name, account.name)
             accepted = state if state and state.source == source else None
@@ -350,7 +353,7 @@ class Poller:
             chance = 0 if after.emptiness else random.random()
             wait = wait_s(account, after, among=differing)
             wait_ms = spread_ms(wait, chance)
-            settled = Settled(answer.hash, after.version, wait_ms, *answer[3:])
+            settled.version, settled.wait_ms = after.version, wait_ms
             if step:
                 reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
                 if reported_ms and not after.stale_since_ms and reply is Reply.DONE:

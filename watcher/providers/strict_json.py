@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from watcher.amounts import from_number
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BLANKS = " \t\n\r"
+_NOT_JSON = "not JSON in UTF-8"
 
 
 class NotJson(ValueError):
@@ -64,12 +66,16 @@ class Ambiguous:
 def parse(body: bytes) -> Any:
     """Read `body` as JSON. Raises NotJson."""
     try:
-        return _DECODER.decode(body.removeprefix(_BYTE_ORDER_MARK).decode())
+        text = body.removeprefix(_BYTE_ORDER_MARK).decode().strip(_BLANKS)
+        value, end = _DECODER.raw_decode(text)
     except RecursionError:  # no ValueError, and its traceback is as deep as the document
         raise NotJson("nested too deeply") from None
     except ValueError:  # its own text and attributes quote the document
         is_markup = body.lstrip()[:1] == b"<"
-        raise NotJson("HTML or XML, not JSON" if is_markup else "not JSON in UTF-8") from None
+        raise NotJson("HTML or XML, not JSON" if is_markup else _NOT_JSON) from None
+    if end < len(text):
+        raise NotJson(_NOT_JSON) from None
+    return value
 
 
 def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

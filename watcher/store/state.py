@@ -109,7 +109,7 @@ class Kept:
     @property
     def touched(self) -> AccountState:
         """The state as it is now."""
-        if (self.polled_at_ms, self.height) == (self.state.polled_at_ms, self.state.height):
+        if self.polled_at_ms == self.state.polled_at_ms and self.height == self.state.height:
             return self.state
         return self.state._replace(polled_at_ms=self.polled_at_ms, height=self.height)
 
