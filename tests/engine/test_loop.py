@@ -101,8 +101,8 @@ class World:
     def __init__(self) -> None:
         self.index = Index()
         self.polls, self.deliveries = Work(), Work()
-        self.works: dict[Kind, Any] = {"poll": self.polls, "delivery": self.deliveries}
-        self.loop = Loop(cast(Any, self.index), StoreHealth(), self.works, lambda: ["shop"])
+        works: dict[Kind, Any] = {"poll": self.polls, "delivery": self.deliveries}
+        self.loop = Loop(cast(Any, self.index), StoreHealth(), works, lambda: ["shop"])
 
     def name(self, key: Key, *shards: int) -> None:
         self.index.named += [Due(key.kind, shard, key.name, 0.0) for shard in shards]
@@ -354,6 +354,28 @@ async def test_a_cancelled_loop_cancels_its_work_and_waits_for_it(world: World) 
     assert world.loop.in_flight == 0
 
 
+async def test_a_cancelled_loop_leaves_no_task_even_if_its_work_goes_on_and_begins_more(world: World) -> None:
+    async def do(lease: Lease) -> bool:
+        with Places(world.loop, [OPS]) as places:
+            world.polls.begun += 1
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            begin(world, places)
+        return False
+
+    world.polls.do = do  # type: ignore[method-assign]
+    world.deliveries.may_end.clear()
+    running = asyncio.create_task(world.loop.run())
+    await world.looked(1)
+    world.loop.wake(SHOP, 1)
+    await world.until(lambda: world.polls.begun)
+    running.cancel()
+    async with asyncio.timeout(5):
+        with suppress(asyncio.CancelledError):
+            await running
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_a_finishing_loop_ends_when_nothing_is_due_or_in_hand(world: World) -> None:
     world.deliveries.may_end.clear()
     async with world.running():
@@ -486,87 +508,39 @@ async def test_leased_work_is_cancelled_with_its_key(world: World) -> None:
     assert world.deliveries.ended == ["leased cut off"]
 
 
-class Beginning(Work):
-    """Work each piece of which begins one at OPS, and goes on until it `may_end`, or breaks."""
+async def test_a_task_that_ended_a_piece_of_work_does_the_next_and_ends_with_the_loop(world: World) -> None:
+    tasks: list[asyncio.Task[Any] | None] = []
 
-    def __init__(self, world: "World", then: Work) -> None:
-        super().__init__()
-        self.world, self.then = world, then
-        self.tasks: list[asyncio.Task[Any] | None] = []
-        self.is_cut_off = False
+    async def do(lease: Lease) -> bool:
+        tasks.append(asyncio.current_task())
+        world.deliveries.bug = RuntimeError("a bug") if lease.member == "2" else None
+        return await work(lease)
 
-    async def do(self, lease: Lease) -> bool:
-        with Places(self.world.loop, [OPS]) as places:
-            await asyncio.sleep(0)
-            places.begin(OPS, 1, lease, self.follow(lease))
-        self.tasks.append(asyncio.current_task())
-        if self.is_cut_off:
-            self.world.loop.cut_off(SHOP, 0.0)
-        if not self.may_end.is_set() or self.bug:
-            return await super().do(lease)
-        self.ended.append(f"{lease.member} done")
-        return False
-
-    async def follow(self, lease: Lease) -> bool:
-        self.tasks.append(asyncio.current_task())
-        return await self.then.do(lease)
-
-
-@pytest.fixture
-def beginning(world: World) -> Beginning:
-    world.polls = Beginning(world, world.deliveries)
-    world.works["poll"] = world.polls
-    return world.polls
-
-
-async def test_what_a_piece_of_work_begins_goes_on_in_its_task_and_the_place_of_the_piece_is_free(
-    world: World, beginning: Beginning
-) -> None:
-    beginning.is_cut_off = True  # in a moment: then the piece is over
-    world.deliveries.may_end.clear()
+    work, world.deliveries.do = world.deliveries.do, do  # type: ignore[method-assign]
     async with world.running():
-        await world.looked(1)
-        world.loop.wake(SHOP, 1)
+        for shard in (1, 2, 3):
+            world.loop.wake(OPS, shard)
+            await world.until(lambda shard=shard: len(tasks) == shard and not world.loop.in_flight)  # type: ignore[misc]
+    assert world.deliveries.ended == ["1 done", "3 done"]
+    assert tasks[0]
+    assert tasks == [tasks[0]] * 3, "also after a bug"
+    assert tasks[0].done()
+
+
+async def test_a_key_that_is_cut_off_loses_only_what_was_in_hand_then(world: World) -> None:
+    async with world.running():
+        world.deliveries.may_end.clear()
+        world.loop.wake(OPS, 1)
         await world.until(lambda: world.deliveries.begun)
-        assert beginning.tasks[0] is beginning.tasks[1]
-        assert [world.loop.dispatch.in_flight(key) for key in (SHOP, OPS)] == [0, 1]
-        await world.looked(1)
+        world.loop.cut_off(OPS, 0.02)
         world.deliveries.may_end.set()
-    assert (beginning.ended, world.deliveries.ended) == (["1 done"], ["1 done"])
-    assert world.loop.in_flight == 0
-
-
-async def test_what_a_piece_of_work_begins_does_not_wait_for_what_the_piece_waits_for(
-    world: World, beginning: Beginning
-) -> None:
-    beginning.may_end.clear()
-    async with world.running():
-        await world.looked(1)
-        world.loop.wake(SHOP, 1)
         await world.until(lambda: world.deliveries.ended)
-        assert beginning.tasks[0] is not beginning.tasks[1]
-        assert [world.loop.dispatch.in_flight(key) for key in (SHOP, OPS)] == [1, 0]
-        beginning.may_end.set()
-    assert beginning.ended == ["1 done"]
-
-
-async def test_work_goes_on_when_the_piece_that_began_it_breaks_or_is_cut_off(
-    world: World, beginning: Beginning
-) -> None:
-    beginning.bug = RuntimeError("a bug")
-    world.deliveries.may_end.clear()
-    async with world.running():
-        await world.looked(1)
-        world.loop.wake(SHOP, 1)
-        await world.until(lambda: world.deliveries.begun == 1 and not world.loop.dispatch.in_flight(SHOP))
-        beginning.may_end.clear()
-        world.loop.wake(SHOP, 2)
+        world.deliveries.may_end.clear()
+        world.loop.wake(OPS, 2)  # the same task does it
         await world.until(lambda: world.deliveries.begun == 2)
-        world.loop.cut_off(SHOP, 0.0)
-        await world.until(lambda: not world.loop.dispatch.in_flight(SHOP))
-        assert world.loop.dispatch.in_flight(OPS) == 2
+        await asyncio.sleep(0.05)  # until then it would be cancelled
         world.deliveries.may_end.set()
-    assert (beginning.ended, world.deliveries.ended) == (["2 cut off"], ["1 done", "2 done"])
+    assert world.deliveries.ended == ["1 done", "2 done"]
 
 
 async def test_a_loop_shows_its_turns_and_since_when_a_claim_is_under_way(world: World) -> None:

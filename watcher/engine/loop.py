@@ -7,7 +7,7 @@ costs the piece of work that it came from.
 import asyncio
 import itertools
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -228,8 +228,8 @@ class Loop:
         self._held: defaultdict[tuple[Kind, int], dict[str, float]] = defaultdict(dict)
         self._turned_at: float | None = None
         self._turns_at = 0.0
-        self._key_by_task: dict[asyncio.Task[Any], Key] = {}
-        self._begun: deque[Piece] = deque()
+        self._busy: dict[asyncio.Task[None], Piece] = {}
+        self._idle: dict[asyncio.Task[None], asyncio.Future[Piece]] = {}
         self._places = 0
 
     def wake(self, key: Key, shard: int) -> None:
@@ -257,11 +257,9 @@ class Loop:
         return True
 
     def begin(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
-        """Start work at a place that was kept for it. It goes on in the task of the piece of work that began
-        it, if that ends before it waits for anything, and otherwise in a task of its own."""
-        if not self._begun:
-            asyncio.get_running_loop().call_soon(self._start_begun)
-        self._begun.append((key, shard, lease, doing))
+        """Start work at a place that was kept for it."""
+        self._places -= 1
+        self._start((key, shard, lease, doing))
 
     def give_back(self, key: Key) -> None:
         """Give back a place that was kept."""
@@ -281,13 +279,13 @@ class Loop:
     def cut_off(self, key: Key, after_s: float) -> None:
         """Cancel, in a moment, what is in hand under a key."""
 
-        def cancel(task: asyncio.Task[Any]) -> None:
-            if self._key_by_task.get(task) == key:  # otherwise it goes on with something else
+        def cancel(task: asyncio.Task[None], piece: Piece) -> None:
+            if self._busy.get(task) is piece:  # otherwise it is over
                 task.cancel()
 
-        for task, of in self._key_by_task.items():
-            if of == key:
-                asyncio.get_running_loop().call_later(after_s, cancel, task)
+        for task, piece in self._busy.items():
+            if piece[0] == key:
+                asyncio.get_running_loop().call_later(after_s, cancel, task, piece)
 
     def forget(self, key: Key) -> bool:
         """Forget a key that is no longer configured. Returns False, and does nothing, while it is in hand:
@@ -321,12 +319,13 @@ class Loop:
                         holding = group.create_task(self._hold_back(), name="hold")
                     self._turns_at = min(self.dispatch.next_at, now + _TURN_S)
                     await pause(self._wake, self._turns_at - time.monotonic())
-            while self._places or self._key_by_task:  # what is still leased is begun, and given back
+            while self._places or self._busy:  # what is still leased is begun, and given back
                 self._wake.clear()
                 await self._wake.wait()
         finally:
-            self._start_begun()
-            if left := [*self._key_by_task]:  # this was cut off
+            while left := [*self._busy, *self._idle]:  # some are busy only if this was cut off
+                self._busy.clear()
+                self._idle.clear()
                 for task in left:
                     task.cancel()
                 await asyncio.wait(left)
@@ -433,28 +432,23 @@ class Loop:
         self.dispatch.claimed(key, claim.shard, claimed.next_due_s, now)
         return claimed.leases
 
-    def _start_begun(self) -> None:
-        """Start what was begun, and is not done yet by the task that began it."""
-        while self._begun:
-            self._start(self._take_begun())
-
-    def _take_begun(self) -> Piece:
-        self._places -= 1
-        return self._begun.popleft()
-
     def _start(self, piece: Piece) -> None:
+        """Give a piece of work to a task that has nothing to do, or to a new one, which costs more."""
+        if self._idle:
+            task, waiting = self._idle.popitem()
+            waiting.set_result(piece)
+        else:
+            task = asyncio.create_task(self._work_off(piece))  # a group costs more than the task
         key, _, lease, _ = piece
-        # A group costs more than the task.
-        task = asyncio.get_running_loop().create_task(self._do(piece), name=lease.member)
-        self._key_by_task[task] = key
+        task.set_name(f"{key.kind} {lease.member}")
+        self._busy[task] = piece
 
-    async def _do(self, piece: Piece | None) -> None:
-        """Do one piece of work, and then what it began. If it fails, it holds up no other."""
+    async def _work_off(self, piece: Piece) -> None:
+        """Do one piece of work after the other. If one fails, it holds up no other."""
         task = asyncio.current_task()
         assert task
-        while piece:
+        while True:
             key, shard, lease, doing = piece
-            self._key_by_task[task] = key
             is_more = False
             subscription = key.name if key.kind == "delivery" else None
             try:
@@ -464,7 +458,10 @@ class Loop:
                     except StoreError as error:
                         await self._health.failed(error)
             finally:
-                del self._key_by_task[task]
+                self._busy.pop(task, None)
                 self.dispatch.ended(key, shard, time.monotonic(), is_more=is_more)
                 self._turn_sooner()
-            piece = self._take_begun() if self._begun else None
+            if task.cancelling():  # the work went on to its end all the same
+                return
+            self._idle[task] = asyncio.Future()
+            piece = await self._idle[task]
