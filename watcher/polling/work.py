@@ -239,7 +239,9 @@ class ProviderPolls(InUse):
 
     async def begin(self, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
         """Take turns for what was claimed. If Redis gives none, give the leases back."""
-        costs = [self._cost(lease.member) for lease in leases]
+        poller, are_alike = self.poller, len(self._by_cost) == 1  # as with nearly every provider
+        accounts = (self.accounts.get(lease.member) for lease in leases)
+        costs = [poller.most_requests if one and are_alike else poller.cost(one) for one in accounts]
         try:
             turn = await self._take_turns(sum(costs)) if leases else None
         except StoreError as error:
@@ -248,14 +250,9 @@ class ProviderPolls(InUse):
         begun = []
         for lease, cost in zip(leases, costs, strict=True):
             begun.append(self._poll(lease, turn))
-            later_s = cost * self.poller.spacing_s
+            later_s = cost * poller.spacing_s
             turn = turn and Turn(turn.at + later_s, turn.until + later_s)
         return begun
-
-    def _cost(self, name: str) -> int:
-        """Return how many requests a poll begins with: the same for all accounts of nearly every provider."""
-        account = self.accounts.get(name)
-        return self.poller.most_requests if account and len(self._by_cost) == 1 else self.poller.cost(account)
 
     async def _poll(self, lease: Lease, turn: Turn | None) -> bool:
         """Poll one account at its turn, or give it back."""
