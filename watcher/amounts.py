@@ -10,6 +10,7 @@ full-width digits, NaN.
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 MAX_FRACTION_DIGITS = 78
 MAX_INTEGER = 2**256 - 1
@@ -19,6 +20,10 @@ _INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,77})\Z", re.ASCII)
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,77})(?:\.([0-9]{1,78}))?\Z", re.ASCII)
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,3}))?\Z", re.ASCII)
 _CANONICAL = re.compile(r"(?!-0\Z)-?(0|[1-9][0-9]{0,77})(?:\.[0-9]{0,77}[1-9])?\Z", re.ASCII)
+
+
+_LATEST = 64
+"""Conversions that are remembered: what one change says, it says several times."""
 
 
 class NotAnAmount(ValueError):
@@ -88,6 +93,7 @@ def check_canonical(text: object) -> str:
     return match[0]
 
 
+@lru_cache(maxsize=_LATEST)
 def to_atoms(text: str) -> int:
     """Turn canonical text into atoms (10^-78 of a whole unit)."""
     if text == "0":  # most are
@@ -96,6 +102,7 @@ def to_atoms(text: str) -> int:
     return int(whole + fraction.ljust(MAX_FRACTION_DIGITS, "0"))
 
 
+@lru_cache(maxsize=_LATEST)
 def to_text(atoms: int) -> str:
     """Turn atoms into canonical text, with a leading minus where the amount is negative."""
     if not atoms:  # most are

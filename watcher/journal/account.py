@@ -233,7 +233,17 @@ def advance(
         result.forgotten.extend(sorted(state.entry_by_asset))
     rows, result.entry_by_asset = snapshot.row_by_asset, {**known}
     watched = None if snapshot.watched is None else frozenset(snapshot.watched)
-    for asset_id in sorted(_touched(known, snapshot, result) if differing is None else differing):
+    if differing is None:
+        touched = known.keys() - rows.keys()
+        for asset_id, (asset, balance, _) in rows.items():
+            entry = known.get(asset_id)
+            still: tuple[object, ...] = (asset, balance, balance, 0, None)
+            if entry is None or entry != still:
+                touched.add(asset_id)
+            elif entry.seen is not balance:  # nothing moved, and nothing waits: one in memory is enough
+                result.entry_by_asset[asset_id] = Entry(asset, balance, balance)
+        differing = touched if watched is None else touched | (known.keys() - watched)
+    for asset_id in sorted(differing):
         entry, row = known.get(asset_id), rows.get(asset_id)
         if watched is not None and asset_id not in watched:
             if entry:
@@ -253,21 +263,6 @@ def advance(
     if not result.entry_by_asset.keys() <= known.keys():
         result.entry_by_asset = dict(sorted(result.entry_by_asset.items()))
     return result
-
-
-def _touched(known: Mapping[str, Entry], snapshot: Snapshot, result: Advance) -> set[str]:
-    """Find the assets of which a snapshot says something else than what is known."""
-    touched = known.keys() - snapshot.row_by_asset.keys()
-    for asset_id, (asset, balance, _) in snapshot.row_by_asset.items():
-        entry = known.get(asset_id)
-        still: tuple[object, ...] = (asset, balance, balance, 0, None)
-        if entry is None or entry != still:
-            touched.add(asset_id)
-        elif entry.seen is not balance:  # nothing moved, and nothing waits: one in memory is enough
-            result.entry_by_asset[asset_id] = Entry(asset, balance, balance)
-    if snapshot.watched is not None:
-        touched |= known.keys() - frozenset(snapshot.watched)
-    return touched
 
 
 def _emptiness(state: AccountState, snapshot: Snapshot, observed_ms: int) -> Emptiness | None:
@@ -296,7 +291,11 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
         result.entry_by_asset[entry.asset.id] = entry  # absent means unknown
     elif row and row.balance == entry.seen and row.asset.decimals == entry.asset.decimals and not is_open:
         result.entry_by_asset[entry.asset.id] = entry  # it is called otherwise now, and nothing else
-    elif row and not _is_same_unit(row, entry):
+    elif row and (
+        row.asset.decimals != entry.asset.decimals
+        or (row.balance.pending_deposit is None) != (entry.seen.pending_deposit is None)
+        or (row.balance.pending_withdrawal is None) != (entry.seen.pending_withdrawal is None)
+    ):
         _start(row, "its unit changed", result)
     elif reason := why_suspect(entry.seen, row, suspect=entry.suspect):
         result.suspect[entry.asset.id] = reason
@@ -336,13 +335,3 @@ def _start(row: Row, why: str, result: Advance) -> None:
     result.entry_by_asset[row.asset.id] = Entry(row.asset, row.balance, row.balance)
     result.baselined[row.asset.id] = why
     result.is_news = True
-
-
-def _is_same_unit(row: Row, entry: Entry) -> bool:
-    """Say whether two readings can be compared: they have the same scale, and the same fields."""
-    _, _, deposit, withdrawal = row.balance
-    _, _, seen_deposit, seen_withdrawal = entry.seen
-    is_same = (deposit is None) == (seen_deposit is None) and (withdrawal is None) == (
-        seen_withdrawal is None
-    )
-    return is_same and row.asset.decimals == entry.asset.decimals

@@ -123,6 +123,25 @@ class Kept:
         """Return what must be stored for `commit` to replace it."""
         return f"{self.state.version:16} {stamp_of(self.polled_at_ms, self.height)} {self.length}"
 
+    def body_with(self, state: AccountState, names: Mapping[str, Called]) -> bytes | None:
+        """Put the rows of a later state into what was written; None where more has to be written anew.
+
+        A quote in a text of JSON has a backslash before it. So the id of an asset and `:"=` follow a brace or
+        a comma where its row begins, and nowhere else; but the names of a wrapped row may look like ids.
+        """
+        was, now, body = self.state.entry_by_asset, state.entry_by_asset, self.body
+        if len(was) != len(now) or _besides(self.state) != _besides(state):
+            return None
+        for asset_id in compress(now, map(is_not, now.values(), was.values())):
+            key = orjson.dumps(asset_id) + b":"
+            start = body.find(key + b'"=')
+            if start < 0 or body[start - 1] not in b"{," or asset_id in _WRAPPED:
+                return None
+            start += len(key)
+            end = body.index(b'"', start + 1) + 1
+            body = b"%b%b%b" % (body[:start], orjson.dumps(_row(now[asset_id], names)), body[end:])
+        return body or None
+
 
 class Within(dict[str, H]):
     """Values by account, within a limit in bytes: the one that was put there longest ago goes first. Only
@@ -157,7 +176,7 @@ def dump_state(state: AccountState, names: Mapping[str, Called], before: Kept | 
     head = f"{state.version:16} {stamp} {state.sequence}\n".encode()
     if not _HEAD.fullmatch(head):
         raise ValueError("a version has 16 characters; a time and a sequence have 14 digits, a height 20")
-    if before and (again := _written_again(state, names, before)):
+    if before and (again := before.body_with(state, names)):
         return head + again
     row_by_asset = {asset_id: _row(entry, names) for asset_id, entry in state.entry_by_asset.items()}
     crossed, emptiness = sorted(state.crossed), [*(state.emptiness or ())]
@@ -182,26 +201,6 @@ def _row(entry: Entry, names: Mapping[str, Called]) -> Any:
     if (symbol, name) != called[:2] and (symbol, name) != _UNNAMED:
         row = {"is": row, "symbol": symbol, "name": name}
     return row
-
-
-def _written_again(state: AccountState, names: Mapping[str, Called], before: Kept) -> bytes | None:
-    """Put new rows into what was written of the state before; None where more has to be written anew.
-
-    A quote in a text of JSON has a backslash before it. So the id of an asset and `:"=` follow a brace or a
-    comma where its row begins, and nowhere else; but the names of a wrapped row may look like ids.
-    """
-    was, now, body = before.state.entry_by_asset, state.entry_by_asset, before.body
-    if len(was) != len(now) or _besides(before.state) != _besides(state):
-        return None
-    for asset_id in compress(now, map(is_not, now.values(), was.values())):
-        key = orjson.dumps(asset_id) + b":"
-        start = body.find(key + b'"=')
-        if start < 0 or body[start - 1] not in b"{," or asset_id in _WRAPPED:
-            return None
-        start += len(key)
-        end = body.index(b'"', start + 1) + 1
-        body = b"%b%b%b" % (body[:start], orjson.dumps(_row(now[asset_id], names)), body[end:])
-    return body or None
 
 
 def _besides(state: AccountState) -> tuple[Any, ...]:
