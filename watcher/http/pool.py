@@ -153,7 +153,14 @@ class Pool:
             finally:
                 if outcome is None:
                     connection.abort()
-            self._give_back(connection)
+            if not connection.reader.may_go_on or self._is_closed or self._kept >= self._keep:
+                connection.abort()
+            else:
+                connection.idle_since = self.time()
+                self._idle[place].append(connection)
+                self._kept += 1
+                if self._sweep is None:
+                    self._sweep = self.loop.call_later(self._keep_alive_s, self._close_old)
             if isinstance(outcome, Answer):
                 return outcome
             was_closed = connection is kept and isinstance(outcome, Disconnected)
@@ -175,16 +182,6 @@ class Pool:
                 return connection
             connection.abort()
         return None
-
-    def _give_back(self, connection: "Connection") -> None:
-        if not connection.reader.may_go_on or self._is_closed or self._kept >= self._keep:
-            connection.abort()
-            return
-        connection.idle_since = self.time()
-        self._idle[connection.place].append(connection)
-        self._kept += 1
-        if self._sweep is None:
-            self._sweep = self.loop.call_later(self._keep_alive_s, self._close_old)
 
     def drop(self, connection: "Connection") -> None:
         """Forget an idle connection that was closed."""

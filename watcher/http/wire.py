@@ -237,7 +237,15 @@ class Reader:
 
     def end(self) -> bool:
         """Return whether the answer is complete if the connection ends now."""
-        return self._status is not None and not any(map(_frames, self._headers))
+        if self._status is None:
+            return False
+        for name, value in self._headers:
+            match name.strip().lower():  # llhttp forgives a space before the colon
+                case b"content-length":
+                    return False
+                case b"transfer-encoding" if value.rpartition(b",")[2].strip(b" \t").lower() == b"chunked":
+                    return False
+        return True
 
     @property
     def has_status(self) -> bool:
@@ -307,11 +315,3 @@ class Reader:
             self._is_whole = True
             is_plain = not self._is_forgiven and self._status is not None and self._status >= _LEAST_STATUS
             self.may_go_on = is_plain and self._parser.should_keep_alive()
-
-
-def _frames(header: tuple[bytes, bytes]) -> bool:
-    """Say whether a header tells where the body ends."""
-    name = header[0].strip().lower()  # llhttp forgives a space before the colon
-    if name == b"transfer-encoding":
-        return header[1].rpartition(b",")[2].strip(b" \t").lower() == b"chunked"
-    return name == b"content-length"
