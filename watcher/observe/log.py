@@ -233,8 +233,12 @@ def configure(
     if is_pretty:
         is_colored = color and out.isatty()
         render: _Render = lambda line: f"{pretty(line, color=is_colored)}\n".encode()  # noqa: E731
+    elif prefix:
+        render = lambda line: _as_json(  # noqa: E731
+            {name if name in _UNPREFIXED else prefix + name: value for name, value in line.items()}
+        )
     else:
-        render = partial(_prefixed, prefix) if prefix else _as_json
+        render = _as_json
     writer = LineWriter(
         write_to(out),
         on_drop=lambda lines: log.warning("log.dropped", lines=lines),
@@ -350,7 +354,11 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
     the same place in the code, whatever the account.
     """
     event = fields.pop("event")
-    error = _error_of(fields.pop("exc_info")) if "exc_info" in fields else None
+    error = None
+    if "exc_info" in fields:  # in any of the forms that logging calls take it in
+        found = fields.pop("exc_info")
+        found = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
+        error = found if isinstance(found, BaseException) else None
     if error and event == "bug":
         frames = traceback.extract_tb(error.__traceback__)
         place = (frames[-1].filename, frames[-1].lineno) if frames else None
@@ -373,12 +381,6 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
     return line
 
 
-def _error_of(found: Any) -> BaseException | None:
-    """Return the exception that a logging call names, in any of the forms that they take it in."""
-    found = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
-    return found if isinstance(found, BaseException) else None
-
-
 @lru_cache(maxsize=2)
 def _utc(unix_ms: int) -> str:
     """Write a time. A busy worker logs several lines in each millisecond."""
@@ -387,7 +389,3 @@ def _utc(unix_ms: int) -> str:
 
 
 _as_json = partial(orjson.dumps, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _prefixed(prefix: str, line: Mapping[str, Any]) -> bytes:
-    return _as_json({name if name in _UNPREFIXED else prefix + name: value for name, value in line.items()})
