@@ -9,11 +9,11 @@ every other one is answered once, with its result or its error.
 import asyncio
 import math
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
 from importlib.resources import files
+from time import monotonic, time
 from typing import Any, TypeVar
 
 from hiredis import pack_command
@@ -208,15 +208,15 @@ class Pipe:
         self._pool: Any = client.connection_pool
         self._idle: list[Any] = []
         """Connections that are kept: to take one from the pool and give it back costs 20 µs."""
-        self._ahead_ms = (time.time() - time.monotonic()) * 1000
+        self._ahead_ms = (time() - monotonic()) * 1000
 
     def now_ms(self) -> int:
         """The server's clock, as its answers show it, carried on by a monotonic clock: it never jumps."""
-        return int(time.monotonic() * 1000 + self._ahead_ms)
+        return int(monotonic() * 1000 + self._ahead_ms)
 
     def set_clock(self, now_ms: float) -> None:
         """Note the time that an answer of the server shows."""
-        self._ahead_ms = now_ms - time.monotonic() * 1000
+        self._ahead_ms = now_ms - monotonic() * 1000
 
     # All raise StoreError where Redis cannot be used now, and otherwise redis-py's ResponseError.
 
@@ -358,21 +358,9 @@ class Pipe:
     async def _pipeline(
         self, commands: Sequence[tuple[Any, ...]], is_filling: Sequence[bool] = ()
     ) -> list[Any]:
-        connection = self._idle.pop() if self._idle else await self._pool.get_connection()
-        try:
-            await self._pool.ensure_connection(connection)
-            return await self._ask_over(connection, commands, is_filling)
-        finally:
-            if len(self._idle) < _KEPT:
-                self._idle.append(connection)
-            else:  # shielded, as a second cancellation would leave it neither free nor in use
-                await asyncio.shield(self._pool.release(connection))
-
-    async def _ask_over(
-        self, connection: Any, commands: Sequence[tuple[Any, ...]], is_filling: Sequence[bool] = ()
-    ) -> list[Any]:
         """Ask over a connection, and over a new one if it breaks. What would fill a server that was refused
         is not sent, and the refusal is its answer."""
+        connection = self._idle.pop() if self._idle else await self._pool.get_connection()
 
         async def attempt() -> list[Any]:
             if not connection.is_connected:
@@ -384,10 +372,17 @@ class Pipe:
             answered = iter(await exchange(connection, sent) if sent else ())
             return [refusal if fills else next(answered) for fills in is_filling]
 
-        answers: list[Any] = await connection.retry.call_with_retry(
-            attempt, lambda error: connection.disconnect(error=error)
-        )
-        return answers
+        try:
+            await self._pool.ensure_connection(connection)
+            answers: list[Any] = await connection.retry.call_with_retry(
+                attempt, lambda error: connection.disconnect(error=error)
+            )
+            return answers
+        finally:
+            if len(self._idle) < _KEPT:
+                self._idle.append(connection)
+            else:  # shielded, as a second cancellation would leave it neither free nor in use
+                await asyncio.shield(self._pool.release(connection))
 
 
 class _answering:  # noqa: N801 -- as `errors.translated`
