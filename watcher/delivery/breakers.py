@@ -171,7 +171,7 @@ class SubscriptionBreakers:
         until_ms = max(decide.backs_off_until_ms(self._known.get(name)), self._turn_at_ms.get(name, 0))
         if not until_ms:
             return 0
-        return int(min(LONGEST_BACKOFF_MS, max(0, until_ms - self._now_ms()))) if until_ms else 0
+        return int(min(LONGEST_BACKOFF_MS, max(0, until_ms - self._now_ms())))
 
     def capacity(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
         """Return how many more queues of a subscription may be worked on."""
