@@ -80,10 +80,7 @@ class Round(NamedTuple):
 
 async def measure(plan: Plan) -> list[Row]:
     rows: list[Row] = []
-    rounds: list[Round] = []
-    for number in range(1, plan.rounds + 1):
-        async with a_stage() as stage:  # a server that holds what other rounds left answers more slowly
-            rounds.append(await _round(stage, plan, number))
+    rounds = [await _round(plan, number) for number in range(1, plan.rounds + 1)]
     async with a_stage() as stage:
         if rounds:
             say("memory")
@@ -95,29 +92,35 @@ async def measure(plan: Plan) -> list[Row]:
     return rows
 
 
-async def _round(stage: Stage, plan: Plan, number: int) -> Round:
+async def _round(plan: Plan, number: int) -> Round:
     say(f"round {number} of {plan.rounds}")
     (delivery,) = some_deliveries(1)
 
-    def get() -> Awaitable[Speed]:
+    def get(stage: Stage) -> Awaitable[Speed]:
         return raw_speed("GET", f"{stage.url}/still/api/v3/user/balances?accountId=1", plan.raw_s)
 
-    def post() -> Awaitable[Speed]:
+    def post(stage: Stage) -> Awaitable[Speed]:
         return raw_speed("POST", stage.url, plan.raw_s, data=delivery.body)
 
-    per_second = plan.timed_per_second
-    return Round(
-        await _compared(unchanged(stage, plan.accounts, plan.polling_s), get),
-        await _compared(changed(stage, plan.accounts, plan.polling_s), get),
-        await _compared(backlog(stage, plan.queues, plan.per_queue), post),
-        Latency.of(await latencies(stage, 100, plan.timed, per_second=per_second)),
-        Latency.of(await raw_latencies_ms(stage.url, plan.timed, every_s=1 / per_second)),
+    compared = (
+        await _compared(lambda stage: unchanged(stage, plan.accounts, plan.polling_s), get),
+        await _compared(lambda stage: changed(stage, plan.accounts, plan.polling_s), get),
+        await _compared(lambda stage: backlog(stage, plan.queues, plan.per_queue), post),
     )
+    per_second = plan.timed_per_second
+    async with a_stage() as stage:
+        ours = Latency.of(await latencies(stage, 100, plan.timed, per_second=per_second))
+        raw = Latency.of(await raw_latencies_ms(stage.url, plan.timed, every_s=1 / per_second))
+    return Round(*compared, ours, raw)
 
 
-async def _compared(job: Awaitable[Measured], raw: Callable[[], Awaitable[Speed]]) -> Compared:
-    """Do a job between two raw loops: the machine changes from one minute to the next."""
-    before, ours, after = await raw(), await job, await raw()
+async def _compared(
+    job: Callable[[Stage], Awaitable[Measured]], raw: Callable[[Stage], Awaitable[Speed]]
+) -> Compared:
+    """Do a job between two raw loops, because the machine changes from one minute to the next; with a server
+    of its own, because one that holds what other jobs left answers more slowly."""
+    async with a_stage() as stage:
+        before, ours, after = await raw(stage), await job(stage), await raw(stage)
     return Compared(ours, Speed(*map(mean, zip(before, after, strict=True))))
 
 
