@@ -421,11 +421,11 @@ class Careless(CountedLoopring):
     """Reads an odd locked amount as an impossible one."""
 
     def read_row(self, *arguments: Any, **named: Any) -> Line:
-        line = super().read_row(*arguments, **named)
-        assert line.row
-        balance = line.row.balance
+        row, owner = super().read_row(*arguments, **named)
+        assert row
+        balance = row.balance
         locked = f"-{balance.locked}" if balance.locked == "13" else balance.locked
-        return line._replace(row=line.row._replace(balance=balance._replace(locked=locked)))
+        return row._replace(balance=balance._replace(locked=locked)), owner
 
 
 async def test_an_impossible_balance_in_a_single_row_is_rejected() -> None:

@@ -177,12 +177,9 @@ class Provider(Protocol):
         ...
 
 
-class Line(NamedTuple):
-    """The content of one row. `row` is None if its asset is not watched. `owner`: whose balance it is, if it
-    says so; all rows of a poll must agree on it."""
-
-    row: Row | None
-    owner: str | None = None
+Line = tuple[Row | None, str | None]
+"""The content of one row: None if its asset is not watched; and whose balance it is, if it says so. All rows
+of a poll must agree on that."""
 
 
 class ByRow(ABC):

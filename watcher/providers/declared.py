@@ -692,7 +692,7 @@ class Http(ByRow):
         held_by_id: dict[str, Held] = {}
         self._readers[0].add_row(None, said, held_by_id, set())
         (held,) = held_by_id.values()
-        return Line(self._row(*held))
+        return self._row(*held), None
 
     def read_owned(
         self, account: HttpAccount, answers: Sequence[Any], catalogue: Catalogue

@@ -11,7 +11,6 @@ anything else differs, the whole answer is read.
 import asyncio
 import json
 import re
-from array import array
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import compress
@@ -35,7 +34,7 @@ _FIRST_ROW = re.compile(rb'\[\s*(\{\s*"[^"\\]*")')
 _LONGEST_REST = 64
 """Polls after which answers are cut into rows again although they never resemble the previous one."""
 
-_MEMO_BYTES, _ROW_BYTES = 800, 360
+_MEMO_BYTES, _ROW_BYTES = 800, 400
 """What a memo takes in memory, and each row of an answer."""
 
 _STAND_IN = "\0 a row"
@@ -175,7 +174,7 @@ class Memo:
 
     def __init__(self) -> None:
         self._forms: Sequence[_Form] = ()
-        self._hashes: Sequence[array[int]] = ()
+        self._hashes: Sequence[list[int]] = ()
         self._rows: Mapping[str, Row] = {}
         self._about: tuple[Any, ...] = ()
         self._owner: str | None = None
@@ -200,12 +199,14 @@ class Memo:
             return None
         self._rest = min(2 * self._rest + 1, _LONGEST_REST)
         rows, assets = {**self._rows}, [*self._rows]
-        hashes, differing, first = [], list[str](), 0
+        hashes: list[list[int]] = []
+        differing: list[str] = []
+        first = 0
         for form, body, before in zip(forms, bodies, self._hashes, strict=True):
             parts = form.parts(body)
             if not parts or len(parts) != len(before):
                 return None
-            now = array("q", map(hash, parts))
+            now = [*map(hash, parts)]
             for place in compress(range(len(parts)), map(ne, now, before)):
                 try:
                     said = parse(form.row(parts, place))
@@ -257,7 +258,7 @@ class Memo:
             self._rest = _LONGEST_REST
         else:
             self._forms, self._rows = forms, snapshot.row_by_asset
-            self._hashes = [array("q", map(hash, its)) for its in parts]
+            self._hashes = [[*map(hash, its)] for its in parts]
             self._about, self._owner = (provider, account, catalogue), owner
             self._watched = None if snapshot.watched is None else frozenset(snapshot.watched)
             self._besides = snapshot[1:]

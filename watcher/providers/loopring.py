@@ -139,15 +139,18 @@ class Loopring(ByRow):
     ) -> Line:
         if not isinstance(said, dict):
             raise Rejected("malformed", "not an object, or a name twice in it")
-        token = _id(said.get("tokenId"), "tokenId")
+        token = _id_in(said.get("tokenId"))
+        if token is None:
+            raise Rejected("malformed", "tokenId is not an id")
         is_watched = watched is None or token in watched
         owner = None
-        # Optional: missing from what was captured in 2021. Of a token that is not watched it may be odd.
-        if "accountId" in said and (is_watched or _id_in(said["accountId"]) is not None):
-            owner = _id(said["accountId"], "accountId")
-            if account.account_id not in (None, int(owner)):
+        if "accountId" in said:  # optional: missing from what was captured in 2021
+            owner = _id_in(said["accountId"])
+            if owner is None and is_watched:
+                raise Rejected("malformed", "accountId is not an id")
+            if owner and account.account_id not in (None, int(owner)):
                 raise Rejected("malformed", "a balance of another account")
-        return Line(_row(said, catalogue.get(token) or Asset(token)) if is_watched else None, owner)
+        return _row(said, catalogue.get(token) or Asset(token)) if is_watched else None, owner
 
     def refusal(self, status: int, answer: Any) -> Rejected | None:
         """Find the error code: in `resultInfo`, or at the top as Loopring's general page shows it."""
@@ -201,13 +204,6 @@ def _row(said: dict[str, Any], asset: Asset) -> Row:
     except NotAnAmount as error:
         raise Rejected("malformed", f"an amount is {error}") from None
     return Row(asset, balance)
-
-
-def _id(said: object, name: str) -> str:
-    found = _id_in(said)
-    if found is None:
-        raise Rejected("malformed", f"{name} is not an id")
-    return found
 
 
 def _id_in(said: object) -> str | None:

@@ -127,10 +127,10 @@ class MetaKeep(ByRow):
         text = said.get("currency") if isinstance(said, dict) else None
         currency = asset_id(text) if isinstance(text, str) else ""
         if watched is not None and currency in watched:
-            return Line(_row(said, currency))
+            return _row(said, currency), None
         if not _ADDRESS.match(currency):
             raise Rejected("malformed", "not a currency")
-        return Line(None)
+        return None, None
 
     def refusal(self, status: int, answer: Any) -> Rejected | None:
         said = answer.get("status") if isinstance(answer, dict) else None
