@@ -7,8 +7,10 @@ import select
 import sys
 import time
 import traceback
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from functools import lru_cache, partial, partialmethod
+from itertools import accumulate
 from queue import SimpleQueue
 from threading import Thread, current_thread
 from typing import Any, Literal, NamedTuple, TextIO
@@ -89,8 +91,7 @@ class LineWriter:
         is_open = True
         while is_open or not self._lines.empty():
             lines = [self._lines.get()]
-            while len(lines) < _LINES_AT_ONCE and not self._lines.empty():
-                lines.append(self._lines.get())
+            lines += [self._lines.get() for _ in range(min(self._lines.qsize(), _LINES_AT_ONCE))]
             is_open = is_open and _END not in lines
             bugs: list[Exception] = []
             for act in (partial(self._send_and_count, lines), partial(self._report, bugs)):
@@ -102,7 +103,7 @@ class LineWriter:
                 time.sleep(_NAP_S)
 
     def _send_and_count(self, lines: list[bytes]) -> None:
-        if self._send([line for line in lines if line]) and (lost := self.dropped - self._reported):
+        if self._send([*filter(None, lines)]) and (lost := self.dropped - self._reported):
             self._reported += lost
             self._on_drop(lost)
 
@@ -112,13 +113,10 @@ class LineWriter:
 
     def _send(self, lines: list[bytes]) -> bool:
         """Write `lines`, as many at once as are never torn, and return whether the last of them got out."""
-        is_written, at = False, 0
+        is_written, at, starts = False, 0, [0, *accumulate(map(len, lines))]
         while at < len(lines):
-            first, left = at, b""
-            while at == first or (at < len(lines) and len(left) + len(lines[at]) <= _WRITE_BYTES):
-                left += lines[at]
-                at += 1
-            is_written = False
+            first, at = at, max(at + 1, bisect_right(starts, starts[at] + _WRITE_BYTES) - 1)
+            is_written, left = False, b"".join(lines[first:at])
             try:
                 while left:
                     written = self._write(left)
