@@ -219,7 +219,7 @@ class Poller:
             now_ms=now_ms,
         )
         try:
-            reply = await self._write(account, None, state, step)
+            reply = await self._write(account, None, state, step, now_ms=self._now_ms())
         except StoreError:  # on a full server, for example: then it is logged at least
             failures.stale(name, reason, stale_ms)
             raise
@@ -338,14 +338,16 @@ class Poller:
             if named:
                 snapshot = await self._client.add_zeros(snapshot, named)
             reported_ms = state.stale_since_ms if state else 0
+            stays_stale = await self._came_late(account, state, observed_ms)
+            now_ms = self._now_ms()
             step = diff(
                 state,
                 Reading(account.name, self.settings.name, source, snapshot, observed_ms, differing),
-                stays_stale=await self._came_late(account, state, observed_ms),
+                stays_stale=stays_stale,
                 rules=self._rules,
                 interest=self._interest,
                 version=_new_version(),
-                now_ms=self._now_ms(),
+                now_ms=now_ms,
             )
             assert step or state, "without a state, a reading is a baseline"
             after: AccountState = step.state if step else state  # type: ignore[assignment]  # asserted above
@@ -355,7 +357,7 @@ class Poller:
             wait_ms = spread_ms(wait, chance)
             settled.version, settled.wait_ms = after.version, wait_ms
             if step:
-                reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
+                reply = await self._write(account, lease, state, step, now_ms=now_ms, wait_ms=wait_ms)
                 if reported_ms and not after.stale_since_ms and reply is Reply.DONE:
                     stale_ms = self._now_ms() - reported_ms
                     self._report.failures(self.settings.name).recovered(account.name, stale_ms)
@@ -399,11 +401,12 @@ class Poller:
         state: AccountState | None,
         step: Step,
         *,
-        due_ms: float = 0,
+        now_ms: int,
+        wait_ms: float = 0,
     ) -> Reply:
         """Commit a step, report it, and deliver what it queued, or have it claimed."""
         keys, shard = [Key("delivery", name) for name in step.queued], shard_of(account.name)
-        until = self._now_ms() + LEASE_MS
+        until = now_ms + LEASE_MS
         with Places(self._loop, keys) as places:
             commit = Commit(
                 account=account.name,
@@ -411,7 +414,7 @@ class Poller:
                 lease=lease,
                 expected_version=state.version if state else "",
                 step=step,
-                due_ms=due_ms,
+                due_ms=now_ms + wait_ms,
                 to_lease={key.name for key in places.kept},
                 leased_until=until,
             )
