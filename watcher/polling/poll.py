@@ -25,7 +25,7 @@ from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Commit, Failing, Polls
 from watcher.store.queues import LEASE_MS, Leased
-from watcher.store.schedule import Lease, Reply
+from watcher.store.schedule import DONE, Lease, Reply
 from watcher.store.state import BadState, Within
 
 _QUARANTINE_MS = (300_000,)
@@ -223,7 +223,7 @@ class Poller:
         except StoreError:  # on a full server, for example: then it is logged at least
             failures.stale(name, reason, stale_ms)
             raise
-        if reply not in (Reply.DONE, Reply.DONE_BEFORE):
+        if reply not in DONE:
             return now_ms + _AT_ONCE_MS
         failures.stale(name, reason, stale_ms)
         return now_ms + _LOOK_AGAIN_MS
@@ -238,13 +238,9 @@ class Poller:
             return "late", f"its poll comes late: the intervals of all accounts {needed}"
         return "late", "its poll comes late: the workers are behind"
 
-    async def _came_late(
-        self, account: AccountSettings, state: AccountState | None, observed_ms: int
-    ) -> bool:
-        """Say whether an account stays stale in spite of a successful poll, because the first poll after the
-        last successful one came late, as when the rate limit cannot bear so many accounts."""
-        if state is None or not state.stale_since_ms:
-            return False
+    async def _came_late(self, account: AccountSettings, state: AccountState, observed_ms: int) -> bool:
+        """Say whether a stale account stays so in spite of a successful poll, because the first poll after
+        the last successful one came late, as when the rate limit cannot bear so many accounts."""
         failing = await self._polls.failing(self.settings.name, account.name)
         asked_ms = failing.since_ms if failing else observed_ms
         counts_from_ms = max(state.polled_at_ms or state.stale_since_ms, self._polls.watched_since_ms)
@@ -302,11 +298,17 @@ class Poller:
             settled.account, settled.interest = account, self._interest.version
             settled = settled if is_alike else None
         if settled and settled.hash == hash_:
-            reply = await self._touch(lease, settled, observed_ms)
+            reply = await self._polls.touch(
+                self.settings.name,
+                lease,
+                version=settled.version,
+                polled_at_ms=observed_ms,
+                due_ms=observed_ms + settled.wait_ms,
+            )
             if reply is not Reply.MOVED_ON:
                 self._settled[account.name] = settled
                 await self._report.finished(account, reply, started, None)
-                return reply in (Reply.DONE, Reply.DONE_BEFORE)
+                return reply in DONE
         if settled is None:
             watches, source = self._interest.watches(account.name), self._client.source(account)
             settled = Settled(account, watches, self._interest.version, source)
@@ -338,7 +340,7 @@ class Poller:
             if named:
                 snapshot = await self._client.add_zeros(snapshot, named)
             reported_ms = state.stale_since_ms if state else 0
-            stays_stale = await self._came_late(account, state, observed_ms)
+            stays_stale = bool(state and reported_ms and await self._came_late(account, state, observed_ms))
             now_ms = self._now_ms()
             step = diff(
                 state,
@@ -362,10 +364,17 @@ class Poller:
                     stale_ms = self._now_ms() - reported_ms
                     self._report.failures(self.settings.name).recovered(account.name, stale_ms)
             else:
-                reply = await self._touch(lease, settled, observed_ms, height=snapshot.height)
+                reply = await self._polls.touch(
+                    self.settings.name,
+                    lease,
+                    version=after.version,
+                    polled_at_ms=observed_ms,
+                    due_ms=now_ms + wait_ms,
+                    height=snapshot.height,
+                )
             if is_last or reply is not Reply.MOVED_ON:
                 break
-        is_taken = reply in (Reply.DONE, Reply.DONE_BEFORE)
+        is_taken = reply in DONE
         needs_decimals = self._client.lists_assets
         # Would the same answer change nothing, not even with a newer list of assets?
         if (
@@ -381,18 +390,6 @@ class Poller:
             self._polls.drop_state(account.name)
         await self._report.finished(account, reply, started, step)
         return is_taken
-
-    async def _touch(
-        self, lease: Lease, settled: Settled, observed_ms: int, *, height: int | None = None
-    ) -> Reply:
-        return await self._polls.touch(
-            self.settings.name,
-            lease,
-            version=settled.version,
-            polled_at_ms=observed_ms,
-            due_ms=self._now_ms() + settled.wait_ms,
-            height=height,
-        )
 
     async def _write(
         self,
@@ -425,7 +422,7 @@ class Poller:
                 for key in [*places.kept]:
                     places.begin(key, shard, ours, self._let_go(key.name, ours))
                 raise
-            if reply in (Reply.DONE, Reply.DONE_BEFORE):
+            if reply in DONE:
                 self._report.committed(account, step)
                 for key in keys:
                     if one := leased.get(key.name):

@@ -18,7 +18,7 @@ from watcher.providers.contract import PERMANENT, Rejected, todo
 from watcher.settings import AccountSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.polls import Failing, Postponed
-from watcher.store.schedule import Reply
+from watcher.store.schedule import DONE, Reply
 from watcher.store.state import BadState
 
 _ONE_LINE = 20
@@ -343,7 +343,7 @@ class PollReport:
     ) -> None:
         """Report a successful poll that was accepted, or that came too late."""
         duration_s = time.monotonic() - started
-        is_done = reply in (Reply.DONE, Reply.DONE_BEFORE)
+        is_done = reply in DONE
         outcome = ("committed" if step else "unchanged") if is_done else "discarded"
         self._count(account.provider, outcome, duration_s)
         failures = self._failures.get(account.provider)

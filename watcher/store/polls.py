@@ -15,7 +15,7 @@ from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of, stamp_of
 from watcher.store.pipe import Joints, in_parts, load_script
 from watcher.store.queues import BOUNDS, Bounds, Leased
-from watcher.store.schedule import REPLIES, Claimed, Lease, Reply, Schedule
+from watcher.store.schedule import DONE, REPLIES, Claimed, Lease, Reply, Schedule
 from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within
 
 LONGEST_BREAK_MS = 5_000
@@ -33,7 +33,6 @@ _FAILING = re.compile(rb"([0-9]{1,9}) ([0-9]{1,14}) (\S+) ?(.*)\Z", re.DOTALL)
 _WATCH = re.compile(rb"([0-9]{1,14}) ([0-9]{1,14})\Z")
 
 _DAMAGED = "a key that it needs is of another type"
-_DONE = Reply.DONE, Reply.DONE_BEFORE
 
 _COMMIT = load_script("commit")
 _NOTE_WATCH = load_script("note_watch")
@@ -250,7 +249,7 @@ class Polls:
         except DamagedKey as error:
             raise BadState(_DAMAGED) from error
         reply = REPLIES[answer]
-        if reply in _DONE and lease:
+        if reply in DONE and lease:
             self._kept.keep(account, Kept.of(state, text, is_ours=True))
         elif reply is Reply.MOVED_ON and is_kept:
             self._reads_to_come = _READS_AFTER_A_RIVAL

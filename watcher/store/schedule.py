@@ -37,6 +37,9 @@ class Reply(IntEnum):
     LEASE_LOST = -2
 
 
+DONE = Reply.DONE, Reply.DONE_BEFORE
+"""It is written, by this call or by an earlier one whose answer was lost."""
+
 REPLIES = {reply.value: reply for reply in Reply}
 """By what a script answers. `Reply(answer)` costs ten times what a look here does."""
 
