@@ -5,6 +5,7 @@ goes out as a number. All sums are on integers, and the same input always gives 
 """
 
 from functools import cache
+from itertools import compress
 from typing import Literal, NamedTuple
 
 from watcher.amounts import to_atoms, to_text
@@ -146,16 +147,17 @@ def _in_question(withdrawals: Withdrawals, *directions: int) -> tuple[Rule, ...]
 
 
 def _part_of(rule: Rule, left: Vector, seen: Vector) -> Vector:
-    """Find a rule's part in what is left to explain: an effect, which is nothing if it has none."""
+    """Find the part, in what is left to explain, of a rule that is in question for it: an effect, which is
+    nothing if it has none."""
     if rule.of_a_deposit and not seen.pending_deposit:  # as mostly
         return NOTHING
-    moved = [sign * by for sign, by in zip(rule.signs, left, strict=True) if sign]
+    moved = [*map(abs, compress(left, rule.signs))]  # each goes the rule's way, or nowhere
     x = min(moved)
     if rule.of_a_deposit:
         x = min(x, seen.pending_deposit)
     if x <= 0 or (rule.exactly and x != max(moved)):
         return NOTHING
-    effect = Vector(*[sign * x for sign in rule.signs])
+    effect = Vector(*map(x.__mul__, rule.signs))
     return effect._replace(locked=-min(x, max(-left.locked, 0))) if rule.unlocks else effect
 
 

@@ -87,7 +87,10 @@ class Interest:
 
     def wants(self, subscription: str, event: Event) -> bool:
         """Say whether a listener of the event's account wants this event."""
-        return event.only_for in (None, subscription) and self._filter_by_name[subscription].wants(event)
+        filter_ = self._filter_by_name[subscription]
+        if event.only_for not in (None, subscription) or not filter_.types.match(event.type):
+            return False
+        return event.asset is None or event.only_for is not None or filter_.is_for(event.asset)
 
     def holds(self, subscription: str, asset: Asset | None = None) -> bool:
         """Say whether a subscription wants an asset; or, without one, whether it wants all. None: there is no
@@ -138,14 +141,9 @@ class _Filter:
         self.accounts = _Globs(filters.accounts)
         # The default is every change, and what a subscription with a threshold asks for by setting it.
         by_default = (*CHANGE_EVENTS, "threshold.crossed") if filters.thresholds else CHANGE_EVENTS
-        self._types = _globs(filters.events or by_default)
+        self.types = _globs(filters.events or by_default)
         self.watches = tuple(Watch(filters.name, threshold) for threshold in filters.thresholds)
         self._assets = None if "*" in filters.assets else _globs(tuple(map(asset_id, filters.assets)))
-
-    def wants(self, event: Event) -> bool:
-        if not self._types.match(event.type):
-            return False
-        return event.asset is None or event.only_for is not None or self.is_for(event.asset)
 
     def is_for(self, asset: Asset | None) -> bool:
         if self._assets is None or asset is None:
