@@ -130,12 +130,17 @@ async def test_polls_start_at_turns_spaced_by_the_requests_of_the_poll_before(
 async def test_the_lateness_of_a_poll_counts_from_its_own_turn(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns: list[work.Turn] = []
-    monkeypatch.setattr(bench.of_provider, "_poll", lambda _, turn: turns.append(turn))
+    turns: list[tuple[float, float]] = []
+
+    def poll(_: Lease, turn: work.Turn, after_s: float) -> None:
+        turns.append((turn.at + after_s, turn.until + after_s))
+
+    monkeypatch.setattr(bench.of_provider, "_poll", poll)
     await bench.begin(4)
-    later_s = [(turn.at - turns[0].at, turn.until - turns[0].until) for turn in turns]
+    (first_at, first_until), *_ = turns
+    later_s = [(at - first_at, until - first_until) for at, until in turns]
     assert later_s == [pytest.approx((0.04 * number,) * 2) for number in range(4)]
-    assert turns[0].until - turns[0].at <= work._LATE_S
+    assert first_until - first_at <= work._LATE_S
 
 
 async def test_a_missed_turn_is_taken_anew(bench: Bench) -> None:

@@ -175,8 +175,12 @@ class SubscriptionBreakers:
 
     def capacity(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
         """Return how many more queues of a subscription may be worked on."""
+        return self._capacity(subscription, self.spacing_ms(subscription), in_flight, in_flight_of_all)
+
+    def _capacity(
+        self, subscription: SubscriptionSettings, spacing_ms: float, in_flight: int, in_flight_of_all: int
+    ) -> int:
         known = self._known.get(subscription.name)
-        spacing_ms = self.spacing_ms(subscription)
         return self._concurrency.capacity(
             subscription.name,
             probes=None if known is None or decide.is_closed(known) else known.allowed,
@@ -189,10 +193,12 @@ class SubscriptionBreakers:
     def spare(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
         """Return how many more queues may be worked on without a probe: none unless the breaker is closed,
         and no more than have their turn soon."""
-        if not self.is_closed(subscription.name) or self.backoff_ms(subscription.name):
+        name, turn_at_ms = subscription.name, self._turn_at_ms.get(subscription.name)
+        if not self.may_send(name, is_probe=False) or (turn_at_ms and turn_at_ms > self._now_ms()):
             return 0
-        capacity = self.capacity(subscription, in_flight, in_flight_of_all)
-        return capacity - in_flight if self.spacing_ms(subscription) else capacity
+        spacing_ms = self.spacing_ms(subscription)
+        capacity = self._capacity(subscription, spacing_ms, in_flight, in_flight_of_all)
+        return capacity - in_flight if spacing_ms else capacity
 
     def spacing_ms(self, subscription: SubscriptionSettings) -> float:
         """Return the ms between two attempts, over all workers: by the subscription's own rate or that of its

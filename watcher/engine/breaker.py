@@ -368,7 +368,7 @@ class Concurrency:
     _HALVE_MS = 1000
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self._most, self._shared, self._unanswered = most, int(most * SHARED), int(most * UNANSWERED)
         self._allowed: dict[str, int] = {}
         self._halved_at_ms: dict[str, float] = {}
         self._is_healthy: dict[str, bool] = {}
@@ -406,8 +406,8 @@ class Concurrency:
         if per_second:
             wanted = min(wanted, math.ceil(per_second * TURN_MS / 1000))
         if probes is not None or not self._is_healthy.get(name, True):
-            return max(0, min(wanted, int(self._most * UNANSWERED) - in_flight_of_all))
-        shared = int(self._most * SHARED) - in_flight_of_all
+            return max(0, min(wanted, self._unanswered - in_flight_of_all))
+        shared = self._shared - in_flight_of_all
         if in_flight:
             return max(0, min(wanted, shared))
         left = self._most - in_flight_of_all

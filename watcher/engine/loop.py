@@ -190,7 +190,7 @@ class Places:
 
     def __init__(self, loop: "Loop", keys: Iterable[Key]) -> None:
         self._loop = loop
-        self.kept = {*itertools.islice((key for key in keys if loop.keep(key)), AT_ONCE)}
+        self.kept = {*itertools.islice(filter(loop.keep, keys), AT_ONCE)}
 
     def __enter__(self) -> "Places":
         return self

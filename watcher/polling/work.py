@@ -247,15 +247,14 @@ class ProviderPolls(InUse):
         except StoreError as error:
             pause_s = await self._health.failed(error)
             return [self._give_back(lease, pause_s) for lease in leases]
-        begun = []
+        begun, after_s = [], 0.0
         for lease, cost in zip(leases, costs, strict=True):
-            begun.append(self._poll(lease, turn))
-            later_s = cost * poller.spacing_s
-            turn = turn and Turn(turn.at + later_s, turn.until + later_s)
+            begun.append(self._poll(lease, turn, after_s))
+            after_s += cost * poller.spacing_s
         return begun
 
-    async def _poll(self, lease: Lease, turn: Turn | None) -> bool:
-        """Poll one account at its turn, or give it back."""
+    async def _poll(self, lease: Lease, turn: Turn | None, after_s: float) -> bool:
+        """Poll one account at its turn, which is so long after the one given, or give it back."""
         name, account = lease.member, self.accounts.get(lease.member)
         is_over, is_more = True, False
         async with self:
@@ -271,7 +270,7 @@ class ProviderPolls(InUse):
                     # Accounts that a claim cannot name must not stay in front of ours.
                     due_in_ms = _SOON_MS if len(left) > _MOST_LEFT else 0
                     await self._polls.release(self.provider, lease, due_in_ms=due_in_ms)
-                elif not await self._has_turn(account, turn):
+                elif not await self._has_turn(account, turn, after_s):
                     is_over = False
                     await self._polls.release(self.provider, lease)
                 elif await self.poller.poll(self.accounts[name], lease) and self.unread is not None:
@@ -294,19 +293,19 @@ class ProviderPolls(InUse):
             return False
         return name not in others.contested or await self.poller.may_poll(account, others.may_poll)
 
-    async def _has_turn(self, account: AccountSettings, turn: Turn | None) -> bool:
+    async def _has_turn(self, account: AccountSettings, turn: Turn | None, after_s: float) -> bool:
         """Wait for a poll's turn, and for another one if it was missed. Returns whether there is one."""
         for missed in range(_LATE_TURNS):
             if turn is None or self._stopped.is_set():
                 return False
-            wait_s = turn.at - time.monotonic()
+            wait_s = turn.at + after_s - time.monotonic()
             if wait_s > 0 and await pause(self._stopped, wait_s):
                 return False
             if self.is_retired or account.name not in self.accounts:
                 return False  # a reload has replaced this, or removed the account
-            if time.monotonic() <= turn.until or missed == _LATE_TURNS - 1:
+            if time.monotonic() <= turn.until + after_s or missed == _LATE_TURNS - 1:
                 break
-            turn = await self._take_turns(self.poller.cost(account))
+            turn, after_s = await self._take_turns(self.poller.cost(account)), 0.0
         return True
 
     async def _take_turns(self, turns: int) -> Turn | None:
