@@ -218,7 +218,7 @@ def advance(
         or state.watched != snapshot.watched
         or state.emptiness is not None
         or (state.height is None and snapshot.height is not None),  # one that rises is noted by a touch, too
-        reset_by=state.reset_by if state else None,
+        reset_by=state.reset_by if state and is_baseline else None,
     )
     if state and (emptiness := _emptiness(state, snapshot, observed_ms)):
         if not emptiness.counts(observed_ms):

@@ -95,9 +95,10 @@ def explain(
         return Explanation((), published, NOTHING, 0, ())
     is_settled = confirmation_polls >= settle_polls
     left, why = seen - published, []
+    is_one_field = left.count(0) == len(left) - 1  # then each rule is about all that is left
     effect_by_type: dict[str, Vector] = {}
     for rule in _in_question(withdrawals, *[(by > 0) - (by < 0) for by in left]):
-        effect = _part_of(rule, left, seen)
+        effect = left if is_one_field and not rule.of_a_deposit else _part_of(rule, left, seen)
         if effect == NOTHING:
             continue
         if rule.waits and not is_settled:
