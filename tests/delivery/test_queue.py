@@ -33,8 +33,8 @@ from watcher.journal.events import Delivery
 from watcher.observe.counters import LAG_BOUNDS_S, Counters
 from watcher.settings import SubscriptionSettings
 from watcher.store.exceptions import StoreError, StoreUnreachable
-from watcher.store.queues import LEASE_MS, Begun, Breaker, Breakers, Leased, Queues
-from watcher.store.schedule import Reply
+from watcher.store.queues import LEASE_MS, Begun, Breaker, Breakers, Queues
+from watcher.store.schedule import Lease, Reply
 
 
 class Target:
@@ -145,17 +145,18 @@ class Bench:
         async with asyncio.timeout(5):
             return await asyncio.gather(*await self.work.begin(OPS, claimed.leases))
 
-    async def lease(self, *numbers: int) -> Leased:
-        """Commit deliveries to the queue while it is empty; returns what is leased of it."""
+    async def lease(self, *numbers: int) -> tuple[Lease, Sequence[Delivery]]:
+        """Commit deliveries to the queue while it is empty; returns its lease, and what is in it."""
         await self.store.pipe.command("DEL", self.store.keys.queue(OPS, ACCOUNT))
         await self.store.pipe.command("DEL", self.store.keys.queues(SHARD, OPS))
         step = a_commit(await self.store.lease(), deliveries={OPS: some_deliveries(*numbers)})
-        done = await self.store.polls.commit(self.store.leasing(step, OPS))
-        return done.leased[OPS]
+        step = self.store.leasing(step, OPS)
+        done = await self.store.polls.commit(step)
+        return Lease(ACCOUNT, step.leased_until), done.leased[OPS]
 
-    async def deliver_leased(self, leased: Leased) -> bool:
+    async def deliver_leased(self, lease: Lease, deliveries: Sequence[Delivery]) -> bool:
         async with asyncio.timeout(5):
-            return await self.work.deliver(OPS, leased)
+            return await self.work.deliver(OPS, lease, deliveries)
 
     @property
     def sent(self) -> list[tuple[int, int]]:
@@ -521,8 +522,8 @@ async def test_all_claimed_queues_are_worked_off_though_one_is_lost(bench: Bench
 
 
 async def test_a_queue_that_a_commit_leased_is_delivered_without_reading_it(bench: Bench) -> None:
-    leased = await bench.lease(11, 12)
-    assert await bench.deliver_leased(leased) is False
+    lease, deliveries = await bench.lease(11, 12)
+    assert await bench.deliver_leased(lease, deliveries) is False
     assert bench.sent == [(11, 1), (12, 1)]
     assert bench.queues.reads == 0
     assert await bench.store.queue() == []
@@ -530,10 +531,10 @@ async def test_a_queue_that_a_commit_leased_is_delivered_without_reading_it(benc
 
 
 async def test_a_worker_that_was_away_since_its_commit_gives_the_queue_back_unsent(bench: Bench) -> None:
-    leased = await bench.lease(11)
+    lease, deliveries = await bench.lease(11)
     assert await bench.waits_ms() > LEASE_MS - 1000
     bench.ahead_ms = LEASE_MS - queue._LEAST_MS + 1  # what is left is too little for an attempt
-    assert await bench.deliver_leased(leased) is True
+    assert await bench.deliver_leased(lease, deliveries) is True
     assert bench.sent == []
     assert await bench.waits_ms() <= 0
 
@@ -542,9 +543,9 @@ async def test_a_queue_whose_commit_has_no_answer_is_due_as_soon_as_redis_is_bac
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "_AGAIN_S", 0.001)
-    leased = await bench.lease(11)
+    lease, _ = await bench.lease(11)
     bench.queues.away = 3
-    assert await bench.work.let_go(OPS, leased.lease) is True
+    assert await bench.work.let_go(OPS, lease) is True
     assert len(bench.troubles) == 3
     assert await bench.waits_ms() <= 0
     await bench.deliver()
@@ -552,22 +553,22 @@ async def test_a_queue_whose_commit_has_no_answer_is_due_as_soon_as_redis_is_bac
 
 
 async def test_a_queue_whose_commit_was_not_written_stays_as_it_is(bench: Bench) -> None:
-    leased = await bench.lease(11)
+    lease, _ = await bench.lease(11)
     other = await bench.store.lease_queue()
-    assert await bench.work.let_go(OPS, leased.lease) is False
+    assert await bench.work.let_go(OPS, lease) is False
     assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {ACCOUNT: other.deadline}
 
 
 async def test_a_stopping_worker_lets_go_of_no_queue_after_its_lease(bench: Bench) -> None:
-    leased = await bench.lease(11)
+    lease, _ = await bench.lease(11)
     bench.ahead_ms, bench.queues.away = MINUTE_MS, 1000
     bench.stopped.set()
-    assert await bench.work.let_go(OPS, leased.lease) is False
+    assert await bench.work.let_go(OPS, lease) is False
 
 
 async def test_a_failure_on_a_commits_lease_is_settled_like_any_other(bench: Bench) -> None:
     bench.sink.answer = Answer.REJECTED
-    assert await bench.deliver_leased(await bench.lease(11, 12)) is False
+    assert await bench.deliver_leased(*await bench.lease(11, 12)) is False
     assert await bench.waits_ms() > 0
     bench.sink.answer = Answer.DELIVERED
     await bench.deliver()
@@ -595,9 +596,9 @@ async def backing_off(bench: Bench) -> None:
 async def test_a_commits_lease_is_given_back_at_once_if_it_may_not_be_sent_any_more(
     bench: Bench, happens: Callable[[Bench], Awaitable[None]]
 ) -> None:
-    leased = await bench.lease(11)
+    lease, deliveries = await bench.lease(11)
     await happens(bench)
-    await bench.deliver_leased(leased)
+    await bench.deliver_leased(lease, deliveries)
     assert bench.sent == []
     assert await bench.waits_ms() <= 0
     assert len(await bench.store.queue()) == 1
@@ -606,11 +607,11 @@ async def test_a_commits_lease_is_given_back_at_once_if_it_may_not_be_sent_any_m
 async def test_what_was_sent_under_a_commits_lease_that_another_worker_has_is_not_settled(
     bench: Bench,
 ) -> None:
-    leased = await bench.lease(11)
+    lease, deliveries = await bench.lease(11)
     other = await bench.store.lease_queue()
     with capture_logs() as lines:
-        await bench.deliver_leased(leased)
-    assert await bench.store.queue() == [one.entry for one in leased.deliveries]
+        await bench.deliver_leased(lease, deliveries)
+    assert await bench.store.queue() == [one.entry for one in deliveries]
     assert [line["event"] for line in lines] == ["lease.lost", "delivery.delivered"]
     assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {ACCOUNT: other.deadline}
 
@@ -618,9 +619,9 @@ async def test_what_was_sent_under_a_commits_lease_that_another_worker_has_is_no
 async def test_a_delivery_dropped_before_its_attempt_is_settled_no_more_and_the_next_is_due(
     bench: Bench,
 ) -> None:
-    leased = await bench.lease(11, 12)
-    await bench.queues.give_up(OPS, ACCOUNT, leased.deliveries[0].entry, reason="by hand")
-    await bench.deliver_leased(leased)
+    lease, deliveries = await bench.lease(11, 12)
+    await bench.queues.give_up(OPS, ACCOUNT, deliveries[0].entry, reason="by hand")
+    await bench.deliver_leased(lease, deliveries)
     await bench.deliver()
     assert bench.sent == [(11, 1), (12, 1)]
 
@@ -629,7 +630,7 @@ async def test_a_long_queue_that_a_commit_leased_is_given_back_in_between(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "AT_ONCE", 2)
-    assert await bench.deliver_leased(await bench.lease(11, 12, 13)) is True
+    assert await bench.deliver_leased(*await bench.lease(11, 12, 13)) is True
     assert bench.sent == [(11, 1), (12, 1)]
     assert await bench.waits_ms() <= 0
 

@@ -351,9 +351,9 @@ async def test_a_change_is_delivered_at_once_with_capacity_and_wakes_its_queue_w
     assert (key.kind, shard) == ("delivery", SHARD)
     queues = await polled.store.scores(polled.store.keys.queues(SHARD, key.name))
     assert queues == {ACCOUNT: lease.deadline}
-    ((name, leased),) = polled.loop.delivered
-    assert (name, leased.lease) == (key.name, lease)
-    assert [one.entry for one in leased.deliveries] == await polled.store.queue(subscription=name)
+    ((name, of_the_work, deliveries),) = polled.loop.delivered
+    assert (name, of_the_work) == (key.name, lease)
+    assert [one.entry for one in deliveries] == await polled.store.queue(subscription=name)
 
 
 async def test_a_change_whose_commit_was_repeated_is_still_delivered_at_once(polled: Polled) -> None:

@@ -42,6 +42,12 @@ async def committed(store: Store, step: Commit) -> Committed:
     return done
 
 
+async def a_lease(store: Store, step: Commit) -> Lease:
+    """The lease of the queue of OPS, which a step fills."""
+    assert [*(await committed(store, step)).leased] == [OPS]
+    return Lease(step.account, step.leased_until)
+
+
 async def times(store: Store, subscription: str = OPS) -> dict[str, float]:
     return await store.scores(store.keys.queues(SHARD, subscription))
 
@@ -62,8 +68,8 @@ async def test_an_empty_queue_is_leased_for_an_attempt_with_all_that_waits_in_it
 ) -> None:
     store, deliveries = a_store(redis_client, namespace), some_deliveries(1, 2)
     now_ms = await store.now_ms()
-    done = await committed(store, await a_leasing(store, *deliveries))
-    (lease, in_hand) = done.leased[OPS]
+    step = await a_leasing(store, *deliveries)
+    lease, in_hand = Lease(ACCOUNT, step.leased_until), (await committed(store, step)).leased[OPS]
     assert now_ms < lease.deadline <= await store.now_ms() + LEASE_MS
     assert await times(store) == {ACCOUNT: lease.deadline}
     assert await store.scores(store.keys.due_subscriptions(SHARD)) == {OPS: lease.deadline}
@@ -79,10 +85,10 @@ async def test_leased_deliveries_continue_from_the_sequence_queued_before(
 ) -> None:
     store = a_store(redis_client, namespace)
     first, second, third = some_deliveries(1, 2, 3)
-    lease, _ = (await committed(store, await a_leasing(store, first))).leased[OPS]
+    lease = await a_lease(store, await a_leasing(store, first))
     await store.queues.delivered(OPS, lease, first.entry, until=store.queues.until(lease, MINUTE_MS))
     done = await committed(store, await a_leasing(store, second, third, expected="v1", version="v2"))
-    assert done.leased[OPS].deliveries == (second, third)
+    assert done.leased[OPS] == (second, third)
     assert await store.queue() == [second.entry, third.entry]
 
 
@@ -108,7 +114,7 @@ async def test_a_waiting_queue_is_not_leased(redis_client: Redis, namespace: str
 
 async def test_a_queue_leased_by_another_worker_is_left_to_it(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    lease, _ = (await committed(store, await a_leasing(store, a_delivery(1)))).leased[OPS]
+    lease = await a_lease(store, await a_leasing(store, a_delivery(1)))
     later = await a_leasing(store, a_delivery(2), expected="v1", version="v2")
     assert (await committed(store, later)).leased == {}
     assert await times(store) == {ACCOUNT: lease.deadline}
@@ -116,7 +122,7 @@ async def test_a_queue_leased_by_another_worker_is_left_to_it(redis_client: Redi
 
 async def test_a_queue_that_waits_for_its_retry_keeps_waiting(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    lease, _ = (await committed(store, await a_leasing(store, a_delivery(1)))).leased[OPS]
+    lease = await a_lease(store, await a_leasing(store, a_delivery(1)))
     await store.queues.retry(OPS, lease, a_delivery(1).entry, wait_ms=MINUTE_MS)
     before = await times(store)
     later = await a_leasing(store, a_delivery(2), expected="v1", version="v2")
@@ -172,7 +178,7 @@ async def test_a_repeat_gets_the_first_answer_and_leases_nothing_new(again: Stor
 @pytest.mark.parametrize("act", ["begun", "claimed", "delivered", "refilled"])
 async def test_a_repeat_after_a_worker_has_begun_leases_nothing(again: Store, act: str) -> None:
     step = await a_leasing(again, a_delivery(1))
-    lease, _ = (await committed(again, step)).leased[OPS]
+    lease = await a_lease(again, step)
     match act:
         case "begun":
             await again.queues.extend(OPS, lease, until=lease.deadline + MINUTE_MS)
@@ -222,16 +228,14 @@ async def test_each_commit_of_a_call_has_leases_of_its_own(redis_client: Redis, 
     assert leased == [account for place, account in enumerate(accounts[1:]) if place not in (3, 5)]
     for place, (account, one) in enumerate(zip(accounts[1:], done, strict=True)):
         if one.leased:
-            ((lease, deliveries),) = one.leased.values()
-            assert lease.member == account
-            assert deliveries == (a_delivery(place + 2, previous=None),)
-            assert (await times(store))[account] == lease.deadline
+            assert one.leased == {OPS: (a_delivery(place + 2, previous=None),)}
+            assert (await times(store))[account] == steps[place].leased_until
     assert sorted(await claimed(store)) == sorted((accounts[0], accounts[4]))
 
 
 async def test_a_lease_is_extended_only_by_its_worker(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    lease, _ = (await committed(store, await a_leasing(store, a_delivery()))).leased[OPS]
+    lease = await a_lease(store, await a_leasing(store, a_delivery()))
     until, queues, before = lease.deadline + MINUTE_MS, store.queues, await store.contents()
     late = Lease(ACCOUNT, lease.deadline - 1)
     assert await queues.extend(OPS, late, until=until) is Reply.LEASE_LOST
@@ -247,8 +251,7 @@ async def test_leases_of_many_queues_are_extended_in_one_call(redis_client: Redi
     store, accounts = a_store(redis_client, namespace), NEIGHBOURS[:5]
     ones = {account: a_delivery(number, previous=None) for number, account in enumerate(accounts, 1)}
     leases = [
-        (await committed(store, await a_leasing(store, one, account=account))).leased[OPS].lease
-        for account, one in ones.items()
+        await a_lease(store, await a_leasing(store, one, account=account)) for account, one in ones.items()
     ]
     lost, until = accounts[2], leases[0].deadline + MINUTE_MS
     await store.lease_queue(lost)
@@ -285,9 +288,9 @@ class Worker:
         reply, leased = await self.store.polls.commit(step)
         assert reply is Reply.DONE
         self.version_by_account[account] = new
-        for one in leased.values():
+        for in_hand in leased.values():
             self.leased += 1
-            self.got(one.lease, [delivery.entry for delivery in one.deliveries])
+            self.got(Lease(account, step.leased_until), [delivery.entry for delivery in in_hand])
 
     async def claim(self) -> None:
         found = await self.store.queues.claim(OPS, SHARD, lease_ms=CLAIM_MS, at_most=2)

@@ -78,11 +78,10 @@ async def test_a_commit_whose_answer_was_lost_leases_its_queue_once_and_says_so(
             for number, account in enumerate(NEIGHBOURS[:6], 1):
                 one = a_delivery(number, previous=None)
                 step = a_commit(await direct.lease(account), deliveries={OPS: [one]})
-                _, leased = await store.polls.commit(store.leasing(step, OPS))
-                lease, in_hand = leased[OPS]
-                assert in_hand == (one,)
+                step = store.leasing(step, OPS)
+                assert (await store.polls.commit(step)).leased == {OPS: (one,)}
                 scores = await direct.scores(direct.keys.queues(SHARD, OPS))
-                assert scores[account] == lease.deadline
+                assert scores[account] == step.leased_until
 
 
 async def test_commits_of_many_accounts_that_share_a_lost_pipeline_are_committed_once(

@@ -1,12 +1,12 @@
 """A loop that does not run: records the places that a poll reserves, and what it wakes."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, cast
 
 from watcher.engine.dispatch import Key
 from watcher.engine.loop import Loop
+from watcher.journal.events import Delivery
 from watcher.store.health import StoreHealth
-from watcher.store.queues import Leased
 from watcher.store.schedule import Lease
 
 
@@ -18,7 +18,7 @@ class StillLoop(Loop):
         self.capacity = 0
         self.woken: list[tuple[Key, int]] = []
         self.begun: list[tuple[Key, int, Lease]] = []
-        self.delivered: list[tuple[str, Leased]] = []
+        self.delivered: list[tuple[str, Lease, Sequence[Delivery]]] = []
         self.let_go_of: list[tuple[str, Lease]] = []
 
     def keep(self, key: Key) -> bool:
@@ -36,8 +36,8 @@ class StillLoop(Loop):
     def wake(self, key: Key, shard: int) -> None:
         self.woken.append((key, shard))
 
-    def deliver(self, name: str, leased: Leased) -> Coroutine[Any, Any, bool]:
-        self.delivered.append((name, leased))
+    def deliver(self, name: str, lease: Lease, deliveries: Sequence[Delivery]) -> Coroutine[Any, Any, bool]:
+        self.delivered.append((name, lease, deliveries))
         return self._deliver()
 
     def let_go(self, name: str, lease: Lease) -> Coroutine[Any, Any, bool]:

@@ -24,7 +24,7 @@ from watcher.observe.counters import Attempted, Counters
 from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS
-from watcher.store.queues import CLAIM_MS, LEASE_MS, Breakers, Leased, Queues
+from watcher.store.queues import CLAIM_MS, LEASE_MS, Breakers, Queues
 from watcher.store.schedule import Lease, Reply
 
 AT_ONCE = 20
@@ -172,14 +172,10 @@ class DeliveryWork(Generic[T_target]):
 
     async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
         await self._breakers.probe(name, [lease.member for lease in leases])
-        return [self._work(name, lease) for lease in leases]
+        return [self.deliver(name, lease) for lease in leases]
 
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
         await self._queues.hold(shard, {name: int(1000 * wait_s) for name, wait_s in for_s.items()})
-
-    def deliver(self, name: str, leased: Leased) -> Coroutine[Any, Any, bool]:
-        """Work off a queue that a commit leased. Returns whether more of it is due."""
-        return self._work(name, *leased)
 
     async def let_go(self, name: str, lease: Lease) -> bool:
         """Make a queue due that a commit may have leased whose answer was lost. Returns whether it is."""
@@ -188,8 +184,9 @@ class DeliveryWork(Generic[T_target]):
         except StoreError:  # this worker drains, and does not wait until Redis is back
             return False
 
-    async def _work(self, name: str, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
-        """Work off one queue. Returns whether more of it is due."""
+    async def deliver(self, name: str, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
+        """Work off one queue; of one that a commit leased, these `deliveries`. Returns whether more of it is
+        due."""
         is_more, target = False, self.targets.get(name)
         try:
             if target is None:  # a reload has taken it away

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,7 +11,7 @@ from watcher.engine.breaker import ProviderBreaker, State
 from watcher.engine.dispatch import Key
 from watcher.engine.loop import Loop, Places
 from watcher.journal.account import AccountState, Rules
-from watcher.journal.events import Origin
+from watcher.journal.events import Delivery, Origin
 from watcher.journal.interest import Interest
 from watcher.journal.notices import Watch
 from watcher.journal.step import Reading, Step, diff, go_stale
@@ -24,7 +24,7 @@ from watcher.settings import AccountSettings, ProviderSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Commit, Failing, Polls
-from watcher.store.queues import LEASE_MS, Leased
+from watcher.store.queues import LEASE_MS
 from watcher.store.schedule import DONE, Lease, Reply
 from watcher.store.state import BadState, Within
 
@@ -95,7 +95,7 @@ class Poller:
         *,
         now_ms: Callable[[], int],
         loop: Loop,
-        deliver: Callable[[str, Leased], Coroutine[Any, Any, bool]],
+        deliver: Callable[[str, Lease, Sequence[Delivery]], Coroutine[Any, Any, bool]],
         let_go: Callable[[str, Lease], Coroutine[Any, Any, bool]],
         memos: Within[Memo] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -404,6 +404,7 @@ class Poller:
         """Commit a step, report it, and deliver what it queued, or have it claimed."""
         keys, shard = [Key("delivery", name) for name in step.queued], shard_of(account.name)
         until = now_ms + LEASE_MS
+        ours = Lease(account.name, until)
         with Places(self._loop, keys) as places:
             commit = Commit(
                 account=account.name,
@@ -418,15 +419,14 @@ class Poller:
             try:
                 reply, leased = await self._polls.commit(commit)
             except StoreError:  # it may be written all the same, and no worker would begin these
-                ours = Lease(account.name, until)
                 for key in [*places.kept]:
                     places.begin(key, shard, ours, self._let_go(key.name, ours))
                 raise
             if reply in DONE:
                 self._report.committed(account, step)
                 for key in keys:
-                    if one := leased.get(key.name):
-                        places.begin(key, shard, one.lease, self._deliver(key.name, one))
+                    if deliveries := leased.get(key.name):
+                        places.begin(key, shard, ours, self._deliver(key.name, ours, deliveries))
                     else:
                         self._loop.wake(key, shard)
         return reply

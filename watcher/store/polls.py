@@ -14,7 +14,7 @@ from watcher.journal.step import Step
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of, stamp_of
 from watcher.store.pipe import Joints, in_parts, load_script
-from watcher.store.queues import BOUNDS, Bounds, Leased
+from watcher.store.queues import BOUNDS, Bounds
 from watcher.store.schedule import DONE, REPLIES, Claimed, Lease, Reply, Schedule
 from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within
 
@@ -76,11 +76,11 @@ class Commit(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """The result of a commit: the reply, and by subscription the queues that are leased to this worker. The
-    other queues that it filled are due."""
+    """The result of a commit: the reply, and by subscription the queues that are leased to this worker, each
+    with everything that waits in it. The other queues that it filled are due."""
 
     reply: Reply
-    leased: Mapping[str, Leased]
+    leased: Mapping[str, tuple[Delivery, ...]]
 
 
 class Polls:
@@ -255,9 +255,9 @@ class Polls:
             self._reads_to_come = _READS_AFTER_A_RIVAL
         leased = {}
         if found:
-            ours, names = Lease(account, until), [*step.queued]
+            names = [*step.queued]
             for place, previous in zip(found[::2], found[1::2], strict=True):
-                leased[names[place]] = Leased(ours, _deliveries(step, names[place], previous))
+                leased[names[place]] = _deliveries(step, names[place], previous)
         return Committed(reply, leased)
 
     async def touch(

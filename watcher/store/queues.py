@@ -86,14 +86,6 @@ class Begun(NamedTuple):
     tried: bytes
 
 
-class Leased(NamedTuple):
-    """A queue that was empty, and that a commit leased to the worker that filled it: everything that waits in
-    it."""
-
-    lease: Lease
-    deliveries: tuple[Delivery, ...]
-
-
 class Queues:
     """The queues of one namespace. Methods raise StoreUnreachable when Redis cannot be used now."""
 
