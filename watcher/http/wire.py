@@ -165,7 +165,6 @@ class Reader:
         self._framing = 0
         self._interim_answers = 0
         self._is_flood = False
-        self._is_interim = False
         self._is_whole = False
         self._is_chunked: bool | None = None  # as long as nothing depends on it
         self._is_forgiven = False
@@ -293,7 +292,6 @@ class Reader:
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status in _INTERIM:
-            self._is_interim = True
             self._headers.clear()
             self._interim_answers += 1
             if self._interim_answers > _INTERIM_ANSWERS:
@@ -309,9 +307,7 @@ class Reader:
             self._to_keep -= len(data)
 
     def on_message_complete(self) -> None:
-        if self._is_interim:
-            self._is_interim = False
-        else:
+        if self._status is not None:  # else an interim answer ends
             self._is_whole = True
-            is_plain = not self._is_forgiven and self._status is not None and self._status >= _LEAST_STATUS
+            is_plain = not self._is_forgiven and self._status >= _LEAST_STATUS
             self.may_go_on = is_plain and self._parser.should_keep_alive()
