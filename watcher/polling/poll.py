@@ -255,24 +255,25 @@ class Poller:
 
     async def ask(self, account: AccountSettings) -> tuple[bytes, ...]:
         """Send the requests of one poll. Raises Rejected, NotAsked if nothing was sent, and StoreError."""
-        is_probe = account.name == self.probe_account
+        is_probe, breaker = account.name == self.probe_account, self._breaker
+        may_ask = is_probe or not breaker.failures or breaker.may_ask(self._clock())
         # The breaker is open here; another worker may know that the provider is back.
-        if not is_probe and not self._breaker.may_ask(self._clock()) and await self._is_probe_failing():
-            if cause := self._breaker.cause:
+        if not may_ask and await self._is_probe_failing():
+            if cause := breaker.cause:
                 raise NotAsked(cause.error_class, cause.reason)
             raise NotAsked("gone", "the provider is unavailable; one account at a time asks it")
         try:
             bodies = await self._client.ask(account)
         except Rejected as rejected:
             now = self._clock()
-            self._breaker.rejected(account.name, rejected, now)
-            is_open = self._breaker.state(now) is not State.CLOSED
+            breaker.rejected(account.name, rejected, now)
+            is_open = breaker.state(now) is not State.CLOSED
             self._was_open |= is_open
-            if is_open and not self._breaker.cause:  # that one is reported, and is the one to look at
+            if is_open and not breaker.cause:  # that one is reported, and is the one to look at
                 self._report.failures(self.settings.name).unavailable(rejected)
             raise
-        if self._breaker.failures:
-            self._breaker.answered()
+        if breaker.failures:
+            breaker.answered()
             self._is_back |= self._was_open
             self._was_open = False
         if is_probe and not self._is_back:
@@ -328,7 +329,6 @@ class Poller:
         state that it left."""
         source = settled.source
         memo = self._memos.take(account.name) or Memo()
-        named = {watch.threshold.asset for watch in settled.watches}
         for is_last in (False, False, True):  # being slower than another worker three times is no accident
             state = await self._polls.state_of(self.settings.name, account.name)
             accepted = state if state and state.source == source else None
@@ -337,7 +337,8 @@ class Poller:
             if accepted and snapshot.height is not None:
                 check_height(accepted.height, snapshot.height)
             differing = memo.differing_from(accepted.entry_by_asset) if accepted else None
-            if named:
+            if settled.watches:
+                named = {watch.threshold.asset for watch in settled.watches}
                 snapshot = await self._client.add_zeros(snapshot, named)
             reported_ms = state.stale_since_ms if state else 0
             stays_stale = bool(state and reported_ms and await self._came_late(account, state, observed_ms))
