@@ -98,13 +98,16 @@ class Kept:
     length: int
     polled_at_ms: int
     height: int | None
-    body: bytes = b""
+    body: bytes
+    bytes_held: int
+    """About how much memory it takes."""
 
     @classmethod
     def of(cls, state: AccountState, text: bytes, *, is_ours: bool) -> "Kept":
         """Keep a state and its text, which was read or (`is_ours`) written here."""
         body = text[text.index(b"\n") + 1 :] if is_ours else b""
-        return cls(state, len(text), state.polled_at_ms, state.height, body)
+        held = _STATE_BYTES + _ENTRY_BYTES * len(state.entry_by_asset) + len(body)
+        return cls(state, len(text), state.polled_at_ms, state.height, body, held)
 
     @property
     def touched(self) -> AccountState:
@@ -112,11 +115,6 @@ class Kept:
         if self.polled_at_ms == self.state.polled_at_ms and self.height == self.state.height:
             return self.state
         return self.state._replace(polled_at_ms=self.polled_at_ms, height=self.height)
-
-    @property
-    def bytes_held(self) -> int:
-        """About how much memory it takes."""
-        return _STATE_BYTES + _ENTRY_BYTES * len(self.state.entry_by_asset) + len(self.body)
 
     @property
     def fence(self) -> str:
