@@ -31,6 +31,7 @@ from tests.support.stories import (
     Run,
     Write,
     a_configuration,
+    a_ms_later,
     ended,
     in_the_books,
     records_of,
@@ -65,6 +66,7 @@ def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 async def two_accounts(books: Books) -> None:
     await books.enroll("treasury", "alice", "bob")
     await books.live(STORY)
+    await a_ms_later(books.pipe)
     await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")], "alice")
 
 

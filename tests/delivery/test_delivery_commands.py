@@ -27,6 +27,7 @@ from tests.support.events_schema import assert_valid
 from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig
 from tests.support.stores import fail, pause
+from tests.support.stories import a_ms_later
 from watcher import cli
 from watcher.commands.deliveries import cells
 from watcher.delivery import sink, webhook
@@ -73,7 +74,8 @@ def run(one: Backlogs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Co
 async def given_up(
     one: Backlogs, account: str, *numbers: int, to: str = "ops", reason: str = "status 400"
 ) -> None:
-    """Let deliveries become dead letters."""
+    """Let deliveries become dead letters, later than all before them."""
+    await a_ms_later(one.pipe)
     await one.queue([account], numbers, to=to)
     key = one.keys.queues(shard_of(account), to)
     claimed = await one.queues.claim(to, shard_of(account), lease_ms=60_000, at_most=9)

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.support.builders import a_snapshot
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import OPS, SHARD, a_delivery, a_store
-from tests.support.stories import Books
+from tests.support.stories import Books, a_ms_later
 from watcher.journal.log import Record
 from watcher.store.history import START, History, place
 from watcher.store.keys import SHARDS, shard_of
@@ -87,6 +87,7 @@ async def test_nothing_older_than_a_time_is_read(history: History) -> None:
 async def test_records_after_the_last_one_are_read_once(history: History, books: Books) -> None:
     ends = await history.ends()
     assert await history.after(ends) == ([], ends)
+    await a_ms_later(books.pipe)
     await books.live([a_snapshot(ETH="1")], "newcomer")
     news, ends = await history.after(ends)
     assert [record.account for record in news] == ["newcomer"]

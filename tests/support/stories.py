@@ -166,6 +166,13 @@ class Books:
         await self.pipe.command(*command)
 
 
+async def a_ms_later(pipe: Pipe) -> None:
+    """Wait until the server's clock shows another millisecond: shards have no order within one."""
+    before = int(await pipe.ask_clock())
+    while int(await pipe.ask_clock()) == before:
+        pass
+
+
 def in_the_books(url: str, namespace: str, write: Callable[[Books], Awaitable[T]]) -> T:
     """Write something into a namespace before a command is run that looks at it."""
 
