@@ -337,8 +337,10 @@ async def test_one_worker_at_a_time_has_a_queue_and_its_order_is_kept(
     redis_client: Redis, namespace: str, seed: int
 ) -> None:
     worker = Worker(a_store(redis_client, namespace), Random(seed), NEIGHBOURS[:4])
-    for _ in range(150):
+    acts = 0
+    while acts < 150 or worker.leased <= 5:  # how often one is leased depends on the server's clock, too
         await worker.act()
-    assert worker.leased > 5
+        acts += 1
+        assert acts < 5000, "nothing is leased by commits any more"
     for sent in worker.sent.values():
         assert sent == sorted({*sent}), "each once, in the order of the commits"
