@@ -27,6 +27,7 @@ from watcher.journal.account import Rules
 from watcher.journal.events import iso
 from watcher.journal.interest import Interest
 from watcher.journal.step import Reading, diff
+from watcher.polling import poll
 from watcher.providers.kept import Memo
 from watcher.providers.loopring import Loopring
 from watcher.providers.strict_json import parse
@@ -282,6 +283,34 @@ def test_the_latest_changes_are_kept_within_a_bound_in_bytes() -> None:
     assert within.bytes_held == 40
     within.keep("e", _Box("larger than all", 101))
     assert (within.get("d"), within.get("e"), within.bytes_held) == (None, None, 0)
+
+
+async def test_what_an_answer_led_to_is_only_cached_with_the_answer(
+    redis_client: Redis, namespace: str, stage: Stage
+) -> None:
+    """Most accounts hardly ever change: their states would be held for nothing, and not be counted."""
+    async with a_worker(redis_client, namespace, stage) as (worker, _):
+        held = []
+        for total in ("10", "11", "12"):
+            await worker.poll(a_balance(0, total))
+            memo, kept = worker.memos[ACCOUNT], await worker.polls.state_of(PROVIDER, ACCOUNT)
+            assert kept
+            held.append(any(one is kept.entry_by_asset for one in gc.get_referents(memo)))
+        assert held == [False, False, True], "it is worth it from the second change on"
+
+
+async def test_what_stays_of_many_accounts_is_not_looked_through_for_garbage(
+    redis_client: Redis, namespace: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_at, polled = list[int](), list[str]()
+    monkeypatch.setattr(poll, "_KEPT_AT_ONCE", 3)
+    monkeypatch.setattr(poll, "keep", lambda: kept_at.append(len(polled)))
+    async with a_worker(redis_client, namespace, stage) as (worker, _):
+        for name in "abcdefgabcdefg":
+            polled.append(name)
+            worker.account = loopring_account().model_copy(update={"name": name})
+            await worker.poll(a_balance(0, "10"))
+    assert kept_at == [3, 6], "once each, however often they are polled"
 
 
 @pytest.mark.parametrize("assets", [1, 10, 100])

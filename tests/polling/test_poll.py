@@ -27,17 +27,18 @@ from watcher.engine.dispatch import Key
 from watcher.journal.account import AccountState
 from watcher.journal.interest import Interest
 from watcher.observe.counters import Counters
-from watcher.polling.poll import Poller
+from watcher.polling.poll import MEMO_BYTES, Poller
 from watcher.polling.report import PollReport
 from watcher.providers.contract import provider_class
 from watcher.providers.http import ProviderClient
-from watcher.providers.kept import RENEW_S
+from watcher.providers.kept import RENEW_S, Memo
 from watcher.settings import AccountSettings, ProviderSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.polls import Commit, Committed, Polls
 from watcher.store.reader import Reader
 from watcher.store.schedule import Lease, Reply
+from watcher.store.state import Within
 
 
 class Contested(Polls):
@@ -102,6 +103,7 @@ class Polled:
         self.polls = Contested(store.schedule, store.keys)
         self.account: AccountSettings = account or loopring_account()
         self.interest = Interest({})
+        self.memos = Within[Memo](MEMO_BYTES)
         self.counters = Counters()
         self.report = PollReport(self.counters, is_rejected=self.polls.is_failing)
         self.poller = Poller(
@@ -114,6 +116,7 @@ class Polled:
             loop=self.loop,
             deliver=self.loop.deliver,
             let_go=self.loop.let_go,
+            memos=self.memos,
         )
         self.poller.probe_account = ACCOUNT
 

@@ -227,8 +227,9 @@ class Memo:
         return Snapshot(rows, *self._besides)
 
     def rests_at(self, entries: object) -> None:
-        """Remember what the last answer led to, which the same answer again would not change."""
-        self._led_to = entries
+        """Remember what the last answer led to, which the same answer again would not change; nothing of an
+        answer that is not remembered itself."""
+        self._led_to = entries if self._forms else None
 
     def differing_from(self, entries: object) -> Collection[str] | None:
         """Return the assets whose rows were read, if nothing else differs from the answer that led to these
