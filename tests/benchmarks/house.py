@@ -223,19 +223,37 @@ async def _polls(rig: Rig, more: int) -> None:
     await asyncio.sleep(0.1)  # until it is committed
 
 
+_WARM_POLLS = 20
+_PATIENCE_S = 60
+
+
 async def per_provider(url: str) -> float:
     """How many objects of ours one more provider makes: ten more come by a reload."""
     counts = []
     async with a_rig(url, "objects") as rig:
-        with capture_logs():
-            async with rig.worker() as worker:
-                for providers in (2, 12):
-                    worker.reload(_with_providers(rig.settings, providers))
-                    await asyncio.sleep(1)
-                    gc.collect()
-                    gc.unfreeze()  # what was computed beside the loop is frozen, and not among these
-                    counts.append(sum(map(_is_ours, gc.get_objects())))
+        before = len(rig.settings.provider_by_name)
+        with capture_logs() as lines:
+            async with rig.worker() as worker, asyncio.timeout(_PATIENCE_S):
+                while [line["event"] for line in lines].count("poll.finished") < _WARM_POLLS:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+                for more in (2, 12):
+                    worker.reload(_with_providers(rig.settings, more))
+                    counts.append(await _held(before + more))
     return (counts[1] - counts[0]) / 10
+
+
+async def _held(providers: int) -> int:
+    """How many objects of ours stay: without those that happen to be in hand, of a worker of so many
+    providers."""
+    counts: list[int] = []
+    while len(counts) < 5:
+        await asyncio.sleep(0.2)
+        gc.collect()
+        gc.unfreeze()  # what was computed beside the loop is frozen, and not among these
+        ours = [type(one).__name__ for one in gc.get_objects() if _is_ours(one)]
+        if ours.count("ProviderPolls") == providers:
+            counts.append(len(ours))
+    return min(counts)
 
 
 def _with_providers(settings: Settings, count: int) -> Settings:

@@ -357,7 +357,8 @@ class Agreement:
         neighbours.is_alone, neighbours.workers = self._others.is_alone, self._others.workers
         neighbours.inactive = frozenset(inactive)
         neighbours.left = self._left_by[1]
-        neighbours.contested = ChainMap(*(other.place.accounts for other in self._others.differing))
+        elsewhere = [other.place.accounts for other in self._others.differing]
+        neighbours.contested = ChainMap(*elsewhere) if elsewhere else frozenset()
 
     def _report(self) -> None:
         """Log a difference when it begins and when it is over, and not at each restart of the other
