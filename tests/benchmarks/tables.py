@@ -1,7 +1,9 @@
 """A table of figures, and what they were measured on."""
 
+import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +38,18 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     first, *others = zip(row, widths, strict=True)
     cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
     return f"| {' | '.join(cells)} |"
+
+
+def piece_ms() -> float:
+    """Do a fixed piece of work, and return the ms of processor time that it took. Where it takes longer than
+    at other times, somebody else is busy on the same hardware, and every figure is worse."""
+    made: dict[int, tuple[int, str]] = {}
+    before = time.process_time()
+    for number in range(200_000):
+        made[number % 5_000] = number, str(number)
+    for _ in range(10):
+        json.loads(json.dumps([*made.values()]))
+    return 1000 * (time.process_time() - before)
 
 
 def facts(server: str = "") -> Iterator[str]:
