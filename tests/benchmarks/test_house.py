@@ -1,5 +1,7 @@
 """The figures of the code can be printed, count what they say, and keep their bounds."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from functools import cache
 
@@ -7,6 +9,7 @@ import pytest
 
 from tests.benchmarks import house
 from tests.benchmarks.house import Source
+from tests.support import ROOT
 from tests.support.servers import real_server
 from watcher.providers.contract import PLACE_BY_KIND
 
@@ -83,7 +86,6 @@ def test_no_figure_of_the_code_is_worse_than_its_bound() -> None:
 async def test_a_poll_and_a_delivery_pass_through_few_modules() -> None:
     with real_server("valkey") as server:
         trips = await house.travel(server.url)
-        assert await house.per_provider(server.url) <= 5.5, "five, and those that happen to be in hand"
     unchanged, changed, delivery = (of_the_house(whole.modules) for whole, _ in trips.values())
     assert delivery >= ASKED_BY_A_COMMIT
     changed -= ASKED_BY_A_COMMIT
@@ -92,3 +94,10 @@ async def test_a_poll_and_a_delivery_pass_through_few_modules() -> None:
     assert "delivery.signing" in delivery - changed
     parsed, printed = (trips["a changed poll"][1].times("amounts", name) for name in ("to_atoms", "to_text"))
     assert max(parsed, printed) <= 3, "once for each of the assets, though one amount of one of them changed"
+
+
+@pytest.mark.slow
+def test_one_provider_more_makes_few_objects() -> None:
+    asked = (sys.executable, "-m", "tests.benchmarks.house", "--objects")
+    objects = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=50, check=True).stdout
+    assert 4.5 <= float(objects) <= 5.5, "five, and those that happen to be in hand"
